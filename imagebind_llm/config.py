@@ -1,0 +1,129 @@
+"""Settings as frozen dataclasses; the command-line flags ARE the fields of a dataclass, so the two cannot drift apart.
+
+`parse(SomeSettings, argv)` builds the argument parser from the fields: name, type, default and help stand in one place.
+"""
+
+import argparse
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+
+MODALITIES = ("text", "audio", "vision")
+EMBEDDING_WIDTH = 1024
+
+
+def flag(default=dataclasses.MISSING, help: str = "", choices=None):
+    """A dataclass field that is also a command-line flag. Without a default the flag is required."""
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+def parse(settings: type, argv: list[str] | None = None, description: str = ""):
+    """Parse `argv` (default: the process's own) into an instance of the dataclass `settings`.
+
+    A field `x: int = flag(3, "...")` becomes `--x 3`; `bool` becomes a switch; `tuple[T, ...]` takes several values.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    hints = typing.get_type_hints(settings)
+    for spec in dataclasses.fields(settings):
+        parser.add_argument(f"--{spec.name}", **_argument(spec, hints[spec.name]))
+    values = vars(parser.parse_args(argv))
+    return settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _argument(spec: dataclasses.Field, hint) -> dict:
+    """The keyword arguments of `add_argument` for one field."""
+    required = spec.default is dataclasses.MISSING
+    keywords: dict = {"help": spec.metadata.get("help") or " "}
+    keywords |= {"required": True, "default": argparse.SUPPRESS} if required else {"default": spec.default}
+    if hint is bool:
+        return keywords | {"action": "store_true"}
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):  # Optional[T]
+        hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
+    if typing.get_origin(hint) is tuple:
+        keywords["nargs"], hint = "+", typing.get_args(hint)[0]
+    if spec.metadata.get("choices"):
+        keywords["choices"] = spec.metadata["choices"]
+    return keywords | {"type": hint, "metavar": None if spec.metadata.get("choices") else spec.name.split("_")[-1].upper()}
+
+
+# --- ImageBind towers -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """One ImageBind tower: a pre-LN transformer over the tokens of a stem.
+
+    kernel and stride are the stem's, in its own axes (vision: frames, height, width; audio and the other pictures: both
+    picture axes; imu: samples per window). `logit_scale` is the factor of the L2-normalised output: None for vision.
+    """
+
+    width: int
+    n_blocks: int
+    n_heads: int
+    input_size: tuple[int, ...]
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    bias_kv: bool = False
+    pre_norm: bool = False
+    drop_path: float = 0.0
+    head_dropout: float = 0.0
+    logit_scale: float | None = None
+    learnable_scale: bool = False
+
+
+@dataclass(frozen=True)
+class ImageBindConfig:
+    """The towers by name; `vocab_size` is the text tower's."""
+
+    towers: dict[str, TowerConfig]
+    out_width: int = EMBEDDING_WIDTH
+    vocab_size: int = 49408
+
+
+def imagebind_huge() -> ImageBindConfig:
+    """The public checkpoint: 1,200,781,057 parameters in six towers (ImageBind, CVPR 2023)."""
+    picture = (16, 16)
+    return ImageBindConfig(
+        towers={
+            "vision": TowerConfig(1280, 32, 16, (2, 224, 224), (2, 14, 14), (2, 14, 14), pre_norm=True),
+            "text": TowerConfig(1024, 24, 16, (77,), logit_scale=1 / 0.07, learnable_scale=True),
+            "audio": TowerConfig(768, 12, 12, (128, 204), picture, (10, 10), bias_kv=True, drop_path=0.1, logit_scale=20.0),
+            "depth": TowerConfig(384, 12, 8, (224, 224), picture, picture, bias_kv=True, logit_scale=5.0),
+            "thermal": TowerConfig(768, 12, 12, (224, 224), picture, picture, bias_kv=True, logit_scale=10.0),
+            "imu": TowerConfig(512, 6, 8, (6, 2000), (8,), (8,), True, drop_path=0.7, head_dropout=0.5, logit_scale=5.0),
+        }
+    )
+
+
+def imagebind_tiny() -> ImageBindConfig:
+    """Our own small towers for the demo and the tests; weights in checkpoints/, made by data/demo/train_encoder.py."""
+    return ImageBindConfig(
+        towers={
+            "vision": TowerConfig(128, 4, 4, (2, 224, 224), (2, 14, 14), (2, 14, 14), pre_norm=True),
+            "text": TowerConfig(64, 3, 4, (77,), logit_scale=1 / 0.07, learnable_scale=True),
+            "audio": TowerConfig(96, 4, 4, (128, 204), (16, 16), (10, 10), bias_kv=True, drop_path=0.1, logit_scale=20.0),
+        }
+    )
+
+
+ENCODERS = {"imagebind_huge": imagebind_huge, "imagebind_tiny": imagebind_tiny}
+
+
+# --- The LLaMA family -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """Sizes of a LLaMA-family decoder as its checkpoint has them (LLaMA-1/2/3, TinyLlama, SmolLM2)."""
+
+    dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    hidden_dim: int  # width of the SwiGLU, read from w1
+    vocab_size: int
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    max_seq_len: int = 2048
+    tied: bool = False  # the output matrix is the embedding matrix
