@@ -127,3 +127,47 @@ class LlamaConfig:
     rope_theta: float = 10000.0
     max_seq_len: int = 2048
     tied: bool = False  # the output matrix is the embedding matrix
+    rope_scaling: "RopeScaling | None" = None  # LLaMA-3.1 and later
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """LLaMA-3.1's stretching of the slow rotary frequencies (`use_scaled_rope`; Hugging Face rope_type "llama3").
+
+    The defaults are LLaMA-3.1's. A frequency with fewer than `low_freq_factor` turns in `original_max_seq_len`
+    positions is divided by `factor`, one with more than `high_freq_factor` stays, in between the two are mixed.
+    """
+
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_seq_len: int = 8192
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """What is trained in and around the frozen decoder.
+
+    LLaMA-Adapter v1: 10 prompts in the top 30 layers. ImageBind-LLM: 1 in each of 32, later with biases and LoRA 16.
+    Both feed the prompts to wk and wv as they are (`normalise_prefix` off).
+    """
+
+    adapter_layer: int = 30  # the top layers that see prompts (A)
+    adapter_len: int = 10  # learned prompts per layer (P)
+    normalise_prefix: bool = True  # bring every prompt vector to unit RMS before wk and wv
+    lora_rank: int = 0  # 0: no LoRA
+    bias: bool = False  # ImageBind-LLM's biases on wq, wo, w1, w2, w3
+
+
+@dataclass(frozen=True)
+class BridgeConfig:
+    """ImageBind space -> LLaMA space.
+
+    fusion "average": one vector per clip, the weighted mean of its modalities, added to every learned prompt
+    (ImageBind-LLM). "separate": one prompt of its own for each modality, beside the learned ones.
+    """
+
+    hidden_dim: int  # width of the gated blocks; ImageBind-LLM has 4 x the LLaMA width
+    embedding_width: int = EMBEDDING_WIDTH
+    fusion: str = "separate"
+    legacy: bool = False  # ImageBind-LLM's first release: LayerNorm and biases

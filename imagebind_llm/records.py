@@ -31,3 +31,31 @@ class Windows:
 
     inputs: Tensor
     counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of token ids, and the clip embeddings that belong to them.
+
+    tokens: (B, T) prompt and answer, padded on the right with any valid id.
+    targets: (B, T) the answer's own tokens in place, IGNORE elsewhere: position t-1 is what predicts targets[:, t].
+    embeddings: (B, M, E) L2-normalised embeddings in the order text, audio, vision; None for text-only rows.
+    present: (B, M) bool, which of them the row really has; what stands in an absent slot is never looked at.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    embeddings: Tensor | None = None
+    present: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one forward pass says about a Batch.
+
+    logp: (B, T) float32, log p(targets[:, t] | everything before t), 0 where there is no target.
+    mask: (B, T) bool, where there is one.
+    """
+
+    logp: Tensor
+    mask: Tensor
