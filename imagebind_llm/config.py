@@ -110,6 +110,35 @@ def imagebind_tiny() -> ImageBindConfig:
 ENCODERS = {"imagebind_huge": imagebind_huge, "imagebind_tiny": imagebind_tiny}
 
 
+
+# --- Extraction (avt_get_emb.py) ----------------------------------------------------------------------------------------
+
+WINDOW_RULES = ("to_end", "before_end")
+
+
+@dataclass(frozen=True)
+class ExtractSettings:
+    """The flags of avt_get_emb.py."""
+
+    data_path: str = flag(help="MIntRec or MIntRec2.0 folder, or a folder of clips with a CSV/TSV of path and text")
+    output_dir: str = flag(help="the embedding store; an interrupted run continues when it is started again")
+    splits: tuple[str, ...] = flag((), "which splits; all that are there if not given")
+    encoder: str = flag("imagebind_huge", "imagebind_huge: the public model; imagebind_tiny: ours, for trying out", tuple(ENCODERS))
+    encoder_weights: str = flag("", "weight file; if not given, checkpoints/ENCODER.pth or .safetensors")
+    modalities: tuple[str, ...] = flag(MODALITIES, "any subset", MODALITIES)
+    batch_size: int = flag(8, "clips a batch")
+    num_workers: int = flag(2, "decoding processes a rank; 0 decodes in the main process")
+    device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
+    dtype: str = flag("float32", "of the encoder's weights; bfloat16 is faster and near, not exact", ("float32", "bfloat16"))
+    window_rule: str = flag(
+        "to_end", "to_end: the last window ends with the clip (public code today); before_end: pytorchvideo 0.1.5", WINDOW_RULES
+    )
+    clean_audio: bool = flag(False, "all channels, and without the public code's in-place mean (other numbers than public)")
+    overwrite: bool = flag(False, "throw the store away first")
+    strict: bool = flag(False, "exit with 1 if any modality of any clip failed")
+    export_pt: str = flag("", "also write the original's layout here: train_emb/0.pt ... = [text, vision, audio]")
+
+
 # --- The LLaMA family -------------------------------------------------------------------------------------------------
 
 

@@ -7,13 +7,13 @@ last position that matters, and equal windows of a clip are encoded once (`encod
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ImageBindConfig, TowerConfig
-from .records import Windows
 
 LN_EPS = 1e-6  # trunk and heads; the stems' LayerNorms keep torch's default 1e-5
 MAX_SCALE = 100.0
@@ -308,19 +308,18 @@ class ImageBind(nn.Module):
                 outputs[name] = self.encode(name, x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)  # (B,E)
         return outputs
 
-    def encode_clips(self, modality: str, clips: list[Windows]) -> Tensor:
-        """One vector per clip (B,E): every distinct window encoded once, then the mean weighted by `counts`.
+    def encode_clips(self, modality: str, windows: Tensor, counts: Sequence[tuple[int, ...]]) -> Tensor:
+        """One vector per clip (B,E): every distinct window encoded once, then the mean weighted by how often it counts.
 
-        Windows of all clips are put together and encoded WINDOWS_PER_PASS at a time, so clips of different lengths share
-        batches. Equals `forward` on the full schedule up to rounding.
+        `windows` holds the distinct windows of all clips in a row, `counts` one tuple a clip (records.Windows); so clips of
+        different lengths share batches, WINDOWS_PER_PASS at a time. Equals `forward` on the full schedule up to rounding.
         """
-        together = torch.cat([clip.inputs for clip in clips])
-        vectors = torch.cat([self.encode(modality, part) for part in together.split(WINDOWS_PER_PASS)])  # (sum N,E)
+        vectors = torch.cat([self.encode(modality, part) for part in windows.split(WINDOWS_PER_PASS)])  # (sum N,E)
         means = []
-        for clip, own in zip(clips, vectors.split([len(clip.inputs) for clip in clips]), strict=True):
-            weights = torch.tensor(clip.counts, dtype=torch.float32, device=own.device)
+        for own, clip in zip(vectors.split([len(clip) for clip in counts]), counts, strict=True):
+            weights = torch.tensor(clip, dtype=torch.float32, device=own.device)
             means.append((weights / weights.sum()) @ own)
-        return torch.stack(means)
+        return torch.stack(means)  # (B,E)
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,58 @@
+"""Clips to ImageBind embeddings: one text, audio and vision vector a clip, in a store that training reads.
+
+    python avt_get_emb.py --data_path data/demo/clips --output_dir runs/demo/emb --encoder imagebind_tiny
+    torchrun --nproc_per_node 8 avt_get_emb.py --data_path MIntRec --output_dir runs/mintrec/emb --dtype bfloat16
+
+Started again, an interrupted run continues. Clips that cannot be read are listed at the end and in failures.tsv.
+"""
+
+import os
+import sys
+
+from imagebind_llm.config import ExtractSettings, parse
+from imagebind_llm.datasets import DataError
+from imagebind_llm.extraction import Summary, extract
+from imagebind_llm.store import StoreError
+from imagebind_llm.weights import WeightsError
+
+LISTED = 10
+
+
+def main() -> int:
+    settings = parse(ExtractSettings, description=__doc__)
+    try:
+        summary = extract(settings)
+    except (DataError, StoreError, WeightsError) as error:
+        return fail(str(error))
+    except OSError as error:
+        return fail(f"{error}; what was written is whole: mend this and start again, the run continues")
+    except KeyboardInterrupt:
+        return fail("interrupted; start again to continue")
+    if summary.is_main:
+        report(summary, settings.output_dir)
+    return 1 if settings.strict and summary.failures else 0
+
+
+def fail(message: str) -> int:
+    """Say what is wrong once, not once a rank."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"avt_get_emb.py: {message}", file=sys.stderr)
+    return 2
+
+
+def report(summary: Summary, output_dir: str) -> None:
+    """What a person wants to know at the end of a run."""
+    rate = summary.n_embedded / summary.seconds
+    print(f"{summary.n_clips} clips in {output_dir}: {summary.n_embedded} embedded now in {summary.seconds:.1f} s", end="")
+    print(f" ({rate:.2f} clips/s), {summary.n_done_before} were there already")
+    print("present: " + ", ".join(f"{name} {count}" for name, count in summary.present.items()))
+    if summary.n_cut_texts:
+        print(f"{summary.n_cut_texts} texts were longer than 77 tokens and were cut there")
+    if summary.failures:
+        print(f"{len(summary.failures)} modalities could not be read (all in {output_dir}/failures.tsv):")
+        for failure in summary.failures[:LISTED]:
+            print(f"  {failure.key} {failure.modality}: {failure.reason}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

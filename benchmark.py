@@ -1,0 +1,59 @@
+"""Speed and memory against named peers, in one run: python benchmark.py [--only extraction language ...]
+
+Each row runs ours and the peer in turn in processes of their own and prints the ratio ours / peer of their medians: wall
+and CPU-seconds for the same work, and peak memory above the loaded model. Below 1 is better than the peer.
+"""
+
+import importlib
+import platform
+import sys
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.runner import Case, Measurement, compare
+from imagebind_llm.config import flag, parse
+
+SUBJECTS = ("extraction", "media", "language", "loading")
+
+
+@dataclass(frozen=True)
+class BenchmarkSettings:
+    """The flags of benchmark.py."""
+
+    only: tuple[str, ...] = flag(SUBJECTS, "which subjects", SUBJECTS)
+    match: str = flag("", "only the cases whose name contains this")
+    rounds: int = flag(3, "counted runs of each contender, after one warm-up")
+    threads: int = flag(2, "threads of each contender")
+
+
+def main() -> int:
+    settings = parse(BenchmarkSettings, description=__doc__)
+    cases = [case for subject in settings.only for case in importlib.import_module(f"benchmarks.{subject}").CASES]
+    cases = [case for case in cases if settings.match in case.name]
+    if not cases:
+        print(f"benchmark.py: no case of {', '.join(settings.only)} has {settings.match!r} in its name", file=sys.stderr)
+        return 2
+    print(
+        f"torch {torch.__version__}, {settings.threads} threads, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    )
+    print(f"{'case':62} {'':6} {'wall s':>8} {'CPU s':>8} {'units/s':>9} {'peak MB':>9} {'above MB':>9}")
+    for case in cases:
+        print_case(case, *compare(case, settings.rounds, settings.threads))
+    return 0
+
+
+def print_case(case: Case, ours: Measurement, peer: Measurement) -> None:
+    for label, name, m in ((case.name, "ours", ours), (f"  units: {case.unit}", "peer", peer)):
+        print(f"{label:62} {name:6} {m.wall_s:8.3f} {m.cpu_s:8.2f} {m.rate:9.2f} {m.peak_mb:9.0f} {m.above_setup_mb:9.0f}")
+    per_unit = (ours.wall_s / ours.units) / (peer.wall_s / peer.units)
+    cpu = (ours.cpu_s / ours.units) / (peer.cpu_s / peer.units)
+    memory = ours.above_setup_mb / max(peer.above_setup_mb, 1.0)
+    print(
+        f"{'  target: ' + case.target:62} {'ratio':6} {per_unit:8.3f} {cpu:8.3f} {1 / per_unit:9.2f} {'':9} {memory:9.3f}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,270 @@
+"""Clips in, embeddings out: decoding processes ahead of the encoder, batches by row, a store that resumes.
+
+A batch is `batch_size` neighbouring rows of one split, whoever computes it and however often the run was interrupted, so
+the same command ends with the same bits. A batch is done when every row of it is in the store and was made from the same
+text and file; otherwise it is computed whole. Rank r takes every world_size-th batch of those that are to be done.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from tqdm import tqdm
+
+from . import distributed
+from .config import EMBEDDING_WIDTH, MODALITIES, ExtractSettings
+from .datasets import DataError, load_dataset
+from .encoder import ImageBind
+from .media import load_clip
+from .records import Example, Windows
+from .store import Failure, Identity, Store, StoreWriter, check_identity, clear, export_pt, source_digest, write_atomic
+from .tokenizers import ClipBPE
+from .weights.imagebind import file_sha256, find_imagebind, load_imagebind
+
+NUMBERS = "1"  # raised whenever a change of front end, tokenizer or towers changes an embedding
+EMPTY_TEXT = "the text is empty"
+NOT_FINITE = "the encoder returned values that are not finite"
+
+
+@dataclass
+class Inputs:
+    """The encoder inputs of one modality of a batch: which clips have it, and their windows one after the other."""
+
+    clips: list[int]
+    windows: Tensor
+    counts: list[tuple[int, ...]]
+
+
+@dataclass
+class Batch:
+    """One batch as it comes from a decoding process. `failures`: (index of the clip, modality, reason)."""
+
+    examples: list[Example]
+    inputs: dict[str, Inputs]
+    failures: list[tuple[int, str, str]]
+    n_cut_texts: int
+
+    def pin_memory(self) -> "Batch":
+        for inputs in self.inputs.values():
+            inputs.windows = inputs.windows.pin_memory()
+        return self
+
+
+@dataclass
+class Summary:
+    """What a run ended with; `failures` are those of every clip asked for, also from earlier runs into the same store."""
+
+    n_clips: int
+    n_done_before: int
+    n_embedded: int
+    n_cut_texts: int
+    seconds: float
+    is_main: bool  # this process is the one that reports
+    present: dict[str, int] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+
+
+class BatchReader(TorchDataset):
+    """Loads whole batches; runs in the decoding processes."""
+
+    def __init__(self, batches: list[list[Example]], settings: ExtractSettings):
+        self.batches, self.settings = batches, settings
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> Batch:
+        examples = self.batches[index]
+        tokenizer = ClipBPE()
+        loaded = [self._load(example, tokenizer) for example in examples]
+        batch = Batch(examples, {}, [], sum(tokenizer.n_tokens(e.text) > tokenizer.context_length for e in examples))
+        for modality in self.settings.modalities:
+            found = {i: clip[modality] for i, clip in enumerate(loaded)}
+            there = {i: item for i, item in found.items() if isinstance(item, Windows)}
+            batch.failures += [(i, modality, str(item)) for i, item in found.items() if i not in there]
+            if there:
+                windows = torch.cat([item.inputs for item in there.values()])
+                batch.inputs[modality] = Inputs(list(there), windows, [item.counts for item in there.values()])
+        return batch
+
+    def _load(self, example: Example, tokenizer: ClipBPE) -> dict:
+        settings = self.settings
+        media = tuple(m for m in settings.modalities if m != "text")
+        loaded: dict = {}
+        if media and example.clip is not None:
+            loaded = dict(load_clip(example.clip, media, settings.window_rule, settings.clean_audio))
+        if "text" in settings.modalities:
+            text = example.text.strip()
+            loaded["text"] = Windows(tokenizer.encode([text]), (1,)) if text else EMPTY_TEXT
+        return loaded
+
+
+def extract(settings: ExtractSettings) -> Summary:
+    """Embed a data set into a store: the whole of avt_get_emb.py.
+
+    Raises DataError, WeightsError or StoreError, before anything is decoded, for what cannot be meant; a clip that cannot
+    be read is recorded and the run goes on.
+    """
+    started = time.monotonic()
+    dataset = load_dataset(settings.data_path, settings.splits)
+    _refuse_missing_clips(dataset, settings)
+    weights = find_imagebind(settings.encoder, settings.encoder_weights)
+    root = Path(settings.output_dir)
+    with distributed.process_group(_device(settings.device)) as device:
+        model = load_imagebind(weights, settings.encoder, getattr(torch, settings.dtype)).to(device)
+        identity = _identity(settings, weights)
+        if settings.overwrite and distributed.is_main():
+            clear(root)
+        distributed.barrier()
+        batches = [rows for examples in dataset.splits.values() for rows in _batched(examples, settings.batch_size)]
+        todo = _unfinished(batches, root, identity)
+        n_done_before = len(dataset.examples) - sum(map(len, todo))
+        distributed.barrier()  # every rank has read the store before any writes to it
+        own = todo[distributed.rank() :: distributed.world_size()]
+        with StoreWriter(root, identity, writer=distributed.rank()) as writer:
+            n_cut = _embed_all(model, own, settings, device, writer)
+        n_cut_texts = sum(distributed.gather_objects(n_cut))
+        summary = _summarise(dataset.examples, root, identity, n_done_before, n_cut_texts)
+        if distributed.is_main():
+            _write_results(summary, dataset.splits, root, settings.export_pt)
+        distributed.barrier()
+    summary.seconds = time.monotonic() - started
+    return summary
+
+
+def _embed_all(model: ImageBind, batches: list[list[Example]], settings: ExtractSettings, device: torch.device, writer) -> int:
+    """Decode, encode and store this rank's batches; returns how many texts were cut."""
+    loader = DataLoader(
+        BatchReader(batches, settings),
+        batch_size=None,
+        num_workers=min(settings.num_workers, len(batches)),
+        pin_memory=device.type == "cuda",
+    )
+    n_cut = 0
+    hidden = not distributed.is_main() or not batches
+    with tqdm(total=sum(map(len, batches)), unit="clip", desc=_bar_title(), disable=hidden, smoothing=0.1) as bar:
+        for batch in _watched(loader):
+            vectors, present, failures = embed(model, batch)
+            sources = [_source(example) for example in batch.examples]
+            writer.append([e.key for e in batch.examples], vectors, present, sources, failures)
+            n_cut += batch.n_cut_texts
+            bar.update(len(batch.examples))
+    return n_cut
+
+
+def _watched(loader: DataLoader) -> Iterator[Batch]:
+    """The loader's batches; a decoding process that is killed (memory, as a rule) becomes an error with a way out."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            f"a decoding process died ({error}); most often memory is short: start again with a smaller --batch_size or "
+            f"--num_workers 0, the run continues where it was"
+        ) from error
+
+
+@torch.inference_mode()
+def embed(model: ImageBind, batch: Batch) -> tuple[Tensor, Tensor, list[Failure]]:
+    """Vectors (B,M,E) float32 on the CPU, presence (B,M), and what failed."""
+    vectors = torch.zeros(len(batch.examples), len(MODALITIES), EMBEDDING_WIDTH)
+    present = torch.zeros(len(batch.examples), len(MODALITIES), dtype=torch.bool)
+    failures = list(batch.failures)
+    for modality, inputs in batch.inputs.items():
+        rows = model.encode_clips(modality, inputs.windows, inputs.counts).cpu()
+        finite = rows.isfinite().all(dim=1)
+        failures += [(clip, modality, NOT_FINITE) for clip, good in zip(inputs.clips, finite.tolist(), strict=True) if not good]
+        column = MODALITIES.index(modality)
+        vectors[inputs.clips, column] = rows.where(finite[:, None], 0.0)
+        present[inputs.clips, column] = finite
+    return vectors, present, [_failure(batch.examples[clip], modality, reason) for clip, modality, reason in failures]
+
+
+def _failure(example: Example, modality: str, reason: str) -> Failure:
+    return Failure(example.split, example.key, str(example.clip or ""), modality, reason)
+
+
+def _bar_title() -> str:
+    ranks = distributed.world_size()
+    return "embedding" if ranks == 1 else f"embedding (1 of {ranks} ranks)"
+
+
+def _device(name: str) -> str:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise DataError("--device cuda: torch sees no CUDA device here; use --device cpu, or install torch's CUDA build")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def _refuse_missing_clips(dataset, settings: ExtractSettings) -> None:
+    if set(settings.modalities) - {"text"} and all(example.clip is None for example in dataset.examples):
+        raise DataError(
+            f"{dataset.root}: expected the clips in {dataset.root / 'raw_data'}, found no such folder; "
+            f"put them there, or embed the texts alone with --modalities text"
+        )
+
+
+def _identity(settings: ExtractSettings, weights: Path) -> Identity:
+    return Identity(
+        encoder=settings.encoder,
+        weights_sha256=file_sha256(weights),
+        dtype=settings.dtype,
+        modalities=tuple(m for m in MODALITIES if m in settings.modalities),
+        window_rule=settings.window_rule,
+        clean_audio=settings.clean_audio,
+        width=EMBEDDING_WIDTH,
+        code=NUMBERS,
+    )
+
+
+def _batched(examples: list[Example], size: int) -> list[list[Example]]:
+    return [examples[i : i + size] for i in range(0, len(examples), size)]
+
+
+def _source(example: Example) -> int:
+    """Changes when the text or the clip's size does (or the clip appears), so that a mended clip is embedded again."""
+    size = example.clip.stat().st_size if example.clip is not None and example.clip.is_file() else -1
+    return source_digest(example.text, str(size))
+
+
+def _unfinished(batches: list[list[Example]], root: Path, identity: Identity) -> list[list[Example]]:
+    if not any(root.glob("manifest-*.json")):
+        return batches
+    store = Store(root)
+    check_identity(root, store.identity, identity)
+    return [rows for rows in batches if any(store.sources.get(example.key) != _source(example) for example in rows)]
+
+
+def _summarise(examples: list[Example], root: Path, identity: Identity, n_done_before: int, n_cut_texts: int) -> Summary:
+    store = Store(root)
+    present: Counter = Counter()
+    for rows in _batched(examples, 1024):
+        flags = store.read([example.key for example in rows])[1].sum(0).tolist()
+        present.update(dict(zip(MODALITIES, flags, strict=True)))
+    failures = [failure for example in examples for failure in store.failures(example.key)]
+    return Summary(
+        n_clips=len(examples),
+        n_done_before=n_done_before,
+        n_embedded=len(examples) - n_done_before,
+        n_cut_texts=n_cut_texts,
+        seconds=0.0,
+        is_main=distributed.is_main(),
+        present={modality: present[modality] for modality in identity.modalities},
+        failures=failures,
+    )
+
+
+def _write_results(summary: Summary, splits: dict[str, list[Example]], root: Path, export: str) -> None:
+    lines = ["split\tkey\tpath\tmodality\treason"]
+    lines += ["\t".join(" ".join(part.split()) for part in vars(failure).values()) for failure in summary.failures]
+    write_atomic(root / "failures.tsv", ("\n".join(lines) + "\n").encode())
+    if export:
+        store = Store(root)
+        for split, examples in splits.items():
+            export_pt(store, [example.key for example in examples], Path(export) / f"{split}_emb")

@@ -1,0 +1,56 @@
+"""ImageBind weights in: the public `imagebind_huge.pth`, ImageBind-LLM's variant of it, or safetensors.
+
+The public file is a flat state dict of 1311 float32 tensors. ImageBind-LLM ships one with a point-cloud tower added, whose
+entries are ignored by name; anything else that is missing, surplus or of another shape is an error that lists it.
+"""
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+from ..config import ENCODERS
+from ..encoder import ImageBind
+from .files import TensorFile, WeightsError, listed
+
+IGNORED_PREFIXES = ("point_trunk.", "modality_heads.point.", "modality_postprocessors.point.", "modality_preprocessors.point.")
+
+
+def find_imagebind(preset: str, given: str, folder: Path = Path("checkpoints")) -> Path:
+    """The weight file to use: `given`, or PRESET.pth / PRESET.safetensors in checkpoints/. Raises WeightsError if absent."""
+    candidates = [Path(given)] if given else [folder / f"{preset}{ending}" for ending in (".safetensors", ".pth")]
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise WeightsError(
+        f"no weights of {preset}: looked for {' and '.join(map(str, candidates))}. Give the file by --encoder_weights "
+        f"(checkpoints/README.md says where each comes from), or try things out with --encoder imagebind_tiny"
+    )
+
+
+def load_imagebind(path: Path, preset: str, dtype: torch.dtype = torch.float32) -> ImageBind:
+    """The frozen towers in evaluation mode, strictly loaded. Raises WeightsError for a file of another architecture."""
+    with torch.device("meta"):
+        model = ImageBind(ENCODERS[preset]())
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    file = TensorFile(path)
+    found = {name: shape for name, shape in file.shapes.items() if not name.startswith(IGNORED_PREFIXES)}
+    _refuse_surprises(path, preset, wanted, found)
+    model.load_state_dict({name: file.read(name).to(dtype, copy=True) for name in wanted}, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def _refuse_surprises(path: Path, preset: str, wanted: dict, found: dict) -> None:
+    missing = [name for name in wanted if name not in found]
+    surplus = [name for name in found if name not in wanted]
+    reshaped = [f"{n} {found[n]}, expected {wanted[n]}" for n in wanted if n in found and found[n] != wanted[n]]
+    if missing or surplus or reshaped:
+        kinds = (("missing", missing), ("unexpected", surplus), ("of another shape", reshaped))
+        problems = "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in kinds if names)
+        raise WeightsError(f"{path} is not {preset}: {problems}. See what it is: python -m imagebind_llm.weights check {path}")
+
+
+def file_sha256(path: Path) -> str:
+    """Fingerprint of a weight file, for the store's identity."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
