@@ -8,6 +8,7 @@ the word's end, and the earliest merge of the published list is applied until no
 import functools
 import gzip
 import html
+import itertools
 from pathlib import Path
 
 import torch
@@ -71,7 +72,7 @@ def _word_ids(word: str) -> tuple[int, ...]:
         return (special[word],)
     ids = [byte_ids[byte] for byte in word.encode("utf-8")]
     ids[-1] += 256  # the same byte at a word's end
-    while known := [merges[pair] for pair in zip(ids, ids[1:], strict=False) if pair in merges]:
+    while known := [merges[pair] for pair in itertools.pairwise(ids) if pair in merges]:
         ids = _merged(ids, min(known), merges)
     return tuple(ids)
 

@@ -1,0 +1,424 @@
+"""Media files to ImageBind's inputs: video frames, log-mel windows and still pictures, decoded with PyAV (FFmpeg) alone.
+
+The rules (window times, frame choice, crops, resampling, filter bank) are those of the public ImageBind front end, found by
+its behaviour and held to golden numbers; what it does at a cost is done differently. A file is opened and read once for all
+modalities, pictures are kept undecoded-to-RGB until it is known that they are used, and windows that would give the encoder
+the same input are returned once, with a count.
+
+Damaged files are errors, not guesses: the decoder runs with its strictest checks, a frame that it had to conceal counts as
+an error, and so does a stream that ends before the container says. The other modality of the file is kept.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from torch import Tensor
+
+from imagebind_llm.mel import FRAME, SAMPLE_RATE, log_mel, resample
+from imagebind_llm.records import Windows
+
+WINDOW_S = 2  # seconds of one window
+N_WINDOWS = {"vision": 5, "audio": 3}
+WINDOW_RULES = ("to_end", "before_end")
+SIDE = 224  # pixels of a square crop
+MIN_RATE, MAX_RATE = 1000, 768000  # Hz; anything else is a damaged header
+PIXEL_MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
+PIXEL_STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+
+
+class MediaError(ValueError):
+    """A file, or one modality of it, that cannot be encoded; the text says why, for a person."""
+
+
+# --- A clip -----------------------------------------------------------------------------------------------------------
+
+
+def load_clip(
+    path: str | Path, modalities: Sequence[str], window_rule: str = "to_end", clean_audio: bool = False
+) -> dict[str, Windows | MediaError]:
+    """The encoder inputs of one file for each of `modalities` (audio, vision), or the reason why there are none.
+
+    vision: (N, 3, 2, 224, 224) with counts summing to 15 (5 windows x 3 crops); audio: (N, 1, 128, 204), summing to 3.
+    `window_rule`: "to_end" spreads the windows so that the last one ends with the clip (the public implementation today),
+    "before_end" is the older sampler, whose last window ends early. `clean_audio`: see `audio_windows`.
+    """
+    makers = {"vision": lambda c: _Pictures(c, window_rule), "audio": lambda c: _Sound(c, window_rule, clean_audio)}
+    window_starts(Fraction(0), 2, window_rule)  # an unknown rule is the caller's error, not the file's
+    try:
+        container = _open(Path(path))
+    except MediaError as error:
+        return dict.fromkeys(modalities, error)
+    with container:
+        tracks: dict[str, _Track | MediaError] = {}
+        for name in modalities:
+            tracks[name] = _attempt(lambda name=name: makers[name](container))
+        good = [track for track in tracks.values() if isinstance(track, _Track)]
+        _read(container, good)
+        return {name: _attempt(track.windows) if isinstance(track, _Track) else track for name, track in tracks.items()}
+
+
+def _attempt(make):
+    """What `make()` returns, or the MediaError that it raises; FFmpeg's own errors become MediaErrors."""
+    try:
+        return make()
+    except MediaError as error:
+        return error
+    except av.FFmpegError as error:
+        return MediaError(f"FFmpeg cannot decode it: {_reason(error)}")
+
+
+def _reason(error: av.FFmpegError) -> str:
+    return error.strerror or type(error).__name__
+
+
+def _open(path: Path):
+    """The opened container. "file:" and the whitelist keep a name such as `http:x.mp4`, or a playlist, off the network."""
+    if not path.is_file():
+        raise MediaError(f"no such file: {path}")
+    try:
+        return av.open(f"file:{path}", metadata_errors="replace", options={"protocol_whitelist": "file"})
+    except av.FFmpegError as error:
+        raise MediaError(f"cannot be opened as a media file ({_reason(error)}): damaged, cut off, or another format") from error
+
+
+def _read(container, tracks: list["_Track"]) -> None:
+    """Read the file once and hand each packet to its track. A read error leaves the tracks with what they have."""
+    if not tracks:
+        return
+    by_index = {track.stream.index: track for track in tracks}
+    try:
+        packets: Iterable = container.demux([track.stream for track in tracks])
+        if any(track.needs_all_packets for track in tracks):
+            packets = list(packets)
+            for track in tracks:
+                track.measure([packet for packet in packets if packet.stream_index == track.stream.index])
+        for packet in packets:
+            by_index[packet.stream_index].feed(packet)
+    except av.FFmpegError as error:
+        for track in tracks:
+            track.error = track.error or MediaError(f"the file cannot be read to its end: {_reason(error)}")
+
+
+class _Track:
+    """One modality's stream of an open container: packets go in, windows come out. The first error ends it."""
+
+    kind = ""  # "video" or "audio"
+    needs_all_packets = False
+    done = False  # nothing that is still to be decoded will be used
+
+    def __init__(self, container):
+        self.stream = self._stream(container)
+        self.indexed = "mp4" in container.format.name  # the header lists every packet, and must be right
+        self.timed = self.indexed or container.format.name in ("wav", "avi")  # the header's duration is no estimate
+        self.start = self.stream.start_time or 0
+        self.error: MediaError | None = None
+        self.n_packets = self.n_expected = self.n_frames = self.end = 0
+        codec = self.stream.codec_context
+        codec.thread_type = "NONE"  # clips are decoded in parallel, by processes
+        codec.options = {"err_detect": "crccheck+bitstream+buffer+explode", "max_pixels": str(2**27)}
+
+    def _stream(self, container):
+        cover = av.stream.Disposition.attached_pic
+        for stream in container.streams:
+            if stream.type == self.kind and not stream.disposition & cover and stream.codec_context is not None:
+                return stream
+        raise MediaError(f"no {self.kind} stream")
+
+    def feed(self, packet) -> None:
+        """Decode one packet, or, with the empty one at the end, what the decoder still holds."""
+        if packet.size:
+            self.n_packets += 1
+            self.n_expected += not packet.is_discard
+            self.end = max(self.end, (packet.pts or 0) + (packet.duration or 0) - self.start)
+        if self.error or self.done:
+            return
+        try:
+            if packet.is_corrupt:
+                raise MediaError("the file is damaged or cut off: a packet is incomplete")
+            for frame in packet.decode():
+                if frame.is_corrupt:
+                    raise MediaError(f"the {self.kind} is damaged at {frame.time or 0:.2f} s")
+                self.take(frame)
+                self.n_frames += 1
+        except MediaError as error:
+            self.error = error
+        except av.FFmpegError as error:
+            at = float(((packet.pts or 0) - self.start) * self.stream.time_base)
+            self.error = MediaError(f"the {self.kind} is damaged near {at:.2f} s: {_reason(error)}")
+
+    def check_complete(self, slack: int) -> None:
+        """Raises MediaError unless the stream has come to its announced end, less `slack` in units of its time base."""
+        if self.error:
+            raise self.error
+        if not self.n_frames:
+            raise MediaError(f"the {self.kind} stream holds nothing that can be decoded")
+        announced = self.stream.duration if self.timed else None
+        if announced and self.end + slack < announced:
+            got, want = (float(ticks * self.stream.time_base) for ticks in (self.end, announced))
+            raise MediaError(f"cut off: {want:.2f} s of {self.kind} announced, {got:.2f} s found")
+
+    def measure(self, packets: list) -> None:
+        """See all packets before the first is fed; only asked for where `needs_all_packets`."""
+
+    def take(self, frame) -> None:
+        raise NotImplementedError
+
+    def windows(self) -> Windows:
+        raise NotImplementedError
+
+
+class _Pictures(_Track):
+    kind = "video"
+
+    def __init__(self, container, rule: str):
+        super().__init__(container)
+        self.rule = rule
+        self.tick = 1 / (self.stream.average_rate or 25) / self.stream.time_base  # of one frame, where no time is given
+        # A header without a frame count (Matroska, fragmented mp4, raw streams) has no exact duration either.
+        self.needs_all_packets = not (self.stream.duration and self.stream.duration > 0 and self.stream.frames)
+        if not self.needs_all_packets:
+            self._plan(self.stream.duration)
+
+    def _plan(self, ticks: int) -> None:
+        self.picker = FramePicker(frame_spans(ticks * self.stream.time_base, self.stream.time_base, self.rule))
+
+    def measure(self, packets: list) -> None:
+        packets = [packet for packet in packets if packet.size]
+        times = [packet.pts for packet in packets if packet.pts is not None]
+        if len(times) < len(packets) or not packets:
+            return self._plan(math.ceil(len(packets) * self.tick))
+        self.start = min(times)
+        last = max(packets, key=lambda packet: packet.pts)
+        self._plan(last.pts - self.start + (last.duration or math.ceil(self.tick)))
+
+    def take(self, frame) -> None:
+        pts = round(self.n_frames * self.tick) if frame.pts is None else frame.pts - self.start
+        self.picker.offer(pts, frame)
+        self.done = self.picker.done
+
+    def windows(self) -> Windows:
+        self.check_complete(slack=int(self.tick // 2))
+        announced = self.stream.frames if self.indexed else 0
+        if self.n_packets < announced:
+            raise MediaError(f"cut off: {announced} pictures announced, {self.n_packets} found")
+        if announced and not self.done and self.n_frames < self.n_expected:
+            raise MediaError(f"the video is damaged: {self.n_frames} of {self.n_expected} pictures could be decoded")
+        return picture_windows(self.picker.pairs())
+
+
+class _Sound(_Track):
+    kind = "audio"
+
+    def __init__(self, container, rule: str, clean: bool):
+        super().__init__(container)
+        self.rule, self.clean = rule, clean
+        self.blocks: list[np.ndarray] = []
+        self.layout: tuple[int, int] | None = None  # (Hz, channels)
+
+    def take(self, frame) -> None:
+        layout = (frame.sample_rate, frame.layout.nb_channels)
+        if self.layout not in (None, layout):
+            raise MediaError(f"the sound changes from {self.layout} to {layout} (Hz, channels) within the clip")
+        if not MIN_RATE <= frame.sample_rate <= MAX_RATE:
+            raise MediaError(f"a sample rate of {frame.sample_rate} Hz; {MIN_RATE} to {MAX_RATE} are read")
+        self.layout = layout
+        block = frame.to_ndarray()
+        self.blocks.append(block if frame.format.is_planar else block.reshape(-1, layout[1]).T)  # (C,n)
+
+    def windows(self) -> Windows:
+        self.check_complete(slack=int(Fraction(1, 40) / self.stream.time_base))
+        samples = torch.from_numpy(as_float(np.concatenate(self.blocks, axis=1)))
+        assert self.layout is not None  # check_complete has seen a frame
+        return audio_windows(samples, self.layout[0], self.rule, self.clean)
+
+
+# --- Window times, on exact rationals -----------------------------------------------------------------------------------
+
+
+def window_starts(duration: Fraction, n: int, rule: str = "to_end") -> list[Fraction]:
+    """Start times in seconds of `n` windows of 2 s, evenly spread; all 0 for a clip of at most 2 s."""
+    if rule not in WINDOW_RULES:
+        raise ValueError(f"window_rule: expected one of {', '.join(WINDOW_RULES)}, got {rule!r}")
+    room = max(Fraction(duration) - WINDOW_S, Fraction(0))
+    return [i * room / (n - 1 if rule == "to_end" else n) for i in range(n)]
+
+
+def frame_spans(duration: Fraction, time_base: Fraction, rule: str = "to_end") -> list[tuple[int, int]]:
+    """[first, end) of the five video windows as time stamps, counted in `time_base` from the stream's start."""
+    starts = window_starts(duration, N_WINDOWS["vision"], rule)
+    return [(math.ceil(start / time_base), math.ceil((start + WINDOW_S) / time_base)) for start in starts]
+
+
+class FramePicker:
+    """Finds the first and the last frame of each span while frames go by in the order of their time stamps.
+
+    A span in which no frame starts (a slide show) gets the one on screen then: the last before it, else the first after it.
+    """
+
+    def __init__(self, spans: list[tuple[int, int]]):
+        self.spans = spans
+        self.done = False
+        self._picked: list[list] = [[] for _ in spans]  # per span: [(pts, frame) of the first, of the last]
+
+    def offer(self, pts: int, frame) -> None:
+        for (low, high), pair in zip(self.spans, self._picked, strict=True):
+            if not pair or (pts < high and pair[0][0] < low):
+                pair[:] = [(pts, frame)] * 2
+            elif pts < high:
+                pair[1] = (pts, frame)
+        self.done = pts >= max(high for _, high in self.spans)
+
+    def pairs(self) -> list[tuple]:
+        """((pts, frame), (pts, frame)) of each span."""
+        return [tuple(pair) for pair in self._picked]
+
+
+# --- Pictures -----------------------------------------------------------------------------------------------------------
+
+
+def picture_windows(pairs: list[tuple]) -> Windows:
+    """The distinct crops of ((pts, frame), (pts, frame)) pairs; each frame is converted to RGB once."""
+    frames = dict(item for pair in pairs for item in pair)
+    if len({(frame.width, frame.height) for frame in frames.values()}) > 1:
+        raise MediaError("the picture size changes within the clip")
+    frame = next(iter(frames.values()))
+    offsets = Counter(crop_offsets(frame.height, frame.width))
+    crops = {
+        pts: spatial_crops(torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1), list(offsets))
+        for pts, frame in frames.items()
+    }
+    inputs, counts = [], []
+    for (first, last), n_windows in Counter((pair[0][0], pair[1][0]) for pair in pairs).items():
+        inputs.append(torch.stack((crops[first], crops[last]), dim=2))  # (n crops,3,2,224,224)
+        counts += [n_windows * n_crops for n_crops in offsets.values()]
+    return Windows(torch.cat(inputs), tuple(counts))
+
+
+def scaled_size(height: int, width: int) -> tuple[int, int]:
+    """(height, width) with the short side 224; the long one is rounded down, in floating point as the original does."""
+    if height <= width:
+        return SIDE, math.floor(width / height * SIDE)
+    return math.floor(height / width * SIDE), SIDE
+
+
+def crop_offsets(height: int, width: int) -> list[tuple[int, int]]:
+    """(y, x) in the scaled picture of the three square crops along its long side: at its begin, middle and end."""
+    tall, wide = (side - SIDE for side in scaled_size(height, width))
+    return [(0, 0), (math.ceil(tall / 2), math.ceil(wide / 2)), (tall, wide)]
+
+
+def spatial_crops(picture: Tensor, offsets: list[tuple[int, int]]) -> Tensor:
+    """Normalised crops (len(offsets), 3, 224, 224) of a uint8 picture (3, H, W), scaled bilinearly without anti-aliasing.
+
+    Only pixels inside the crops are interpolated, so that a 4K or a very wide picture costs no more than another.
+    """
+    height, width = picture.shape[1:]
+    tall, wide = scaled_size(height, width)
+    crops = []
+    for y, x in offsets:
+        top, bottom, v = _taps(height, tall, y)
+        left, right, u = _taps(width, wide, x)
+        rows = torch.cat((top, bottom))
+        columns = torch.cat((left, right))
+        pixels = picture[:, rows][:, :, columns].float() / 255  # (3,448,448)
+        across = pixels[..., :SIDE] * (1 - u) + pixels[..., SIDE:] * u  # (3,448,224)
+        crops.append(across[:, :SIDE] * (1 - v)[:, None] + across[:, SIDE:] * v[:, None])
+    return (torch.stack(crops) - PIXEL_MEAN) / PIXEL_STD
+
+
+def _taps(size: int, scaled: int, offset: int) -> tuple[Tensor, Tensor, Tensor]:
+    """For 224 scaled pixels from `offset`: the two source pixels of each, and the second one's weight (in float32, as in
+    torch's own interpolation: the rounding is a part of the reference)."""
+    centre = ((torch.arange(offset, offset + SIDE) + 0.5) * torch.tensor(size / scaled) - 0.5).clamp(min=0)
+    low = centre.long().clamp(max=size - 1)
+    return low, (low + 1).clamp(max=size - 1), centre - low
+
+
+def load_image(path: str | Path) -> Tensor:
+    """A still picture as ImageBind's vision input (3, 224, 224): short side to 224 (bicubic), centre crop, normalised."""
+    from PIL import Image
+
+    try:
+        picture = Image.open(path).convert("RGB")
+    except OSError as error:
+        raise MediaError(f"{path}: cannot be read as a picture ({error})") from error
+    short = min(picture.size)
+    width, height = (SIDE if side == short else SIDE * side // short for side in picture.size)
+    left, top = round((width - SIDE) / 2), round((height - SIDE) / 2)
+    square = picture.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + SIDE, top + SIDE))
+    return (torch.from_numpy(np.array(square)).permute(2, 0, 1) / 255 - PIXEL_MEAN) / PIXEL_STD
+
+
+# --- Sound --------------------------------------------------------------------------------------------------------------
+
+
+def as_float(samples: np.ndarray) -> np.ndarray:
+    """PCM of any of FFmpeg's sample types as float32 with full scale 1."""
+    if samples.dtype == np.uint8:
+        return (samples.astype(np.float32) - 128) / 128
+    if np.issubdtype(samples.dtype, np.integer):
+        return (samples / -float(np.iinfo(samples.dtype).min)).astype(np.float32)
+    return samples.astype(np.float32)
+
+
+def audio_windows(waveform: Tensor, rate: int, rule: str = "to_end", clean: bool = False) -> Windows:
+    """The distinct log-mel windows of a waveform (C, N) at `rate` Hz. Raises MediaError under 25 ms, or where not finite.
+
+    The default reproduces the public implementation with its defects: only the first channel is heard (the left one), and
+    each window's mean is subtracted in place, so that windows that overlap see samples that were shifted already, with a
+    step in them. `clean` mixes the channels to one and subtracts nothing twice; on mono that is the public front end
+    without the in-place effect.
+    """
+    if not torch.isfinite(waveform).all():
+        raise MediaError("the audio holds samples that are not numbers")
+    length = math.ceil(waveform.shape[1] * SAMPLE_RATE / rate)
+    if length < FRAME:
+        raise MediaError(f"{1000 * length / SAMPLE_RATE:.1f} ms of audio; at least 25 ms are needed")
+    if clean:
+        waveform = waveform.mean(0, keepdim=True)
+    mels: list[Tensor] = []
+    for window in _centred(_window_samples(waveform, rate, length, rule), in_place=not clean):
+        mels.append(log_mel(window[0]))
+    return _merged(mels)
+
+
+def _window_samples(waveform: Tensor, rate: int, length: int, rule: str) -> list[Tensor]:
+    """The three windows (C, n) at 16 kHz, as views of one buffer where they overlap; one for a clip of at most 2 s.
+
+    Only what the windows cover is resampled, which matters once they lie apart.
+    """
+    size = WINDOW_S * SAMPLE_RATE
+    if length <= size:
+        return [resample(waveform, rate)]
+    seconds = window_starts(Fraction(length, SAMPLE_RATE), N_WINDOWS["audio"], rule)
+    starts = [math.floor(start * SAMPLE_RATE) for start in seconds]
+    if starts[1] >= size:
+        return [resample(waveform, rate, start, start + size) for start in starts]
+    whole = resample(waveform, rate, 0, starts[-1] + size)
+    return [whole[:, start : start + size] for start in starts]
+
+
+def _centred(windows: list[Tensor], in_place: bool) -> Iterable[Tensor]:
+    """Each window without its mean; in place, a later window that overlaps this one sees it shifted."""
+    for window in windows:
+        yield window.sub_(window.mean()) if in_place else window - window.mean()
+
+
+def _merged(mels: list[Tensor]) -> Windows:
+    """Bit-identical mels once, with their counts; a single one stands for all three."""
+    distinct: list[Tensor] = []
+    counts: list[int] = []
+    for mel in mels:
+        same = next((i for i, other in enumerate(distinct) if torch.equal(mel, other)), None)
+        if same is None:
+            distinct.append(mel)
+            counts.append(N_WINDOWS["audio"] // len(mels))
+        else:
+            counts[same] += 1
+    return Windows(torch.stack(distinct)[:, None], tuple(counts))  # (N,1,128,204)
