@@ -1,0 +1,164 @@
+"""Answers from the model: greedy or sampled decoding, and scoring of fixed answers, over a static cache.
+
+Rows with prompts of unequal length are padded on the right. The answer's columns follow the longest prompt, the same
+for every row, while each row counts its own positions and never sees its padding: a row in a batch equals the row alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from imagebind_llm.llama import KVCache, check_context
+from imagebind_llm.losses import token_logp
+from imagebind_llm.model import ITSL
+
+Ids = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn. Temperature 0 takes the likeliest; else the smallest set of tokens that holds `top_p`."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+
+GREEDY = Sampling()
+
+
+class Rows:
+    """A batch in the middle of decoding: its cache, each row's next position, and the logits (R,V) of its next token."""
+
+    def __init__(
+        self, model: ITSL, prompts: Sequence[Ids], new: int, embeddings: Tensor | None = None, present: Tensor | None = None
+    ):
+        """Reads the prompts and makes room for `new` more columns. embeddings (B,M,E) and present (B,M) as in Batch."""
+        if not prompts or not all(len(prompt) for prompt in prompts):
+            raise ValueError("every row needs a prompt of at least one token")
+        self.llama = model.llama
+        device = model.llama.tok_embeddings.weight.device
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        longest = int(lengths.max())
+        padded = [[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts]
+        self.cache = KVCache(self.llama.config, len(prompts), longest + new, like=self.llama.tok_embeddings.weight)
+        columns = torch.arange(longest + new, device=device)
+        seen = (columns < lengths[:, None]) | (columns >= longest)  # (B,S)
+        self.seen = None if bool(seen.all()) else seen
+        self.positions = lengths
+        last = torch.arange(len(prompts), device=device) * longest + lengths - 1  # (B,)
+        tokens = torch.tensor(padded, device=device)  # (B,T)
+        hidden = self.llama(tokens, model.prompts(embeddings, present), keep=last, cache=self.cache)
+        self.logits = self.llama.logits(hidden)  # (B,V)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def step(self, tokens: Tensor) -> None:
+        """Append one token (R,) to every row."""
+        mask = None if self.seen is None else self.seen[:, None, None, : self.cache.used + 1]  # (R,1,1,S)
+        hidden = self.llama(tokens[:, None], cache=self.cache, positions=self.positions[:, None], mask=mask)
+        self.logits = self.llama.logits(hidden[:, 0])  # (R,V)
+        self.positions = self.positions + 1
+
+    def take(self, rows: Tensor) -> None:
+        """Go on with these rows only, in this order; naming a row several times repeats it."""
+        self.cache.take(rows)
+        self.seen = None if self.seen is None else self.seen[rows]
+        self.positions, self.logits = self.positions[rows], self.logits[rows]
+
+
+@torch.no_grad()
+def generate(
+    model: ITSL,
+    prompts: Sequence[Ids],
+    max_new: int,
+    eos: int | None,
+    *,
+    embeddings: Tensor | None = None,
+    present: Tensor | None = None,
+    sampling: Sampling = GREEDY,
+    n_samples: int = 1,
+    generator: torch.Generator | None = None,
+) -> list[list[list[int]]]:
+    """`n_samples` answers to each prompt, as token ids: answers[row][sample], without the `eos` that ended it.
+
+    An answer shorter than `max_new` was ended by the model. With `eos` None every answer has `max_new` tokens.
+    Raises ContextError if the longest prompt and `max_new` tokens do not fit the model's context.
+    """
+    check_context(max(map(len, prompts)) + max_new, model.llama.config)
+    rows = Rows(model, prompts, max_new, embeddings, present)
+    if n_samples > 1:
+        rows.take(torch.arange(len(prompts), device=rows.positions.device).repeat_interleave(n_samples))
+    answers: list[list[int]] = [[] for _ in range(len(rows))]
+    owners = list(range(len(rows)))  # whose answer each row of the cache writes; -1 once that has ended
+    for _ in range(max_new):
+        chosen = choose(rows.logits, sampling, generator)
+        owners = [-1 if token == eos else owner for owner, token in zip(owners, chosen.tolist(), strict=True)]
+        for owner, token in zip(owners, chosen.tolist(), strict=True):
+            if owner >= 0:
+                answers[owner].append(token)
+        running = [row for row, owner in enumerate(owners) if owner >= 0 and len(answers[owner]) < max_new]
+        if not running:
+            break
+        if len(running) <= 0.75 * len(owners):  # dropping rows copies the cache, so not for every one
+            kept = torch.tensor(running, device=chosen.device)
+            rows.take(kept)
+            chosen, owners = chosen[kept], [owners[row] for row in running]
+        rows.step(chosen)
+    return [answers[i : i + n_samples] for i in range(0, len(answers), n_samples)]
+
+
+def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
+    """The next token of every row (R,), from logits (R,V)."""
+    if sampling.temperature == 0:
+        return logits.argmax(1)
+    return torch.multinomial(distribution(logits, sampling), 1, generator=generator).squeeze(1)
+
+
+def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
+    """The probabilities (R,V) that tokens are drawn with.
+
+    softmax(logits / temperature); a token stays if the probability of all likelier ones is at most `top_p`.
+    """
+    p, order = (logits / sampling.temperature).softmax(1).sort(dim=1, descending=True)
+    p = p.masked_fill(p.cumsum(1) - p > sampling.top_p, 0.0)
+    return torch.zeros_like(p).scatter(1, order, p / p.sum(1, keepdim=True))
+
+
+@torch.no_grad()
+def score_answers(
+    model: ITSL,
+    prompts: Sequence[Ids],
+    answers: Sequence[Ids],
+    *,
+    embeddings: Tensor | None = None,
+    present: Tensor | None = None,
+) -> Tensor:
+    """log p(answer c | prompt b), summed over the answer's tokens: float32 (B,C). The answers may differ in length.
+
+    The prompts are read once; then all answers stand side by side in one sequence whose mask lets each see the prompt
+    and itself alone, at the positions it would have on its own.
+    """
+    if not answers or not all(len(answer) for answer in answers):
+        raise ValueError("every answer needs at least one token")
+    check_context(max(map(len, prompts)) + max(map(len, answers)), model.llama.config)
+    rows = Rows(model, prompts, sum(len(answer) - 1 for answer in answers), embeddings, present)
+    device = rows.positions.device
+    first = torch.tensor([answer[0] for answer in answers], device=device)
+    scores = rows.logits.log_softmax(1)[:, first]  # (B,C)
+    fed = [(c, i) for c, answer in enumerate(answers) for i in range(len(answer) - 1)]
+    if not fed:
+        return scores
+    owner, offset = torch.tensor(fed, device=device).T  # (N,), (N,)
+    tokens = torch.tensor([answers[c][i] for c, i in fed], device=device).expand(len(prompts), -1)  # (B,N)
+    targets = torch.tensor([answers[c][i + 1] for c, i in fed], device=device).repeat(len(prompts))  # (B*N,)
+    own = (owner[:, None] == owner) & (offset[:, None] >= offset)  # (N,N)
+    mask = own.new_ones(len(prompts), 1, len(fed), rows.cache.used + len(fed))  # (B,1,N,S+N)
+    mask[..., rows.cache.used :] = own
+    if rows.seen is not None:
+        mask &= rows.seen[:, None, None]
+    hidden = rows.llama(tokens, cache=rows.cache, positions=rows.positions[:, None] + offset, mask=mask)
+    logp = token_logp(hidden.flatten(0, 1), rows.llama.output_weight, targets).view(len(prompts), -1)  # (B,N)
+    return scores.index_add(1, owner, logp)
