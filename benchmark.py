@@ -34,9 +34,8 @@ def main() -> int:
     if not cases:
         print(f"benchmark.py: no case of {', '.join(settings.only)} has {settings.match!r} in its name", file=sys.stderr)
         return 2
-    print(
-        f"torch {torch.__version__}, {settings.threads} threads, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
-    )
+    capability = torch.backends.cpu.get_cpu_capability()
+    print(f"torch {torch.__version__}, {settings.threads} threads, {platform.machine()}, {capability}")
     print(f"{'case':62} {'':6} {'wall s':>8} {'CPU s':>8} {'units/s':>9} {'peak MB':>9} {'above MB':>9}")
     for case in cases:
         print_case(case, *compare(case, settings.rounds, settings.threads))
