@@ -20,16 +20,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from imagebind_llm.crops import (
+    N_WINDOWS,
+    PIXEL_MEAN,
+    PIXEL_STD,
+    SIDE,
+    WINDOW_S,
+    FramePicker,
+    crop_offsets,
+    frame_spans,
+    spatial_crops,
+    window_starts,
+)
 from imagebind_llm.mel import FRAME, SAMPLE_RATE, log_mel, resample
 from imagebind_llm.records import Windows
 
-WINDOW_S = 2  # seconds of one window
-N_WINDOWS = {"vision": 5, "audio": 3}
-WINDOW_RULES = ("to_end", "before_end")
-SIDE = 224  # pixels of a square crop
 MIN_RATE, MAX_RATE = 1000, 768000  # Hz; anything else is a damaged header
-PIXEL_MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
-PIXEL_STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+MAX_PIXELS = 2**27  # of one frame: four times 8K
 
 
 class MediaError(ValueError):
@@ -58,8 +65,7 @@ def load_clip(
         tracks: dict[str, _Track | MediaError] = {}
         for name in modalities:
             tracks[name] = _attempt(lambda name=name: makers[name](container))
-        good = [track for track in tracks.values() if isinstance(track, _Track)]
-        _read(container, good)
+        _read(container, [track for track in tracks.values() if isinstance(track, _Track)])
         return {name: _attempt(track.windows) if isinstance(track, _Track) else track for name, track in tracks.items()}
 
 
@@ -82,27 +88,46 @@ def _open(path: Path):
     if not path.is_file():
         raise MediaError(f"no such file: {path}")
     try:
-        return av.open(f"file:{path}", metadata_errors="replace", options={"protocol_whitelist": "file"})
+        container = av.open(f"file:{path}", metadata_errors="replace", options={"protocol_whitelist": "file"})
     except av.FFmpegError as error:
         raise MediaError(f"cannot be opened as a media file ({_reason(error)}): damaged, cut off, or another format") from error
+    if not container.streams:
+        raise MediaError("the file announces no streams: damaged or cut off")
+    return container
 
 
 def _read(container, tracks: list["_Track"]) -> None:
     """Read the file once and hand each packet to its track. A read error leaves the tracks with what they have."""
-    if not tracks:
-        return
     by_index = {track.stream.index: track for track in tracks}
+    end = Fraction(0)  # seconds: the end of the last packet of any stream
     try:
-        packets: Iterable = container.demux([track.stream for track in tracks])
+        packets: Iterable = container.demux()
         if any(track.needs_all_packets for track in tracks):
             packets = list(packets)
-            for track in tracks:
-                track.measure([packet for packet in packets if packet.stream_index == track.stream.index])
+            for index, track in by_index.items():
+                track.measure([packet for packet in packets if packet.stream_index == index and packet.size])
         for packet in packets:
-            by_index[packet.stream_index].feed(packet)
+            if packet.pts is not None and packet.time_base:
+                end = max(end, (packet.pts + (packet.duration or 0)) * packet.time_base)
+            if packet.stream_index in by_index:
+                by_index[packet.stream_index].feed(packet)
     except av.FFmpegError as error:
         for track in tracks:
             track.error = track.error or MediaError(f"the file cannot be read to its end: {_reason(error)}")
+    for track in tracks:
+        track.error = track.error or _cut_off(container, tracks, track, end)
+
+
+def _cut_off(container, tracks: list["_Track"], track: "_Track", end: Fraction) -> MediaError | None:
+    """The error of a track whose own header does not tell its true end, in a file that can be seen to be cut off."""
+    if track.exact:
+        return None
+    if container.format.name != "mpegts" and any(other.incomplete for other in tracks):
+        return MediaError("the file is cut off within a packet")
+    whole = Fraction(container.duration or 0, av.time_base) if "matroska" in container.format.name else 0
+    if end + max(Fraction(1, 40), track.tick) < whole:
+        return MediaError(f"cut off: {float(whole):.2f} s announced, {float(end):.2f} s found")
+    return None
 
 
 class _Track:
@@ -111,24 +136,33 @@ class _Track:
     kind = ""  # "video" or "audio"
     needs_all_packets = False
     done = False  # nothing that is still to be decoded will be used
+    incomplete = False  # the file ended within a packet
 
     def __init__(self, container):
         self.stream = self._stream(container)
-        self.indexed = "mp4" in container.format.name  # the header lists every packet, and must be right
-        self.timed = self.indexed or container.format.name in ("wav", "avi")  # the header's duration is no estimate
+        format = container.format.name
+        self.exact = ("mp4" in format and self.stream.frames > 0) or format == "wav"  # the header tells the stream's true end
+        self.announced = (self.stream.duration or 0) if self.exact or format == "avi" else 0
         self.start = self.stream.start_time or 0
         self.error: MediaError | None = None
         self.n_packets = self.n_expected = self.n_frames = self.end = 0
         codec = self.stream.codec_context
+        if codec is None:
+            raise MediaError(f"the {self.kind} stream's codec is unknown: damaged, cut off, or not supported")
         codec.thread_type = "NONE"  # clips are decoded in parallel, by processes
-        codec.options = {"err_detect": "crccheck+bitstream+buffer+explode", "max_pixels": str(2**27)}
+        codec.options = {"err_detect": "crccheck+bitstream+buffer+explode", "max_pixels": str(MAX_PIXELS)}
 
     def _stream(self, container):
         cover = av.stream.Disposition.attached_pic
         for stream in container.streams:
-            if stream.type == self.kind and not stream.disposition & cover and stream.codec_context is not None:
+            if stream.type == self.kind and not stream.disposition & cover:
                 return stream
         raise MediaError(f"no {self.kind} stream")
+
+    @property
+    def tick(self) -> Fraction:
+        """Seconds that one packet's content may last where the file does not say."""
+        return Fraction(1, 40)
 
     def feed(self, packet) -> None:
         """Decode one packet, or, with the empty one at the end, what the decoder still holds."""
@@ -139,32 +173,35 @@ class _Track:
         if self.error or self.done:
             return
         try:
-            if packet.is_corrupt:
-                raise MediaError("the file is damaged or cut off: a packet is incomplete")
-            for frame in packet.decode():
-                if frame.is_corrupt:
-                    raise MediaError(f"the {self.kind} is damaged at {frame.time or 0:.2f} s")
-                self.take(frame)
-                self.n_frames += 1
+            self._decode(packet)
         except MediaError as error:
             self.error = error
         except av.FFmpegError as error:
             at = float(((packet.pts or 0) - self.start) * self.stream.time_base)
             self.error = MediaError(f"the {self.kind} is damaged near {at:.2f} s: {_reason(error)}")
 
-    def check_complete(self, slack: int) -> None:
-        """Raises MediaError unless the stream has come to its announced end, less `slack` in units of its time base."""
+    def _decode(self, packet) -> None:
+        if packet.is_corrupt:
+            self.incomplete = True
+            raise MediaError("the file is damaged or cut off: a packet is incomplete")
+        for frame in packet.decode():
+            if frame.is_corrupt:
+                raise MediaError(f"the {self.kind} is damaged at {frame.time or 0:.2f} s")
+            self.take(frame)
+            self.n_frames += 1
+
+    def check_complete(self) -> None:
+        """Raises MediaError if decoding failed, or the stream ended before the time that its header announces."""
         if self.error:
             raise self.error
         if not self.n_frames:
             raise MediaError(f"the {self.kind} stream holds nothing that can be decoded")
-        announced = self.stream.duration if self.timed else None
-        if announced and self.end + slack < announced:
-            got, want = (float(ticks * self.stream.time_base) for ticks in (self.end, announced))
+        if self.end + self.tick / self.stream.time_base / 2 < self.announced:
+            got, want = (float(ticks * self.stream.time_base) for ticks in (self.end, self.announced))
             raise MediaError(f"cut off: {want:.2f} s of {self.kind} announced, {got:.2f} s found")
 
     def measure(self, packets: list) -> None:
-        """See all packets before the first is fed; only asked for where `needs_all_packets`."""
+        """See all packets before the first is fed; only where some track `needs_all_packets`."""
 
     def take(self, frame) -> None:
         raise NotImplementedError
@@ -179,32 +216,33 @@ class _Pictures(_Track):
     def __init__(self, container, rule: str):
         super().__init__(container)
         self.rule = rule
-        self.tick = 1 / (self.stream.average_rate or 25) / self.stream.time_base  # of one frame, where no time is given
         # A header without a frame count (Matroska, fragmented mp4, raw streams) has no exact duration either.
-        self.needs_all_packets = not (self.stream.duration and self.stream.duration > 0 and self.stream.frames)
+        self.needs_all_packets = not (self.stream.frames and (self.stream.duration or 0) > 0)
         if not self.needs_all_packets:
             self._plan(self.stream.duration)
 
-    def _plan(self, ticks: int) -> None:
-        self.picker = FramePicker(frame_spans(ticks * self.stream.time_base, self.stream.time_base, self.rule))
+    @property
+    def tick(self) -> Fraction:
+        return 1 / (self.stream.average_rate or Fraction(25))
+
+    def _plan(self, duration: int) -> None:
+        self.picker = FramePicker(frame_spans(duration * self.stream.time_base, self.stream.time_base, self.rule))
 
     def measure(self, packets: list) -> None:
-        packets = [packet for packet in packets if packet.size]
-        times = [packet.pts for packet in packets if packet.pts is not None]
-        if len(times) < len(packets) or not packets:
-            return self._plan(math.ceil(len(packets) * self.tick))
-        self.start = min(times)
-        last = max(packets, key=lambda packet: packet.pts)
-        self._plan(last.pts - self.start + (last.duration or math.ceil(self.tick)))
+        tick = self.tick / self.stream.time_base
+        if not packets or any(packet.pts is None for packet in packets):
+            return self._plan(math.ceil(len(packets) * tick))
+        self.start = min(packet.pts for packet in packets)
+        self._plan(max(packet.pts + (packet.duration or math.ceil(tick)) for packet in packets) - self.start)
 
     def take(self, frame) -> None:
-        pts = round(self.n_frames * self.tick) if frame.pts is None else frame.pts - self.start
+        pts = round(self.n_frames * self.tick / self.stream.time_base) if frame.pts is None else frame.pts - self.start
         self.picker.offer(pts, frame)
         self.done = self.picker.done
 
     def windows(self) -> Windows:
-        self.check_complete(slack=int(self.tick // 2))
-        announced = self.stream.frames if self.indexed else 0
+        self.check_complete()
+        announced = self.stream.frames if self.exact else 0
         if self.n_packets < announced:
             raise MediaError(f"cut off: {announced} pictures announced, {self.n_packets} found")
         if announced and not self.done and self.n_frames < self.n_expected:
@@ -232,51 +270,10 @@ class _Sound(_Track):
         self.blocks.append(block if frame.format.is_planar else block.reshape(-1, layout[1]).T)  # (C,n)
 
     def windows(self) -> Windows:
-        self.check_complete(slack=int(Fraction(1, 40) / self.stream.time_base))
+        self.check_complete()
         samples = torch.from_numpy(as_float(np.concatenate(self.blocks, axis=1)))
         assert self.layout is not None  # check_complete has seen a frame
         return audio_windows(samples, self.layout[0], self.rule, self.clean)
-
-
-# --- Window times, on exact rationals -----------------------------------------------------------------------------------
-
-
-def window_starts(duration: Fraction, n: int, rule: str = "to_end") -> list[Fraction]:
-    """Start times in seconds of `n` windows of 2 s, evenly spread; all 0 for a clip of at most 2 s."""
-    if rule not in WINDOW_RULES:
-        raise ValueError(f"window_rule: expected one of {', '.join(WINDOW_RULES)}, got {rule!r}")
-    room = max(Fraction(duration) - WINDOW_S, Fraction(0))
-    return [i * room / (n - 1 if rule == "to_end" else n) for i in range(n)]
-
-
-def frame_spans(duration: Fraction, time_base: Fraction, rule: str = "to_end") -> list[tuple[int, int]]:
-    """[first, end) of the five video windows as time stamps, counted in `time_base` from the stream's start."""
-    starts = window_starts(duration, N_WINDOWS["vision"], rule)
-    return [(math.ceil(start / time_base), math.ceil((start + WINDOW_S) / time_base)) for start in starts]
-
-
-class FramePicker:
-    """Finds the first and the last frame of each span while frames go by in the order of their time stamps.
-
-    A span in which no frame starts (a slide show) gets the one on screen then: the last before it, else the first after it.
-    """
-
-    def __init__(self, spans: list[tuple[int, int]]):
-        self.spans = spans
-        self.done = False
-        self._picked: list[list] = [[] for _ in spans]  # per span: [(pts, frame) of the first, of the last]
-
-    def offer(self, pts: int, frame) -> None:
-        for (low, high), pair in zip(self.spans, self._picked, strict=True):
-            if not pair or (pts < high and pair[0][0] < low):
-                pair[:] = [(pts, frame)] * 2
-            elif pts < high:
-                pair[1] = (pts, frame)
-        self.done = pts >= max(high for _, high in self.spans)
-
-    def pairs(self) -> list[tuple]:
-        """((pts, frame), (pts, frame)) of each span."""
-        return [tuple(pair) for pair in self._picked]
 
 
 # --- Pictures -----------------------------------------------------------------------------------------------------------
@@ -298,46 +295,6 @@ def picture_windows(pairs: list[tuple]) -> Windows:
         inputs.append(torch.stack((crops[first], crops[last]), dim=2))  # (n crops,3,2,224,224)
         counts += [n_windows * n_crops for n_crops in offsets.values()]
     return Windows(torch.cat(inputs), tuple(counts))
-
-
-def scaled_size(height: int, width: int) -> tuple[int, int]:
-    """(height, width) with the short side 224; the long one is rounded down, in floating point as the original does."""
-    if height <= width:
-        return SIDE, math.floor(width / height * SIDE)
-    return math.floor(height / width * SIDE), SIDE
-
-
-def crop_offsets(height: int, width: int) -> list[tuple[int, int]]:
-    """(y, x) in the scaled picture of the three square crops along its long side: at its begin, middle and end."""
-    tall, wide = (side - SIDE for side in scaled_size(height, width))
-    return [(0, 0), (math.ceil(tall / 2), math.ceil(wide / 2)), (tall, wide)]
-
-
-def spatial_crops(picture: Tensor, offsets: list[tuple[int, int]]) -> Tensor:
-    """Normalised crops (len(offsets), 3, 224, 224) of a uint8 picture (3, H, W), scaled bilinearly without anti-aliasing.
-
-    Only pixels inside the crops are interpolated, so that a 4K or a very wide picture costs no more than another.
-    """
-    height, width = picture.shape[1:]
-    tall, wide = scaled_size(height, width)
-    crops = []
-    for y, x in offsets:
-        top, bottom, v = _taps(height, tall, y)
-        left, right, u = _taps(width, wide, x)
-        rows = torch.cat((top, bottom))
-        columns = torch.cat((left, right))
-        pixels = picture[:, rows][:, :, columns].float() / 255  # (3,448,448)
-        across = pixels[..., :SIDE] * (1 - u) + pixels[..., SIDE:] * u  # (3,448,224)
-        crops.append(across[:, :SIDE] * (1 - v)[:, None] + across[:, SIDE:] * v[:, None])
-    return (torch.stack(crops) - PIXEL_MEAN) / PIXEL_STD
-
-
-def _taps(size: int, scaled: int, offset: int) -> tuple[Tensor, Tensor, Tensor]:
-    """For 224 scaled pixels from `offset`: the two source pixels of each, and the second one's weight (in float32, as in
-    torch's own interpolation: the rounding is a part of the reference)."""
-    centre = ((torch.arange(offset, offset + SIDE) + 0.5) * torch.tensor(size / scaled) - 0.5).clamp(min=0)
-    low = centre.long().clamp(max=size - 1)
-    return low, (low + 1).clamp(max=size - 1), centre - low
 
 
 def load_image(path: str | Path) -> Tensor:
