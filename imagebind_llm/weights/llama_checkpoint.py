@@ -1,0 +1,74 @@
+"""What every LLaMA reader gives: the sizes, and a way to copy one parameter at a time into memory that is already there.
+
+The parameter names are those of Meta's files; `expected_shapes` lists them all, so that each reader can say what is
+missing, unknown or of another shape before a single weight is read.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from imagebind_llm.config import LlamaConfig
+from imagebind_llm.weights.files import WeightsError, listed
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LlamaCheckpoint:
+    """A LLaMA on disk, recognised and checked but not read. `copy_into(name, out)` fills `out` with one parameter."""
+
+    format: str  # for people: "Meta", "Hugging Face", "GGUF"
+    files: tuple[Path, ...]
+    config: LlamaConfig
+    dtypes: Counter[str]  # how many tensors of which stored type
+    copy_into: Callable[[str, Tensor], object]
+
+
+def expected_shapes(config: LlamaConfig) -> dict[str, Shape]:
+    """Every parameter of the decoder: name -> shape, Meta's names, in the order of the forward pass."""
+    width, hidden = config.dim, config.hidden_dim
+    kv_width = width // config.n_heads * config.n_kv_heads
+    shapes: dict[str, Shape] = {"tok_embeddings.weight": (config.vocab_size, width)}
+    for i in range(config.n_layers):
+        block = {
+            "attention_norm": (width,),
+            "attention.wq": (width, width),
+            "attention.wk": (kv_width, width),
+            "attention.wv": (kv_width, width),
+            "attention.wo": (width, width),
+            "ffn_norm": (width,),
+            "feed_forward.w1": (hidden, width),
+            "feed_forward.w2": (width, hidden),
+            "feed_forward.w3": (hidden, width),
+        }
+        shapes |= {f"layers.{i}.{name}.weight": shape for name, shape in block.items()}
+    shapes["norm.weight"] = (width,)
+    return shapes if config.tied else shapes | {"output.weight": (config.vocab_size, width)}
+
+
+def check_sizes(where: Path, config: LlamaConfig) -> None:
+    """Raise WeightsError for sizes that no decoder can have."""
+    if config.dim % config.n_heads or config.n_heads % config.n_kv_heads:
+        raise WeightsError(
+            f"{where}: width {config.dim}, {config.n_heads} heads and {config.n_kv_heads} key/value heads do not divide; "
+            "compare the sizes with the model card"
+        )
+
+
+def check_tensors(where: Path, found: dict[str, Shape], wanted: dict[str, Shape], known_extra: Iterable[str] = ()) -> None:
+    """Raise WeightsError unless `found` is exactly `wanted`; names in `known_extra` are passed over."""
+    missing = [name for name in wanted if name not in found]
+    unknown = sorted(set(found) - set(wanted) - set(known_extra))
+    other = [
+        f"{name} is {found[name]}, expected {wanted[name]}" for name in wanted if name in found and found[name] != wanted[name]
+    ]
+    for problem, names in (("lacks", missing), ("has unknown tensors", unknown), ("does not fit its own sizes:", other)):
+        if names:
+            raise WeightsError(
+                f"{where}: {problem} {listed(names)} ({len(names)} of {len(wanted)} tensors); "
+                "the file is incomplete or of another model: download it again"
+            )
