@@ -35,8 +35,6 @@ class Rows:
         self, model: ITSL, prompts: Sequence[Ids], new: int, embeddings: Tensor | None = None, present: Tensor | None = None
     ):
         """Reads the prompts and makes room for `new` more columns. embeddings (B,M,E) and present (B,M) as in Batch."""
-        if not prompts or not all(len(prompt) for prompt in prompts):
-            raise ValueError("every row needs a prompt of at least one token")
         self.llama = model.llama
         device = model.llama.tok_embeddings.weight.device
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
@@ -69,6 +67,13 @@ class Rows:
         self.positions, self.logits = self.positions[rows], self.logits[rows]
 
 
+def _check(prompts: Sequence[Ids], new: int, model: ITSL) -> None:
+    """Raises ValueError for an empty prompt, ContextError if `new` tokens after the longest one do not fit."""
+    if not prompts or not all(len(prompt) for prompt in prompts):
+        raise ValueError("every row needs a prompt of at least one token")
+    check_context(max(map(len, prompts)) + new, model.llama.config)
+
+
 @torch.no_grad()
 def generate(
     model: ITSL,
@@ -87,7 +92,7 @@ def generate(
     An answer shorter than `max_new` was ended by the model. With `eos` None every answer has `max_new` tokens.
     Raises ContextError if the longest prompt and `max_new` tokens do not fit the model's context.
     """
-    check_context(max(map(len, prompts)) + max_new, model.llama.config)
+    _check(prompts, max_new, model)
     rows = Rows(model, prompts, max_new, embeddings, present)
     if n_samples > 1:
         rows.take(torch.arange(len(prompts), device=rows.positions.device).repeat_interleave(n_samples))
@@ -143,7 +148,7 @@ def score_answers(
     """
     if not answers or not all(len(answer) for answer in answers):
         raise ValueError("every answer needs at least one token")
-    check_context(max(map(len, prompts)) + max(map(len, answers)), model.llama.config)
+    _check(prompts, max(map(len, answers)), model)
     rows = Rows(model, prompts, sum(len(answer) - 1 for answer in answers), embeddings, present)
     device = rows.positions.device
     first = torch.tensor([answer[0] for answer in answers], device=device)

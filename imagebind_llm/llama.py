@@ -91,7 +91,8 @@ class PromptKV:
         """These rows; a single one serves every row and stays as it is."""
         if self.values.shape[0] == 1:
             return self
-        return PromptKV(*(part if part is None else part[rows] for part in (self.keys, self.values, self.present)))
+        keys, present = (part if part is None else part[rows] for part in (self.keys, self.present))
+        return PromptKV(keys, self.values[rows], present)
 
 
 class Adapted(nn.Module):
@@ -109,12 +110,11 @@ class Adapted(nn.Module):
 
     def project(self, name: str, x: Tensor) -> Tensor:
         """x through the frozen map, plus its bias, plus l2(l1(x)) (no scaling factor, no dropout)."""
-        frozen = self._modules[name]
-        bias = frozen.bias
-        out = F.linear(x, frozen.weight, bias if bias is None else bias.to(x.dtype))
-        down = self._modules.get(f"lora_{name}_l1")
+        frozen: nn.Linear = getattr(self, name)
+        out = F.linear(x, frozen.weight, None if frozen.bias is None else frozen.bias.to(x.dtype))
+        down: nn.Linear | None = getattr(self, f"lora_{name}_l1", None)
         if down is not None:
-            up = self._modules[f"lora_{name}_l2"]
+            up: nn.Linear = getattr(self, f"lora_{name}_l2")
             out = out + F.linear(F.linear(x, down.weight.to(x.dtype)), up.weight.to(x.dtype))
         return out
 
@@ -133,6 +133,9 @@ class RMSNorm(nn.Module):
 
 class Attention(Adapted):
     """Causal self-attention plus the gated attention to the prompts."""
+
+    wk: nn.Linear
+    wv: nn.Linear
 
     def __init__(self, config: LlamaConfig, prompts: PromptConfig | None):
         super().__init__()
@@ -177,10 +180,8 @@ class Attention(Adapted):
         v = self.project("wv", x).view(b, t, self.n_kv_heads, self.head_dim)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B,H,T,K), (B,KV,T,K)
         k, v = past(k, v)
-        if mask is None and t == k.shape[2]:
-            out = causal_attention(q, k, v)  # (B,H,T,K)
-        else:
-            out = self.to_past(q, k, v, mask)
+        alone = mask is None and t == k.shape[2]
+        out = causal_attention(q, k, v) if alone else self.to_past(q, k, v, mask)  # (B,H,T,K)
         if prompt_kv is not None:
             out = out + torch.tanh(self.gate).to(out.dtype) * self.from_prompts(q, prompt_kv)
         return out.transpose(1, 2).reshape(b, t, -1)  # (B,T,D)
@@ -289,7 +290,8 @@ class Llama(nn.Module):
         if prompts is None or i < self.config.n_layers - prompts.vectors.shape[1]:
             return None
         slot = i - (self.config.n_layers - prompts.vectors.shape[1])
-        kv = self.layers[i].attention.prompt_kv(prompts.vectors[:, slot], prompts.present)
+        attention: Attention = self.layers[i].attention  # type: ignore[assignment, union-attr]
+        kv = attention.prompt_kv(prompts.vectors[:, slot], prompts.present)
         if cache is not None:
             cache.prompt[i] = kv
         return kv
