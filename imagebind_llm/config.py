@@ -123,7 +123,7 @@ class ExtractSettings:
     data_path: str = flag(help="MIntRec or MIntRec2.0 folder, or a folder of clips with a CSV/TSV of path and text")
     output_dir: str = flag(help="the embedding store; an interrupted run continues when it is started again")
     splits: tuple[str, ...] = flag((), "which splits; all that are there if not given")
-    encoder: str = flag("imagebind_huge", "imagebind_huge: the public model; imagebind_tiny: ours, for trying out", tuple(ENCODERS))
+    encoder: str = flag("imagebind_huge", "huge: the public model; tiny: ours, for trying out", tuple(ENCODERS))
     encoder_weights: str = flag("", "weight file; if not given, checkpoints/ENCODER.pth or .safetensors")
     modalities: tuple[str, ...] = flag(MODALITIES, "any subset", MODALITIES)
     batch_size: int = flag(8, "clips a batch")
@@ -137,6 +137,21 @@ class ExtractSettings:
     overwrite: bool = flag(False, "throw the store away first")
     strict: bool = flag(False, "exit with 1 if any modality of any clip failed")
     export_pt: str = flag("", "also write the original's layout here: train_emb/0.pt ... = [text, vision, audio]")
+
+
+# --- The demo world (python -m imagebind_llm.demo_world) ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DemoWorldSettings:
+    """What `python -m imagebind_llm.demo_world` takes."""
+
+    output_dir: str = flag("data/demo/clips", "where the world goes; a run that was interrupted continues")
+    seed: int = flag(0, "everything in the world follows from it")
+    train: int = flag(600, "clips of the train split")
+    dev: int = flag(200, "clips of the dev split")
+    test: int = flag(400, "clips of the test split")
+    workers: int = flag(0, "processes that make clips; 0: one for each core")
 
 
 # --- The LLaMA family -------------------------------------------------------------------------------------------------

@@ -1,0 +1,24 @@
+"""Write the demo world: `python -m imagebind_llm.demo_world --output_dir data/demo/clips --seed 0`."""
+
+import time
+
+from imagebind_llm import config
+from imagebind_llm.demo_world.cues import bayes_table
+from imagebind_llm.demo_world.write import DemoWorldError, write_world
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Make the clips, TSVs and rationales; print what anyone can reach on them."""
+    settings = config.parse(config.DemoWorldSettings, argv, "Make the demo data set: clips with sound in MIntRec's layout.")
+    print(bayes_table())
+    started = time.perf_counter()
+    try:
+        made = write_world(settings)
+    except DemoWorldError as error:
+        raise SystemExit(f"error: {error}") from error
+    print(f"{len(made)} clips in {settings.output_dir}, {time.perf_counter() - started:.0f} s")
+    print(f"next: python avt_get_emb.py --data_path {settings.output_dir} --output_dir runs/demo/emb --encoder imagebind_tiny")
+
+
+if __name__ == "__main__":
+    main()

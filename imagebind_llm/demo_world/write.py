@@ -1,0 +1,186 @@
+"""Writes the demo world to disk: h264 + aac clips in MIntRec's layout, its three TSVs, and the reference rationales.
+
+Every draw of a row comes from (seed, split, index), so a clip does not depend on how many others are made, nor by how many
+processes. A clip appears under its name only when it is complete; a second run makes what is missing.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from tqdm import tqdm
+
+from imagebind_llm.config import DemoWorldSettings
+from imagebind_llm.demo_world import cues, face, texts, voice
+from imagebind_llm.demo_world.phrases import rationale
+
+SPLITS = ("train", "dev", "test")
+CLIPS_PER_EPISODE = 40
+SIZES = (
+    *((320, 240), (240, 180), (480, 270), (320, 180), (256, 256), (300, 222), (358, 202)),
+    *((240, 320), (180, 240), (240, 240)),
+)
+FRAME_RATES = (Fraction(25, 2), Fraction(15), Fraction(24), Fraction(25), Fraction(30000, 1001), Fraction(30))
+SAMPLE_RATES = (16000, 22050, 44100, 48000)
+X264 = {"preset": "veryfast", "crf": "22", "threads": "1"}  # one thread: the same seed gives the same bytes
+SHORTEST_S, LONGEST_S, MEDIAN_S = 0.8, 6.0, 2.1
+
+
+class DemoWorldError(ValueError):
+    """The demo world cannot be written as asked; the message says what to type."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One clip of the world. Its place is raw_data/<season>/<episode>/<clip>.mp4."""
+
+    split: str
+    index: int
+    season: str
+    episode: str
+    clip: str
+    scene: cues.Scene
+    text: str
+    rationale: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.season}_{self.episode}_{self.clip}"
+
+    @property
+    def path(self) -> Path:
+        return Path("raw_data", self.season, self.episode, f"{self.clip}.mp4")
+
+
+def generator(seed: int, split: str, index: int, part: str) -> np.random.Generator:
+    """The random numbers of one part (scene, words, picture, sound, file) of one row."""
+    parts = ("scene", "words", "picture", "sound", "file")
+    return np.random.default_rng([seed, SPLITS.index(split), index, parts.index(part)])
+
+
+def rows(seed: int, counts: dict[str, int]) -> list[Row]:
+    """All rows of the world, train first. Dev's and test's phrasings are made of words that occur in train's."""
+    made: list[Row] = []
+    known = None
+    for split in SPLITS:
+        made += [_row(seed, split, index, known) for index in range(counts[split])]
+        known = frozenset(word for row in made if row.split == "train" for word in row.text.split())
+    return made
+
+
+def _row(seed: int, split: str, index: int, known: frozenset[str] | None) -> Row:
+    scene, rng = cues.draw_scene(generator(seed, split, index, "scene")), generator(seed, split, index, "words")
+    season, episode = f"S{SPLITS.index(split) + 1:02d}", f"E{index // CLIPS_PER_EPISODE + 1:02d}"
+    text = texts.draw_text(scene.family, split, rng, known)
+    return Row(split, index, season, episode, str(index % CLIPS_PER_EPISODE + 1), scene, text, rationale(scene, rng))
+
+
+def write_world(settings: DemoWorldSettings) -> list[Row]:
+    """Make the clips that are missing under `output_dir`, then the TSVs and rationales.jsonl. Returns the rows.
+
+    Raises DemoWorldError if the folder holds another world.
+    """
+    root = Path(settings.output_dir)
+    counts = {split: getattr(settings, split) for split in SPLITS}
+    if min(counts.values()) < 1:
+        raise DemoWorldError(f"every split needs a clip, got {counts}; for example: --train 600 --dev 200 --test 400")
+    _claim(root, settings.seed)
+    made = rows(settings.seed, counts)
+    missing = [row for row in made if not (root / row.path).exists()]
+    if len(missing) < len(made):
+        print(f"{len(made) - len(missing)} of {len(made)} clips are there already")
+    _make_clips(root, missing, settings)
+    for split in SPLITS:
+        _write_text(root / f"{split}.tsv", _tsv([row for row in made if row.split == split]))
+    _write_text(root / "rationales.jsonl", "".join(json.dumps(_reference(row)) + "\n" for row in made))
+    return made
+
+
+def _claim(root: Path, seed: int) -> None:
+    """Write world.json (seed and version of the drawing code), or check that it is the same."""
+    code = b"".join(Path(module.__file__ or "").read_bytes() for module in (cues, face, voice)) + Path(__file__).read_bytes()
+    world = {"seed": seed, "code": hashlib.sha256(code).hexdigest()[:16]}
+    path = root / "world.json"
+    if not path.exists():
+        root.mkdir(parents=True, exist_ok=True)
+        _write_text(path, json.dumps(world) + "\n")
+    found = json.loads(path.read_text())
+    if found != world:
+        raise DemoWorldError(
+            f"{root} holds a world made with {found}, this run would make {world}; choose another --output_dir, "
+            f"or remove the old world first: rm -r {root}"
+        )
+
+
+def _make_clips(root: Path, missing: list[Row], settings: DemoWorldSettings) -> None:
+    workers = min(settings.workers or os.cpu_count() or 1, max(1, len(missing)))
+    with ProcessPoolExecutor(workers) as pool:
+        jobs = [pool.submit(write_clip, root / row.path, row, settings.seed) for row in missing]
+        try:
+            for job in tqdm(as_completed(jobs), total=len(jobs), desc="clips", unit="clip", disable=not jobs):
+                job.result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # on an error or Ctrl-C, do not make the rest first
+
+
+def write_clip(path: Path, row: Row, seed: int) -> None:
+    """Draw, voice and encode one clip; it is under `path` when it is complete, not before."""
+    rng = generator(seed, row.split, row.index, "file")
+    duration_s = float(np.clip(MEDIAN_S * np.exp(0.5 * rng.standard_normal()), SHORTEST_S, LONGEST_S))
+    size, rate = SIZES[rng.integers(len(SIZES))], FRAME_RATES[rng.integers(len(FRAME_RATES))]
+    sample_rate, layout = SAMPLE_RATES[rng.integers(len(SAMPLE_RATES))], ("mono", "stereo")[rng.integers(2)]
+    look = face.draw_look(generator(seed, row.split, row.index, "picture"))
+    sound = voice.speak(row.scene.cues, duration_s, generator(seed, row.split, row.index, "sound"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.tmp")
+    drawn = [face.frame(row.scene.cues, look, size, phase) for phase in range(face.PHASES)]
+    n_frames, frames_per_phase = round(duration_s * rate), float(rate) * look.rhythm / face.PHASES
+    shown = (drawn[int(i / frames_per_phase) % face.PHASES] for i in range(n_frames))
+    try:
+        with av.open(str(part), "w", format="mp4") as container:
+            video = container.add_stream("libx264", rate=rate, options=X264)
+            video.width, video.height, video.pix_fmt = *size, "yuv420p"
+            audio = container.add_stream("aac", rate=sample_rate, layout=layout)
+            _encode(video, (av.VideoFrame.from_image(picture) for picture in shown))
+            _encode(audio, _sound_frames(sound, audio))
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _encode(stream, frames: Iterable) -> None:
+    for frame in (*frames, None):
+        stream.container.mux(stream.encode(frame))
+
+
+def _sound_frames(sound: np.ndarray, stream) -> list[av.AudioFrame]:
+    """The voice resampled for an aac stream, in its frames; in stereo, the right channel is a little quieter."""
+    layout = stream.layout.name
+    channels = sound[None] if layout == "mono" else np.stack([sound, 0.8 * sound])  # (channels, samples)
+    whole = av.AudioFrame.from_ndarray(channels, format="fltp", layout=layout)
+    whole.sample_rate, whole.pts = voice.SAMPLE_RATE, 0
+    resampler = av.AudioResampler(format="fltp", layout=layout, rate=stream.rate, frame_size=1024)
+    return [*resampler.resample(whole), *resampler.resample(None)]
+
+
+def _tsv(some: list[Row]) -> str:
+    lines = ["season\tepisode\tclip\ttext\tlabel"]
+    lines += ["\t".join((row.season, row.episode, row.clip, row.text, row.scene.intent)) for row in some]
+    return "\n".join(lines) + "\n"
+
+
+def _reference(row: Row) -> dict:
+    return {"key": row.key, "intent": row.scene.intent, "rationale": row.rationale, "cues": row.scene.cues}
+
+
+def _write_text(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".tmp")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,274 @@
+"""The demo world: its ceilings are exact, its texts and rationales keep their promises, its files are real."""
+
+import csv
+import itertools
+import json
+import re
+from collections import Counter
+
+import av
+import numpy as np
+import pytest
+
+from imagebind_llm.config import DemoWorldSettings
+from imagebind_llm.demo_world import cues, face, phrases, texts, voice, write
+from imagebind_llm.labels import DEMO
+from imagebind_llm.media import load_clip
+
+SMALL = {"train": 24, "dev": 8, "test": 12}
+FULL = {"train": 600, "dev": 200, "test": 400}
+
+
+@pytest.fixture(scope="module")
+def full_rows():
+    return write.rows(0, FULL)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("world")
+    write.write_world(DemoWorldSettings(str(root), workers=2, **SMALL))
+    return root
+
+
+def read_tsv(path):
+    with open(path, encoding="utf-8") as lines:
+        return list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+# --- the table and its ceilings
+
+
+def test_every_intent_has_a_typical_value_of_every_variable():
+    assert set(cues.TYPICAL) == set(DEMO.labels)
+    for intent, variable in itertools.product(cues.TYPICAL, cues.VALUES):
+        assert cues.TYPICAL[intent][variable] in cues.VALUES[variable]
+    np.testing.assert_allclose(cues.PRIOR.sum(), 1)
+
+
+@pytest.mark.parametrize("modalities", cues.subsets(), ids="+".join)
+def test_bayes_accuracy_is_what_the_bayes_classifier_scores_on_drawn_scenes(modalities):
+    rng, n, hits = np.random.default_rng(7), 4000, 0
+    variables = [variable for name in modalities for variable in cues.CUES_OF[name]]
+    for _ in range(n):
+        scene = cues.draw_scene(rng)
+        known = {"family": scene.family} | scene.cues
+        guess = cues.posterior({variable: known[variable] for variable in variables}).argmax()
+        hits += cues.INTENTS[guess] == scene.intent
+    expected = cues.bayes_accuracy(modalities)
+    assert abs(hits / n - expected) < 4 * np.sqrt(expected * (1 - expected) / n)
+
+
+def test_ceilings_make_every_modality_needed():
+    accuracy = {subset: cues.bayes_accuracy(subset) for subset in cues.subsets()}
+    assert 0.4 < accuracy["text",] < 0.6
+    assert accuracy["text", "audio", "vision"] > 0.95
+    for pair in itertools.combinations(("text", "audio", "vision"), 2):
+        assert accuracy[pair] < accuracy["text", "audio", "vision"] - 0.03
+        assert all(accuracy[pair] > accuracy[name,] + 0.15 for name in pair)
+    assert max(cues.variables_accuracy([name]) for name in cues.CUES) < 0.3
+
+
+def test_bayes_accuracy_of_a_world_worked_out_by_hand(monkeypatch):
+    # intents 3:1, a cue that is right in 80 %: best = max(.75*.8, .25*.2) + max(.75*.2, .25*.8) = .6 + .2
+    monkeypatch.setattr(cues, "PRIOR", np.array([0.75, 0.25]))
+    monkeypatch.setattr(cues, "INTENTS", ("a", "b"))
+    monkeypatch.setattr(cues, "likelihood", lambda name: np.array([[0.8, 0.2], [0.2, 0.8]]))
+    assert cues.variables_accuracy(["any"]) == pytest.approx(0.6 + 0.2)
+
+
+# --- words
+
+
+def test_texts_of_a_split_occur_in_no_other_and_test_words_all_occur_in_train(full_rows):
+    said = {split: {row.text for row in full_rows if row.split == split} for split in FULL}
+    assert not said["train"] & said["test"] and not said["dev"] & said["test"] and not said["train"] & said["dev"]
+    words = {split: {word for text in said[split] for word in text.split()} for split in FULL}
+    assert words["test"] <= words["train"]
+    assert all(text == text.lower() and "\t" not in text for texts_ in said.values() for text in texts_)
+    assert len(said["train"]) > 450
+
+
+def test_every_family_has_sentences_for_every_split():
+    for family, split in itertools.product(cues.FAMILIES, FULL):
+        assert len(texts.pool(family, split)) > 20
+    assert set(texts.TEMPLATES) == set(cues.FAMILIES) == set(phrases.GISTS)
+
+
+def test_no_sentence_belongs_to_two_families():
+    everything = [set(texts.pool(family, "train")) for family in cues.FAMILIES]
+    assert sum(map(len, everything)) == len(set.union(*everything))
+
+
+def test_no_phrase_contains_another():
+    owned = [phrase for table in phrases.PHRASES.values() for values in table.values() for phrase in values]
+    assert all(a == b or not re.search(rf"\b{b}\b", a) for a, b in itertools.product(owned, owned))
+    assert {cue: tuple(table) for cue, table in phrases.PHRASES.items()} == cues.CUES
+
+
+def test_cues_in_reads_back_what_rationales_and_captions_claim(full_rows):
+    rng = np.random.default_rng(0)
+    for row in full_rows:
+        assert phrases.cues_in(row.rationale) == phrases.deciding_cues(row.scene)
+        assert phrases.cues_in(phrases.caption(row.scene.cues, rng)) == row.scene.cues
+    assert phrases.cues_in("A broad smile, then an angry frown.") == {"expression": "smile"}
+    assert phrases.cues_in("a broad smiles") == {}
+
+
+def test_rationales_are_short_and_name_the_intent_once_at_the_end(full_rows):
+    label = re.compile(r"\b(" + "|".join(DEMO.labels) + r")\b", re.IGNORECASE)
+    for row in full_rows:
+        assert 20 <= len(row.rationale.split()) <= 60
+        assert label.findall(row.rationale) == [row.scene.intent.lower()]
+        assert row.rationale.endswith(f"{row.scene.intent.lower()}.")
+    templates = {re.sub(r"\W.*", "", row.rationale) for row in full_rows}
+    assert templates == {"The", "We", "There", "Looking"}
+
+
+def test_named_cues_speak_for_the_intent(full_rows):
+    scores = [phrases.evidence(row.scene)[cue] for row in full_rows for cue in phrases.deciding_cues(row.scene)]
+    assert np.mean(np.array(scores) > 0) > 0.97
+
+
+# --- draws
+
+
+def test_rows_depend_on_seed_split_and_index_only(full_rows):
+    few = write.rows(0, SMALL)
+    for row in few:
+        twin = next(other for other in full_rows if other.key == row.key)
+        assert twin.scene == row.scene and (row.split != "train" or twin == row)
+    assert [row.scene for row in write.rows(1, SMALL)] != [row.scene for row in few]
+
+
+def test_episodes_belong_to_one_split(full_rows):
+    owners = {(row.season, row.episode): row.split for row in full_rows}
+    assert all(owners[row.season, row.episode] == row.split for row in full_rows)
+    assert len({row.key for row in full_rows}) == len(full_rows)
+
+
+# --- pictures and sound
+
+
+@pytest.mark.parametrize("cue", cues.VISUAL)
+def test_each_value_of_a_visual_cue_changes_the_centre_square(cue):
+    look = face.draw_look(np.random.default_rng(3))
+    typical = dict(cues.TYPICAL["Inform"])
+    drawn = [np.array(face.frame(typical | {cue: v}, look, (320, 240), 0))[:, 40:280].astype(float) for v in cues.CUES[cue]]
+    for a, b in itertools.combinations(drawn, 2):
+        assert (np.abs(a - b).max(axis=2) > 40).sum() > 60  # pixels that plainly differ
+
+
+def test_idle_motion_is_small_against_a_cue():
+    look, typical = face.draw_look(np.random.default_rng(4)), dict(cues.TYPICAL["Thank"])
+    still = [np.array(face.frame(typical, look, (240, 240), phase)).astype(float) for phase in range(face.PHASES)]
+    other = np.array(face.frame(typical | {"head": "raised"}, look, (240, 240), 0)).astype(float)
+    moved = max(np.abs(still[0] - picture).mean() for picture in still[1:])
+    assert 0 < moved < 0.5 * np.abs(still[0] - other).mean()
+
+
+def voiced(**changed):
+    heard = {cue: cues.TYPICAL["Inform"][cue] for cue in cues.VOCAL} | changed
+    return voice.speak(heard, 2.0, np.random.default_rng(5))
+
+
+def test_louder_voices_have_more_power():
+    power = [np.mean(voiced(loudness=level) ** 2) for level in ("soft", "normal", "loud")]
+    assert power[0] * 5 < power[1] and power[1] * 5 < power[2]
+
+
+def test_rate_is_syllables_per_second():
+    def syllables(rate):
+        envelope = np.convolve(np.abs(voiced(rate=rate)), np.ones(640) / 640, "same")
+        on = envelope > 0.3 * envelope.max()
+        return int(np.sum(on[1:] & ~on[:-1]))
+
+    for rate, per_s in voice.SYLLABLES_PER_S.items():
+        assert abs(syllables(rate) - 2 * per_s) <= 0.25 * 2 * per_s
+
+
+def test_pitch_glides_the_way_the_cue_says():
+    for contour, sign in (("rising", 1), ("falling", -1), ("flat", 0)):
+        heard = {cue: cues.TYPICAL["Inform"][cue] for cue in cues.VOCAL} | {"pitch": contour}
+        sound = voice._syllable(heard, 6400, 150.0, 1.0, np.random.default_rng(6))
+
+        def pitch(part):
+            spectrum = np.abs(np.fft.rfft(part * np.hanning(len(part)), 16000))
+            return 80 + spectrum[80:240].argmax()  # Hz of the first harmonic
+
+        assert np.sign(round((pitch(sound[4800:]) - pitch(sound[:1600])) / 15)) == sign
+
+
+def test_breath_fills_the_gaps_between_harmonics():
+    def gap(quality):
+        spectrum = np.abs(np.fft.rfft(voiced(**{"voice quality": quality}))) ** 2
+        return spectrum[12000:14000].sum() / spectrum.sum()  # 6-7 kHz, above the last harmonic
+
+    assert gap("breathy") > 20 * gap("clear")
+
+
+# --- files
+
+
+def test_the_folder_has_mintrecs_layout(world):
+    for split, count in SMALL.items():
+        table = read_tsv(world / f"{split}.tsv")
+        assert len(table) == count and list(table[0]) == ["season", "episode", "clip", "text", "label"]
+        for row in table:
+            assert row["label"] in DEMO.labels
+            assert (world / "raw_data" / row["season"] / row["episode"] / f"{row['clip']}.mp4").is_file()
+    references = [json.loads(line) for line in (world / "rationales.jsonl").read_text().splitlines()]
+    assert [list(row) for row in references] == [["key", "intent", "rationale", "cues"]] * sum(SMALL.values())
+    assert not list(world.rglob("*.tmp"))
+
+
+def test_clips_are_h264_and_aac_of_varied_shape_that_the_front_end_reads(world):
+    kinds: dict[str, Counter] = {name: Counter() for name in ("size", "rate", "sound", "layout")}
+    for path in world.rglob("*.mp4"):
+        with av.open(str(path)) as container:
+            video, audio = container.streams.video[0], container.streams.audio[0]
+            assert (video.codec_context.name, audio.codec_context.name) == ("h264", "aac")
+            assert 0.7 < container.duration / 1e6 < 6.2
+            shape = np.sign(video.width - video.height)
+            for name, value in zip(kinds, (shape, video.average_rate, audio.rate, audio.layout.name), strict=True):
+                kinds[name][value] += 1
+    assert set(kinds["size"]) == {-1, 0, 1} and len(kinds["rate"]) > 3 and len(kinds["sound"]) == 4
+    assert set(kinds["layout"]) == {"mono", "stereo"}
+    for path in itertools.islice(world.rglob("*.mp4"), 6):
+        windows = load_clip(path, ("vision", "audio"))
+        assert windows["vision"].inputs.shape[1:] == (3, 2, 224, 224) and windows["audio"].inputs.shape[1:] == (1, 128, 204)
+
+
+def test_the_same_seed_makes_the_same_bytes(world, tmp_path):
+    row = write.rows(0, SMALL)[3]
+    write.write_clip(tmp_path / "again.mp4", row, seed=0)
+    assert (tmp_path / "again.mp4").read_bytes() == (world / row.path).read_bytes()
+
+
+def test_an_interrupted_run_makes_what_is_missing_and_touches_nothing_else(world):
+    made = write.rows(0, SMALL)
+    lost, kept = world / made[5].path, world / made[6].path
+    before, stamp = lost.read_bytes(), kept.stat().st_mtime_ns
+    lost.unlink()
+    write.write_world(DemoWorldSettings(str(world), workers=1, **SMALL))
+    assert lost.read_bytes() == before and kept.stat().st_mtime_ns == stamp
+
+
+def test_another_seed_in_the_same_folder_is_refused_with_what_to_type(world):
+    with pytest.raises(write.DemoWorldError, match=r"--output_dir.*rm -r"):
+        write.write_world(DemoWorldSettings(str(world), seed=1, **SMALL))
+
+
+def test_an_empty_split_is_refused(tmp_path):
+    with pytest.raises(write.DemoWorldError, match="--train 600"):
+        write.write_world(DemoWorldSettings(str(tmp_path), train=4, dev=0, test=4))
+
+
+def test_a_clip_that_cannot_be_finished_leaves_nothing(tmp_path, monkeypatch):
+    def broken(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(write, "_sound_frames", broken)
+    with pytest.raises(OSError, match="disk full"):
+        write.write_clip(tmp_path / "x.mp4", write.rows(0, SMALL)[0], seed=0)
+    assert not list(tmp_path.iterdir())
