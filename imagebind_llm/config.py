@@ -215,3 +215,7 @@ class BridgeConfig:
     embedding_width: int = EMBEDDING_WIDTH
     fusion: str = "separate"
     legacy: bool = False  # ImageBind-LLM's first release: LayerNorm and biases
+
+
+# The names that --model takes, by the sizes they stand for; "auto" takes any LLaMA with the sizes of its own files.
+LLAMA_PRESETS = {"Llama7B_adapter": LlamaConfig(4096, 32, 32, 32, 11008, 32000)}

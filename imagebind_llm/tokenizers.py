@@ -210,7 +210,7 @@ def load_tokenizer(path: str | Path) -> LlamaTokenizer:
     if found is None:
         where = path if path.is_dir() else path.parent
         raise TokenizerError(
-            f"{path}: no tokenizer; expected tokenizer.model or tokenizer.json in {where} or {where.parent}; "
+            f"no tokenizer: expected {where}/tokenizer.model or tokenizer.json (Meta's also one folder up), found neither; "
             "copy it there from where the weights came from"
         )
     readers = {".gguf": _from_gguf, ".json": _from_json, ".model": _from_model}
@@ -222,7 +222,8 @@ def find_tokenizer(path: Path) -> Path | None:
     if path.is_file() and path.suffix in (".gguf", ".json", ".model"):
         return path
     folder = path if path.is_dir() else path.parent
-    candidates = [place / name for place in (folder, folder.parent) for name in ("tokenizer.json", "tokenizer.model")]
+    places = [folder, folder.parent] if (folder / "params.json").is_file() else [folder]  # Meta: beside the sizes 7B, 13B
+    candidates = [place / name for place in places for name in ("tokenizer.json", "tokenizer.model")]
     return next((file for file in candidates if file.is_file()), None)
 
 

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from imagebind_llm.config import LlamaConfig
+from imagebind_llm.weights.adapter import open_adapter
 from imagebind_llm.weights.files import WeightsError
 from imagebind_llm.weights.gguf import open_gguf, smollm2_path
 from imagebind_llm.weights.huggingface import is_huggingface_folder, open_huggingface
 from imagebind_llm.weights.llama_checkpoint import LlamaCheckpoint, expected_shapes
 from imagebind_llm.weights.meta import is_meta_folder, open_meta
 
-__all__ = ["WeightsError", "load_llama", "open_llama", "smollm2_path"]
+__all__ = ["WeightsError", "load_llama", "open_adapter", "open_llama", "smollm2_path"]
 
 
 def open_llama(path: str | Path, size: str | None = None) -> LlamaCheckpoint:

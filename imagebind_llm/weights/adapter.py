@@ -5,13 +5,16 @@ or the other way round, is an error. Both were trained on prompts that are not n
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from imagebind_llm.config import BridgeConfig, PromptConfig
+from imagebind_llm.config import BridgeConfig, LlamaConfig, PromptConfig
 from imagebind_llm.weights.files import TensorFile, WeightsError, listed
+from imagebind_llm.weights.llama_checkpoint import Shape
 
 BRIDGE = "image_bind_"
 GATE = re.compile(r"llama\.layers\.(\d+)\.attention\.gate")
@@ -22,48 +25,57 @@ DROPPED = "prefix_projector_norm."  # left over from an older ImageBind-LLM, unu
 
 @dataclass(frozen=True)
 class Adapter:
-    """The settings of a released adapter and its parameters under the names of ITSL (model.py)."""
+    """A released adapter, checked but not read: its settings, and where ITSL's parameter names are in the file."""
 
     format: str  # "ImageBind-LLM adapter" or "LLaMA-Adapter v1"
     n_layers: int  # of the LLaMA it was made for
     dim: int
     prompts: PromptConfig
     bridge: BridgeConfig | None
-    tensors: dict[str, Tensor]
+    file: TensorFile
+    names: dict[str, str]  # ITSL's name -> the file's
+
+    def check_fits(self, llama: LlamaConfig) -> None:
+        """Raise WeightsError unless it was made for a LLaMA of this depth and width."""
+        if (llama.n_layers, llama.dim) != (self.n_layers, self.dim):
+            raise WeightsError(
+                f"{self.file.path}: made for a LLaMA of {self.n_layers} layers and width {self.dim}, this one has "
+                f"{llama.n_layers} and {llama.dim}; use the LLaMA that the adapter was trained on"
+            )
+
+    def read(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """The parameters under ITSL's names. Norms of the decoder are among them if the adapter trained them."""
+        return {ours: self.file.read(theirs).to(dtype, copy=True) for ours, theirs in self.names.items()}
 
 
-def is_adapter(names) -> bool:
+def is_adapter(names: Iterable[str]) -> bool:
     """Whether these tensor names are those of an adapter."""
     return bool({"prefix_query.weight", "adapter_query.weight"} & set(names))
 
 
-def read_adapter(path: str | Path, adapter_layer: int | None = None) -> Adapter:
-    """Read an adapter file, strictly. Raises WeightsError.
+def open_adapter(path: str | Path, adapter_layer: int | None = None) -> Adapter:
+    """Recognise an adapter file and check its names strictly. Raises WeightsError.
 
     `adapter_layer` says in how many layers a v1 adapter has prompts; only needed where its gates don't show it.
     """
     file = TensorFile(path)
     if not is_adapter(file.shapes):
-        raise WeightsError(
-            f"{path}: expected prefix_query.weight or adapter_query.weight, got {listed(file.shapes)}; not an adapter"
-        )
-    tensors = {_our_name(name): file.read(name).clone() for name in file.shapes if not name.startswith(DROPPED)}
-    n_layers = _n_layers(file.path, tensors)
-    rows, dim = tensors["prefix_query.weight"].shape
-    is_v1 = "adapter_query.weight" in file.shapes
-    if is_v1:
-        adapter_layer = adapter_layer or _prompted_layers(file.path, tensors, n_layers)
-        if rows % adapter_layer:
-            raise WeightsError(
-                f"{path}: {rows} prompts don't divide over {adapter_layer} layers; pass the right --adapter_layer"
-            )
-        prompts = PromptConfig(adapter_layer, rows // adapter_layer, normalise_prefix=False)
-        bridge = None
+        raise WeightsError(f"{path}: not an adapter: expected prefix_query or adapter_query, got {listed(file.shapes)}")
+    names = {_our_name(name): name for name in file.shapes if not name.startswith(DROPPED)}
+    shapes = {ours: file.shapes[theirs] for ours, theirs in names.items()}
+    n_layers = _n_layers(file.path, names)
+    rows, dim = shapes["prefix_query.weight"]
+    if "adapter_query.weight" in file.shapes:
+        layers = adapter_layer or _prompted_layers(file, names, n_layers)
+        if rows % layers:
+            raise WeightsError(f"{path}: {rows} prompts do not divide over {layers} layers; pass the right --adapter_layer")
+        kind, prompts, bridge = "LLaMA-Adapter v1", PromptConfig(layers, rows // layers, normalise_prefix=False), None
     else:
-        prompts = PromptConfig(rows, 1, False, _lora_rank(tensors), "llama.layers.0.attention.wq.bias" in tensors)
-        bridge = _bridge(file.path, tensors)
-    _check_names(file.path, set(tensors), n_layers, prompts, bridge)
-    return Adapter("LLaMA-Adapter v1" if is_v1 else "ImageBind-LLM adapter", n_layers, dim, prompts, bridge, tensors)
+        rank = shapes.get("llama.layers.0.attention.lora_wq_l1.weight", (0,))[0]
+        kind, bridge = "ImageBind-LLM adapter", _bridge(file.path, shapes)
+        prompts = PromptConfig(rows, 1, False, rank, "llama.layers.0.attention.wq.bias" in names)
+    _check_names(file.path, set(names), n_layers, prompts, bridge)
+    return Adapter(kind, n_layers, dim, prompts, bridge, file, names)
 
 
 def _our_name(name: str) -> str:
@@ -75,36 +87,27 @@ def _our_name(name: str) -> str:
     return f"llama.{name}" if name.startswith("layers.") else name
 
 
-def _n_layers(path: Path, tensors: dict[str, Tensor]) -> int:
-    layers = [int(found[1]) for name in tensors if (found := GATE.fullmatch(name))]
+def _n_layers(path: Path, names: Iterable[str]) -> int:
+    layers = [int(found[1]) for name in names if (found := GATE.fullmatch(name))]
     if not layers:
         raise WeightsError(f"{path}: an adapter without gates has no effect; the file is incomplete: download it again")
     return max(layers) + 1
 
 
-def _prompted_layers(path: Path, tensors: dict[str, Tensor], n_layers: int) -> int:
+def _prompted_layers(file: TensorFile, names: dict[str, str], n_layers: int) -> int:
     """A layer without prompts keeps its gate at exactly 0."""
-    opened = [i for i in range(n_layers) if f"llama.layers.{i}.attention.gate" in tensors and _gate(tensors, i).any()]
+    gates = {i: names.get(f"llama.layers.{i}.attention.gate") for i in range(n_layers)}
+    opened = [i for i, name in gates.items() if name and file.read(name).any()]
     if not opened:
-        raise WeightsError(f"{path}: all gates are 0, so the prompted layers can't be counted; pass --adapter_layer (30 in v1)")
+        raise WeightsError(f"{file.path}: all gates are 0, so the prompted layers can't be told; pass --adapter_layer (v1: 30)")
     return n_layers - min(opened)
 
 
-def _gate(tensors: dict[str, Tensor], layer: int) -> Tensor:
-    return tensors[f"llama.layers.{layer}.attention.gate"]
-
-
-def _lora_rank(tensors: dict[str, Tensor]) -> int:
-    first = tensors.get("llama.layers.0.attention.lora_wq_l1.weight")
-    return 0 if first is None else first.shape[0]
-
-
-def _bridge(path: Path, tensors: dict[str, Tensor]) -> BridgeConfig:
-    projection, first = tensors.get("bridge.image_bind_proj.weight"), tensors.get("bridge.image_bind_f1_1.weight")
+def _bridge(path: Path, shapes: dict[str, Shape]) -> BridgeConfig:
+    projection, first = shapes.get("bridge.image_bind_proj.weight"), shapes.get("bridge.image_bind_f1_1.weight")
     if projection is None or first is None:
         raise WeightsError(f"{path}: lacks image_bind_proj or image_bind_f1_1; the adapter is incomplete: download it again")
-    legacy = "bridge.image_bind_norm_1.bias" in tensors
-    return BridgeConfig(first.shape[0], projection.shape[1], fusion="average", legacy=legacy)
+    return BridgeConfig(first[0], projection[1], fusion="average", legacy="bridge.image_bind_norm_1.bias" in shapes)
 
 
 def _check_names(path: Path, found: set[str], n_layers: int, prompts: PromptConfig, bridge: BridgeConfig | None) -> None:

@@ -168,9 +168,7 @@ def _check_count(folder: Path, dim: int, shapes: dict[str, Shape], n_shards: int
     """The pieces must add up to the width of params.json: otherwise shards are missing, or of another model."""
     rows = shapes.get("layers.0.attention.wq.weight", (0,))[0]
     if 0 < rows < dim and dim % rows == 0:
-        raise WeightsError(
-            f"{folder}: shards are missing: found {n_shards} of {n_shards * dim // rows}; download the rest"
-        )
+        raise WeightsError(f"{folder}: shards are missing: found {n_shards} of {n_shards * dim // rows}; download the rest")
     if rows != dim:
         raise WeightsError(f"{folder}: params.json says width {dim}, the shards have {rows}; they are of different models")
 
