@@ -28,6 +28,7 @@ from torch import Tensor
 from .config import MODALITIES
 
 FORMAT = 1
+FIRST_FLUSH_S = 0.25
 OPEN_SHARDS = 32  # file handles a reader keeps
 
 
@@ -85,7 +86,8 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 class StoreWriter:
-    """Appends rows to a store; rows become durable when a shard is full, `flush_s` seconds have passed, or on exit.
+    """Appends rows to a store; they become durable when a shard is full, on exit, and from time to time in between: after
+    a quarter second at first, then at growing distances up to `flush_s` seconds, so that neither short nor long runs lose much.
 
     Raises StoreError if the store's rows have another identity or another process is writing as the same writer.
     """
@@ -102,6 +104,7 @@ class StoreWriter:
         self._shards: list[str] = list(own["shards"])
         numbers = [int(Path(name).name.split("-")[0]) for manifest in existing.values() for name in manifest["shards"]]
         self._next = max(numbers, default=-1) + 1
+        self._flush_after = FIRST_FLUSH_S
         self._empty_buffer()
 
     def append(
@@ -116,8 +119,9 @@ class StoreWriter:
         self._present.append(present.bool().cpu())
         self._sources += sources
         self._failures += failures
-        if len(self._keys) >= self.shard_rows or time.monotonic() - self._last_flush > self.flush_s:
+        if len(self._keys) >= self.shard_rows or time.monotonic() - self._last_flush > self._flush_after:
             self.flush()
+            self._flush_after = min(2 * self._flush_after, self.flush_s)
 
     def flush(self) -> None:
         """Make all rows so far durable."""
@@ -290,11 +294,14 @@ def _tupled(fields: dict) -> dict:
 
 
 def _locked(path: Path):
-    """An open file that holds an exclusive lock for as long as it is open."""
+    """An open file that holds an exclusive lock for as long as it is open.
+
+    A POSIX lock, which forked decoding processes do not inherit: they may outlive a killed run by seconds.
+    """
     file = open(path, "a")  # noqa: SIM115  (kept open: the lock lives as long as the file)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
         file.close()
         raise StoreError(f"{path.parent}: another run is writing here; wait for it or give another --output_dir") from error
     return file
