@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imagebind_llm.crops import (
+from .crops import (
     N_WINDOWS,
     PIXEL_MEAN,
     PIXEL_STD,
@@ -32,11 +32,11 @@ from imagebind_llm.crops import (
     spatial_crops,
     window_starts,
 )
-from imagebind_llm.mel import FRAME, SAMPLE_RATE, log_mel, resample
-from imagebind_llm.records import Windows
+from .mel import FRAME, SAMPLE_RATE, log_mel, resample
+from .records import Windows
 
 MIN_RATE, MAX_RATE = 1000, 768000  # Hz; anything else is a damaged header
-MAX_PIXELS = 2**27  # of one frame: four times 8K
+MAX_PIXELS, MAX_ASPECT = 2**26, 200  # of one frame: twice 8K; beyond either, memory runs out before anything is seen
 
 
 class MediaError(ValueError):
@@ -79,8 +79,8 @@ def _attempt(make):
         return MediaError(f"FFmpeg cannot decode it: {_reason(error)}")
 
 
-def _reason(error: av.FFmpegError) -> str:
-    return error.strerror or type(error).__name__
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _open(path: Path):
@@ -105,13 +105,13 @@ def _read(container, tracks: list["_Track"]) -> None:
         if any(track.needs_all_packets for track in tracks):
             packets = list(packets)
             for index, track in by_index.items():
-                track.measure([packet for packet in packets if packet.stream_index == index and packet.size])
+                track.measure([packet for packet in packets if packet.stream.index == index and packet.size])
         for packet in packets:
             if packet.pts is not None and packet.time_base:
                 end = max(end, (packet.pts + (packet.duration or 0)) * packet.time_base)
-            if packet.stream_index in by_index:
-                by_index[packet.stream_index].feed(packet)
-    except av.FFmpegError as error:
+            if packet.stream.index in by_index:  # (`stream_index` of the empty packets at the end is not set)
+                by_index[packet.stream.index].feed(packet)
+    except (av.FFmpegError, IndexError) as error:  # IndexError: PyAV at a stream that appears midway, as damage makes them
         for track in tracks:
             track.error = track.error or MediaError(f"the file cannot be read to its end: {_reason(error)}")
     for track in tracks:
@@ -285,6 +285,8 @@ def picture_windows(pairs: list[tuple]) -> Windows:
     if len({(frame.width, frame.height) for frame in frames.values()}) > 1:
         raise MediaError("the picture size changes within the clip")
     frame = next(iter(frames.values()))
+    if max(frame.width, frame.height) > MAX_ASPECT * min(frame.width, frame.height):
+        raise MediaError(f"a picture of {frame.width} x {frame.height}: a side more than {MAX_ASPECT} times the other")
     offsets = Counter(crop_offsets(frame.height, frame.width))
     crops = {
         pts: spatial_crops(torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1), list(offsets))
