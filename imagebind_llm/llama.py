@@ -23,6 +23,7 @@ from imagebind_llm.config import LlamaConfig, PromptConfig, RopeScaling
 from imagebind_llm.fused import rms_norm, swiglu
 
 PREFIX_EPS = 1e-6
+Device = torch.device | str | None
 
 
 class ContextError(ValueError):
@@ -98,11 +99,16 @@ class PromptKV:
 class Adapted(nn.Module):
     """Frozen linear maps with ImageBind-LLM's optional bias and low-rank term, under its names."""
 
+    def __init__(self, device: Device = None):
+        super().__init__()
+        self._made_on = device
+
     def add(self, name: str, n_in: int, n_out: int, lora_rank: int, bias: bool = False) -> None:
         """A map `name` (n_in -> n_out); its LoRA pair starts as the zero map."""
-        setattr(self, name, nn.Linear(n_in, n_out, bias=bias))
+        frozen = nn.Linear(n_in, n_out, bias=False, device=self._made_on)
         if bias:
-            nn.init.zeros_(getattr(self, name).bias)
+            frozen.bias = nn.Parameter(torch.zeros(n_out))
+        setattr(self, name, frozen)
         if lora_rank:
             setattr(self, f"lora_{name}_l1", nn.Linear(n_in, lora_rank, bias=False))
             setattr(self, f"lora_{name}_l2", nn.Linear(lora_rank, n_out, bias=False))
@@ -137,8 +143,8 @@ class Attention(Adapted):
     wk: nn.Linear
     wv: nn.Linear
 
-    def __init__(self, config: LlamaConfig, prompts: PromptConfig | None):
-        super().__init__()
+    def __init__(self, config: LlamaConfig, prompts: PromptConfig | None, device: Device = None):
+        super().__init__(device)
         self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.dim // config.n_heads
         rank, bias = (prompts.lora_rank, prompts.bias) if prompts else (0, False)
         kv_dim = self.n_kv_heads * self.head_dim
@@ -199,8 +205,8 @@ class Attention(Adapted):
 class FeedForward(Adapted):
     """SwiGLU: w2(silu(w1 x) * w3 x)."""
 
-    def __init__(self, config: LlamaConfig, prompts: PromptConfig | None):
-        super().__init__()
+    def __init__(self, config: LlamaConfig, prompts: PromptConfig | None, device: Device = None):
+        super().__init__(device)
         rank, bias = (prompts.lora_rank, prompts.bias) if prompts else (0, False)
         self.add("w1", config.dim, config.hidden_dim, rank, bias)
         self.add("w2", config.hidden_dim, config.dim, rank, bias)
@@ -213,10 +219,10 @@ class FeedForward(Adapted):
 class Block(nn.Module):
     """One decoder layer: h = x + attention(norm x); h + feed_forward(norm h)."""
 
-    def __init__(self, config: LlamaConfig, prompts: PromptConfig | None):
+    def __init__(self, config: LlamaConfig, prompts: PromptConfig | None, device: Device = None):
         super().__init__()
-        self.attention = Attention(config, prompts)
-        self.feed_forward = FeedForward(config, prompts)
+        self.attention = Attention(config, prompts, device)
+        self.feed_forward = FeedForward(config, prompts, device)
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
 
@@ -232,7 +238,8 @@ class Block(nn.Module):
 class Llama(nn.Module):
     """The decoder. With `prompts`, every layer has a gate and the top `adapter_layer` of them read prompt vectors."""
 
-    def __init__(self, config: LlamaConfig, prompts: PromptConfig | None = None):
+    def __init__(self, config: LlamaConfig, prompts: PromptConfig | None = None, device: Device = None):
+        """`device`: where the frozen matrices are made, "meta" if a checkpoint's will be assigned (weights.assign)."""
         super().__init__()
         if prompts and not 0 < prompts.adapter_layer <= config.n_layers:
             raise ValueError(
@@ -240,11 +247,11 @@ class Llama(nn.Module):
                 f"pass --adapter_layer 1 to {config.n_layers}"
             )
         self.config = config
-        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
-        self.layers = nn.ModuleList(Block(config, prompts) for _ in range(config.n_layers))
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim, device=device)
+        self.layers = nn.ModuleList(Block(config, prompts, device) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         if not config.tied:
-            self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+            self.output = nn.Linear(config.dim, config.vocab_size, bias=False, device=device)
 
     @property
     def output_weight(self) -> Tensor:

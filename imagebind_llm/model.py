@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from imagebind_llm.bridge import Bridge
 from imagebind_llm.config import MODALITIES, BridgeConfig, LlamaConfig, PromptConfig
-from imagebind_llm.llama import Llama, Prompts
+from imagebind_llm.llama import Device, Llama, Prompts
 from imagebind_llm.losses import token_logp
 from imagebind_llm.records import IGNORE, Batch, Output
 
@@ -26,12 +26,13 @@ TRAINABLE = ("prompts", "lora", "all")
 class ITSL(nn.Module):
     """The whole model; all parameters are frozen until `train_only` says otherwise. Without a bridge: text only."""
 
-    def __init__(self, llama: LlamaConfig, prompts: PromptConfig, bridge: BridgeConfig | None = None):
+    def __init__(self, llama: LlamaConfig, prompts: PromptConfig, bridge: BridgeConfig | None = None, device: Device = None):
+        """`device`: where the frozen matrices of the LLaMA are made, "meta" if a checkpoint's will be assigned."""
         super().__init__()
         if prompts.adapter_len < 1:
             raise ValueError(f"adapter_len {prompts.adapter_len}: at least 1 prompt per layer is needed")
         self.prompt_config = prompts
-        self.llama = Llama(llama, prompts)
+        self.llama = Llama(llama, prompts, device)
         std = 0.02 if prompts.normalise_prefix else 1.0
         self.prefix_query = _queries(prompts.adapter_layer * prompts.adapter_len, llama.dim, std)
         self.bridge = Bridge(bridge, llama.dim) if bridge else None
