@@ -154,6 +154,21 @@ class DemoWorldSettings:
     workers: int = flag(0, "processes that make clips; 0: one for each core")
 
 
+@dataclass(frozen=True)
+class TrainEncoderSettings:
+    """What data/demo/train_encoder.py takes."""
+
+    output_dir: str = flag("checkpoints", "imagebind_tiny.safetensors goes here")
+    seed: int = flag(0, "of weights, drawn speakers and captions")
+    steps: int = flag(1800, "optimizer steps")
+    batch_size: int = flag(64, "speakers seen, and as many heard, in a step")
+    lr: float = flag(1e-3, "peak learning rate, after a warm-up, falling along a half cosine")
+    num_workers: int = flag(1, "processes that draw and voice ahead of the training")
+    evaluate: bool = flag(False, "train nothing: measure the weights that are there on --data_path")
+    data_path: str = flag("data/demo/clips", "the demo world to measure on; made first if it is not there")
+    emb_path: str = flag("runs/demo/emb", "the embedding store of that world; made first if it is not there")
+
+
 # --- The LLaMA family -------------------------------------------------------------------------------------------------
 
 
@@ -219,3 +234,16 @@ class BridgeConfig:
 
 # The names that --model takes, by the sizes they stand for; "auto" takes any LLaMA with the sizes of its own files.
 LLAMA_PRESETS = {"Llama7B_adapter": LlamaConfig(4096, 32, 32, 32, 11008, 32000)}
+
+
+@dataclass(frozen=True)
+class GenerateSettings:
+    """What `python -m imagebind_llm.generate` takes."""
+
+    instruction: str = flag(help="what to ask")
+    llama_model_path: str = flag("", "a LLaMA: Meta or Hugging Face folder or .gguf; if not given, SmolLM2 from `make setup`")
+    max_new_tokens: int = flag(128, "stop after this many, if the model has not")
+    temperature: float = flag(0.0, "0: always the likeliest token")
+    top_p: float = flag(0.75, "draw from the smallest set of tokens that holds this probability")
+    seed: int = flag(0, "of the drawing")
+    dtype: str = flag("float32", "bfloat16 halves the memory", ("float32", "bfloat16"))

@@ -4,15 +4,20 @@ Rows with prompts of unequal length are padded on the right. The answer's column
 for every row, while each row counts its own positions and never sees its padding: a row in a batch equals the row alone.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from imagebind_llm.llama import KVCache, check_context
+from imagebind_llm.config import GenerateSettings, PromptConfig, parse
+from imagebind_llm.instructions import alpaca_prompt
+from imagebind_llm.llama import ContextError, KVCache, check_context
 from imagebind_llm.losses import token_logp
 from imagebind_llm.model import ITSL
+from imagebind_llm.tokenizers import TokenizerError, check_vocabulary, load_tokenizer
+from imagebind_llm.weights import WeightsError, assign, load_llama, smollm2_path
 
 Ids = Sequence[int]
 
@@ -167,3 +172,37 @@ def score_answers(
     hidden = rows.llama(tokens, cache=rows.cache, positions=rows.positions[:, None] + offset, mask=mask)
     logp = token_logp(hidden.flatten(0, 1), rows.llama.output_weight, targets).view(len(prompts), -1)  # (B,N)
     return scores.index_add(1, owner, logp)
+
+
+def answer(settings: GenerateSettings) -> str:
+    """Load a LLaMA and let it answer one instruction; its prompts' gates are shut, so it speaks for itself."""
+    path = settings.llama_model_path or smollm2_path()
+    tokenizer = load_tokenizer(path)
+    config, state = load_llama(path, getattr(torch, settings.dtype))
+    check_vocabulary(tokenizer, config.vocab_size)
+    model = ITSL(config, PromptConfig(adapter_layer=1, adapter_len=1), device="meta")
+    assign(model.llama, state)
+    text = tokenizer.chat(settings.instruction) if tokenizer.chat_template else alpaca_prompt(settings.instruction)
+    [[ids]] = generate(
+        model,
+        [tokenizer.encode(text, bos=True)],
+        settings.max_new_tokens,
+        tokenizer.eos_id,
+        sampling=Sampling(settings.temperature, settings.top_p),
+        generator=torch.Generator().manual_seed(settings.seed),
+    )
+    return tokenizer.decode(ids).strip()
+
+
+def main() -> int:
+    settings = parse(GenerateSettings, description="Ask a LLaMA something.")
+    try:
+        print(answer(settings))
+    except (WeightsError, TokenizerError, ContextError) as problem:
+        print(f"generate: {problem}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,17 +8,18 @@ a complete state dict with Meta's names. Whatever is wrong is a WeightsError; no
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from imagebind_llm.config import LlamaConfig
+from imagebind_llm.llama import Llama
 from imagebind_llm.weights.adapter import open_adapter
-from imagebind_llm.weights.files import WeightsError
+from imagebind_llm.weights.files import WeightsError, listed
 from imagebind_llm.weights.gguf import open_gguf, smollm2_path
 from imagebind_llm.weights.huggingface import is_huggingface_folder, open_huggingface
 from imagebind_llm.weights.llama_checkpoint import LlamaCheckpoint, expected_shapes
 from imagebind_llm.weights.meta import is_meta_folder, open_meta
 
-__all__ = ["WeightsError", "load_llama", "open_adapter", "open_llama", "smollm2_path"]
+__all__ = ["WeightsError", "assign", "load_decoder", "load_llama", "open_adapter", "open_llama", "smollm2_path"]
 
 
 def open_llama(path: str | Path, size: str | None = None) -> LlamaCheckpoint:
@@ -46,3 +47,34 @@ def load_llama(
         state[name] = torch.empty(shape, dtype=dtype, device=device)
         checkpoint.copy_into(name, state[name])
     return checkpoint.config, state
+
+
+def load_decoder(path: str | Path, dtype: torch.dtype, device: torch.device | str = "cpu", size: str | None = None) -> Llama:
+    """Read a LLaMA into a decoder without prompts, frozen."""
+    config, state = load_llama(path, dtype, device, size)
+    llama = Llama(config, device="meta")
+    assign(llama, state)
+    return llama.requires_grad_(False)
+
+
+def assign(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Make `tensors` the parameters of `module` without copying them: load_llama's of its `llama`, an adapter's of ITSL.
+
+    Every name must be one of the module's, of the same shape, and none of its parameters may be left without a value.
+    Otherwise WeightsError, and the module is as it was.
+    """
+    parameters = dict(module.named_parameters())
+    unknown = [name for name in tensors if name not in parameters]
+    other = [
+        f"{name} is {tuple(tensor.shape)}, expected {tuple(parameters[name].shape)}"
+        for name, tensor in tensors.items()
+        if name in parameters and parameters[name].shape != tensor.shape
+    ]
+    empty = [name for name, parameter in parameters.items() if parameter.is_meta and name not in tensors]
+    for problem, names in (("are unknown to it", unknown), ("have another shape", other), ("are missing", empty)):
+        if names:
+            raise WeightsError(
+                f"weights do not fit the model: {len(names)} {problem}: {listed(names)}; build the model with the sizes that "
+                "come with the weights"
+            )
+    module.load_state_dict(tensors, strict=False, assign=True)
