@@ -90,9 +90,11 @@ def test_merged_shards_equal_the_whole_with_grouped_queries(tmp_path, n_shards):
 
 def test_embedding_cut_along_the_vocabulary_is_merged_too(tmp_path):
     whole = random_meta_folder(tmp_path / "m", 2)
-    for i, half in enumerate(whole["tok_embeddings.weight"].chunk(2, 0)):
-        rewrite_shard(tmp_path / "m" / f"consolidated.{i:02d}.pth", lambda t, half=half: t.update({"tok_embeddings.weight": half.clone()}))
-    assert torch.equal(load_llama(tmp_path / "m", FLOAT)[1]["tok_embeddings.weight"], whole["tok_embeddings.weight"])
+    name = "tok_embeddings.weight"
+    for i, half in enumerate(whole[name].chunk(2, 0)):
+        file = tmp_path / "m" / f"consolidated.{i:02d}.pth"
+        rewrite_shard(file, lambda tensors, half=half: tensors.update({name: half.clone()}))
+    assert torch.equal(load_llama(tmp_path / "m", FLOAT)[1][name], whole[name])
 
 
 @pytest.mark.parametrize("name", ["rope.freqs", "layers.0.attention.inner_attention.rope.freqs"])
@@ -109,7 +111,7 @@ def test_of_several_models_the_named_one_is_taken(shards):
     random_meta_folder(shards.parent / "13B", 2)
     assert load_llama(shards.parent, FLOAT, size="13B")[0].dim == 64
     assert load_llama(shards.parent, FLOAT, size="7B")[0].dim == 32
-    with pytest.raises(WeightsError, match="several models.*13B, 7B"):
+    with pytest.raises(WeightsError, match=r"several models.*13B, 7B"):
         load_llama(shards.parent, FLOAT)
 
 
@@ -128,7 +130,9 @@ def test_folder_saved_by_transformers_gives_its_logits(tmp_path, kv_heads, tied,
     sizes = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 60}
     rope = {"rope_type": "default", "rope_theta": 250.0}
     theirs = LlamaForCausalLM(
-        TheirConfig(**sizes, num_key_value_heads=kv_heads, tie_word_embeddings=tied, rope_parameters=rope, initializer_range=0.3)
+        TheirConfig(
+            **sizes, num_key_value_heads=kv_heads, tie_word_embeddings=tied, rope_parameters=rope, initializer_range=0.3
+        )
     ).eval()
     theirs.save_pretrained(tmp_path, max_shard_size=shard_size)
     assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (shard_size == "20KB")
@@ -279,7 +283,7 @@ class Malicious:
 @pytest.mark.parametrize("new_format", [True, False])
 def test_pickle_that_wants_to_run_code_is_refused_and_does_not_run(tmp_path, new_format):
     torch.save({"x": Malicious(tmp_path / "ran")}, tmp_path / "bad.pth", _use_new_zipfile_serialization=new_format)
-    with pytest.raises(WeightsError, match="got a pickle that calls .*open; loading it could run code"):
+    with pytest.raises(WeightsError, match=r"got a pickle that calls .*open; loading it could run code"):
         TensorFile(tmp_path / "bad.pth")
     assert not (tmp_path / "ran").exists()
 
@@ -313,7 +317,7 @@ def test_file_that_is_no_checkpoint_is_refused(tmp_path, content, message):
 @pytest.mark.parametrize("content", [{"epoch": 3, "w": torch.ones(1)}, [torch.ones(1)], {"w": [torch.ones(1)]}])
 def test_checkpoint_with_other_things_than_tensors_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "x.pth")
-    with pytest.raises(WeightsError, match="expected (tensors only|a dict of tensors)"):
+    with pytest.raises(WeightsError, match=r"expected (tensors only|a dict of tensors)"):
         TensorFile(tmp_path / "x.pth")
 
 
