@@ -142,7 +142,7 @@ class _Track:
         self.stream = self._stream(container)
         format = container.format.name
         self.exact = ("mp4" in format and self.stream.frames > 0) or format == "wav"  # the header tells the stream's true end
-        self.announced = (self.stream.duration or 0) if self.exact or format == "avi" else 0
+        self.announced = (self.stream.duration or 0) if self.exact else 0
         self.start = self.stream.start_time or 0
         self.error: MediaError | None = None
         self.n_packets = self.n_expected = self.n_frames = self.end = 0
