@@ -88,16 +88,19 @@ def _our_name(name: str) -> str:
 
 
 def _n_layers(path: Path, names: Iterable[str]) -> int:
-    layers = [int(found[1]) for name in names if (found := GATE.fullmatch(name))]
+    layers = {int(found[1]) for name in names if (found := GATE.fullmatch(name))}
     if not layers:
         raise WeightsError(f"{path}: an adapter without gates has no effect; the file is incomplete: download it again")
+    if missing := sorted(set(range(max(layers))) - layers):
+        raise WeightsError(
+            f"{path}: lacks llama.layers.{missing[0]}.attention.gate; the adapter is incomplete: download it again"
+        )
     return max(layers) + 1
 
 
 def _prompted_layers(file: TensorFile, names: dict[str, str], n_layers: int) -> int:
     """A layer without prompts keeps its gate at exactly 0."""
-    gates = {i: names.get(f"llama.layers.{i}.attention.gate") for i in range(n_layers)}
-    opened = [i for i, name in gates.items() if name and file.read(name).any()]
+    opened = [i for i in range(n_layers) if file.read(names[f"llama.layers.{i}.attention.gate"]).any()]
     if not opened:
         raise WeightsError(f"{file.path}: all gates are 0, so the prompted layers can't be told; pass --adapter_layer (v1: 30)")
     return n_layers - min(opened)

@@ -74,7 +74,7 @@ def _llama(path: Path, checkpoint: LlamaCheckpoint) -> Report:
         "tokenizer": tokenizer,
         "fits": f"--model {preset or 'auto'}" + ("" if preset else f" (not {', '.join(LLAMA_PRESETS)}: other sizes)"),
     }
-    return Report(facts, problems, f"pass it to training: --model {preset or 'auto'} --llama_model_path {path}")
+    return Report(facts, problems, f"python -m imagebind_llm.generate --llama_model_path {path} --instruction 'Who are you?'")
 
 
 def _same_sizes(config: LlamaConfig, preset: LlamaConfig) -> bool:
@@ -110,7 +110,7 @@ def _imagebind(file: TensorFile) -> Report:
         return Report(facts | {"fits": f"no preset (nearest: {preset})"}, (str(problem),))
     facts["fits"] = f"--encoder {preset}"
     return Report(
-        facts, (), f"python avt_get_emb.py --encoder {preset} --encoder_weights {file.path} --data_path ... --output_dir ..."
+        facts, (), f"python avt_get_emb.py --encoder {preset} --encoder_weights {file.path} --data_path DATA --output_dir STORE"
     )
 
 
