@@ -2,8 +2,9 @@
 
 Written from the description of its behaviour (ImageBind, CVPR 2023, arXiv:2305.05665; our own notes on layouts). What
 differs from the public program is only how the same numbers are reached: attention goes through
-scaled_dot_product_attention without a mask tensor, video patches through one matrix product, the text tower stops at the
-last position that matters, and equal windows of a clip are encoded once (`encode_clips`).
+scaled_dot_product_attention without a mask tensor, matrix products on the CPU through oneDNN, video patches through one
+of them, the text tower stops at the last position that matters, and equal windows of a clip are encoded once
+(`encode_clips`).
 """
 
 import math
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ImageBindConfig, TowerConfig
+from .linear import linear
 
 LN_EPS = 1e-6  # trunk and heads; the stems' LayerNorms keep torch's default 1e-5
 MAX_SCALE = 100.0
@@ -35,13 +37,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, causal: bool) -> Tensor:
         """x (B,T,D) -> (B,T,D)."""
-        q, k, v = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+        q, k, v = linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
         if self.bias_k is not None and self.bias_v is not None:
             k = torch.cat([k, self.bias_k.expand(len(k), 1, -1)], dim=1)  # (B,T+1,D)
             v = torch.cat([v, self.bias_v.expand(len(v), 1, -1)], dim=1)  # (B,T+1,D)
         q, k, v = (t.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for t in (q, k, v))  # (B,H,T,K)
         out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)  # (B,H,T,K)
-        return self.out_proj(out.transpose(1, 2).flatten(2))  # (B,T,D)
+        return linear(out.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias)  # (B,T,D)
 
 
 class MLP(nn.Module):
@@ -51,7 +53,8 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(ratio * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        hidden = F.gelu(linear(x, self.fc1.weight, self.fc1.bias))  # (B,T,4D)
+        return linear(hidden, self.fc2.weight, self.fc2.bias)  # (B,T,D)
 
 
 class Block(nn.Module):
@@ -164,7 +167,7 @@ class VisionStem(nn.Module):
         x = x.unflatten(4, (-1, columns)).unflatten(3, (-1, rows))  # (B,3,2,h,rows,w,columns)
         x = x.permute(0, 3, 5, 1, 2, 4, 6).flatten(3).flatten(1, 2)  # (B,h*w,3*2*rows*columns)
         # kernel = stride, so the convolution is a matrix product over flattened patches
-        tokens = F.linear(x, self.rgbt_stem.proj[1].weight.flatten(1))  # (B,h*w,D)
+        tokens = linear(x, self.rgbt_stem.proj[1].weight.flatten(1))  # (B,h*w,D)
         return _with_cls(self.cls_token, tokens) + self.pos_embedding_helper(tokens.shape[1])
 
 

@@ -1,0 +1,50 @@
+"""Matrix products with frozen float32 weights on the CPU, through oneDNN.
+
+torch sends float32 `F.linear` to MKL, which on AMD processors runs at less than half of what oneDNN reaches with the
+same weights (measured with torch 2.13 on an AMD EPYC with AVX-512, 2 threads: 104 against 47 CPU-ms for 771 x 1280 -> 5120,
+44 against 18 for 2048 x 512 -> 1536, likewise backwards). bfloat16 goes through oneDNN already, and so do GPUs their own
+way: those, single rows and weights that are trained take F.linear.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (..., in), weight (out, in), bias (out,) or None -> (..., out); the gradient reaches x only, if weight is frozen."""
+    if not _onednn_serves(x, weight, bias):
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _FrozenLinear.apply(x, weight, bias)
+    return _onednn(x, weight, bias)
+
+
+def _onednn_serves(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    trained = weight.requires_grad or (bias is not None and bias.requires_grad)
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and x.numel() > x.shape[-1]  # one row is a matrix-vector product, which MKL does faster
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.enabled
+        and not (trained and torch.is_grad_enabled())
+    )
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class _FrozenLinear(torch.autograd.Function):
+    """x W^T + b with the gradient of x alone: nothing of x needs to be kept for it."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        return _onednn(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor):
+        (weight,) = ctx.saved_tensors
+        return _onednn(gradients[0], weight.t(), None), None, None

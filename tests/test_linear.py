@@ -1,0 +1,44 @@
+"""The oneDNN path of frozen matrix products against plain F.linear in double precision."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from imagebind_llm.linear import linear
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+@pytest.mark.parametrize("shape", [(1, 48), (2, 48), (3, 5, 48), (2, 3, 7, 48)])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_output_and_gradient_equal_double_precision(shape, with_bias):
+    x, weight, bias = random(*shape).requires_grad_(), random(64, 48), random(64) if with_bias else None
+    exact = x.detach().double().requires_grad_()
+    want = F.linear(exact, weight.double(), None if bias is None else bias.double())
+    got = linear(x, weight, bias)
+    upstream = random(*want.shape)
+    got.backward(upstream)
+    want.backward(upstream.double())
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(x.grad.double(), exact.grad, rtol=1e-5, atol=1e-4)
+
+
+def test_strided_input_is_read_in_its_own_order():
+    x, weight = random(6, 4, 48).transpose(0, 1), random(64, 48)
+    torch.testing.assert_close(linear(x, weight), F.linear(x, weight), rtol=1e-5, atol=1e-4)
+
+
+def test_trained_weights_get_their_gradient():
+    x, weight, bias = random(5, 48), random(64, 48).requires_grad_(), random(64).requires_grad_()
+    linear(x, weight, bias).sum().backward()
+    torch.testing.assert_close(weight.grad, x.sum(0).expand(64, -1))
+    torch.testing.assert_close(bias.grad, torch.full((64,), 5.0))
+
+
+def test_bfloat16_and_switched_off_onednn_take_the_ordinary_path():
+    x, weight = random(5, 48), random(64, 48)
+    assert torch.equal(linear(x.bfloat16(), weight.bfloat16()), F.linear(x.bfloat16(), weight.bfloat16()))
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert torch.equal(linear(x, weight), F.linear(x, weight))
