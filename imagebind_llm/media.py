@@ -142,7 +142,7 @@ class _Track:
         self.stream = self._stream(container)
         format = container.format.name
         self.exact = ("mp4" in format and self.stream.frames > 0) or format == "wav"  # the header tells the stream's true end
-        self.announced = (self.stream.duration or 0) if self.exact else 0
+        self.announced = (self.stream.duration or 0) if self.exact or "mp4" in format else 0  # else an estimate
         self.start = self.stream.start_time or 0
         self.error: MediaError | None = None
         self.n_packets = self.n_expected = self.n_frames = self.end = 0
@@ -166,6 +166,7 @@ class _Track:
 
     def feed(self, packet) -> None:
         """Decode one packet, or, with the empty one at the end, what the decoder still holds."""
+        self.incomplete |= packet.is_corrupt
         if packet.size:
             self.n_packets += 1
             self.n_expected += not packet.is_discard
@@ -182,7 +183,6 @@ class _Track:
 
     def _decode(self, packet) -> None:
         if packet.is_corrupt:
-            self.incomplete = True
             raise MediaError("the file is damaged or cut off: a packet is incomplete")
         for frame in packet.decode():
             if frame.is_corrupt:

@@ -170,6 +170,21 @@ def test_frames_of_real_files_are_chosen_by_their_times(tmp_path, name, delay, e
     assert shown_frames(load_clip(tmp_path / name, ["vision"])["vision"]) == expected
 
 
+def test_a_start_that_an_edit_list_cuts_away_is_not_seen(tmp_path):
+    write_grey_clip(tmp_path / "trimmed.mp4", [Fraction(i - 10, 25) for i in range(80)])
+    windows = load_clip(tmp_path / "trimmed.mp4", ["vision"])["vision"]
+    assert shown_frames(windows) == [[10, 59], [15, 64], [20, 69], [25, 74], [30, 79]]
+
+
+def test_one_reading_gives_what_decoding_every_window_for_itself_gives(tmp_path):
+    from benchmarks.media import public_crops
+
+    for name, size in (("wide.mp4", (96, 64)), ("square.mp4", (64, 64))):
+        write_clip(tmp_path / name, seconds=3.7, size=size, fps=25)
+        windows = load_clip(tmp_path / name, ["vision"])["vision"]
+        assert torch.equal(expand(windows), public_crops(tmp_path / name))
+
+
 def test_variable_frame_rate_goes_by_time_not_by_number(tmp_path):
     times = [Fraction(tenths, 10) for tenths in (0, 1, 10, 12, 30, 31, 39)]
     write_grey_clip(tmp_path / "vfr.mp4", times)
