@@ -35,7 +35,7 @@ def write_clip(path: str, seconds: float, width: int, height: int, fps: int) -> 
         video.width, video.height, video.pix_fmt = width, height, "yuv420p"
         audio = file.add_stream("aac", rate=RATE, layout="stereo")
         for i in range(round(seconds * fps)):
-            picture = blocks[:, 4 * i : 4 * i + width] // 2 + random.integers(0, 40, (height, width, 1), dtype=np.uint8)
+            picture = blocks[:, 4 * i : 4 * i + width] // 2 + random.integers(0, 20, (height, width, 1), dtype=np.uint8)
             file.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         file.mux(video.encode())
         sound = av.AudioFrame.from_ndarray(np.stack([tone, tone]).astype(np.float32), format="fltp", layout="stereo")
