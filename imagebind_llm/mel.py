@@ -28,26 +28,29 @@ def resample(waveform: Tensor, rate: int, start: int = 0, stop: int | None = Non
         return waveform[:, start:stop].clone()
     kernel, n_in, n_out = _sinc_kernel(rate)  # (n_out,2 reach + 1)
     reach = kernel.shape[1] // 2
-    at = torch.arange(start, stop) * n_in
+    out = torch.arange(start, stop)
     first = start * n_in // n_out - reach
     last = (stop - 1) * n_in // n_out + reach + 1
     padded = torch.nn.functional.pad(waveform[:, max(first, 0) : last], (max(-first, 0), max(last - waveform.shape[1], 0)))
-    taps = padded.unfold(1, kernel.shape[1], 1)[:, at // n_out - reach - first]  # (C,n,2 reach + 1)
-    return (taps * kernel[at % n_out]).sum(-1)
+    taps = padded.unfold(1, kernel.shape[1], 1)[:, out * n_in // n_out - reach - first]  # (C,n,2 reach + 1)
+    return (taps * kernel[out % n_out]).sum(-1)
 
 
 @functools.lru_cache(maxsize=8)
 def _sinc_kernel(rate: int) -> tuple[Tensor, int, int]:
-    """Weights around the input sample before each output phase, and the reduced ratio: n_in samples become n_out."""
+    """Weights of the input samples around each output phase, and the reduced ratio: n_in samples become n_out.
+
+    In float32, since the public kernel is: its rounding is larger than the tolerance that it is compared with.
+    """
     divisor = math.gcd(rate, SAMPLE_RATE)
     n_in, n_out = rate // divisor, SAMPLE_RATE // divisor
     cutoff = ROLLOFF * min(n_in, n_out)
     reach = math.ceil(ZERO_CROSSINGS * n_in / cutoff) + 1
-    offset = torch.arange(-reach, reach + 1, dtype=torch.float64)[None] / n_in
-    phase = torch.arange(n_out, dtype=torch.float64)[:, None] / n_out / n_in
-    t = ((offset - phase) * cutoff).clamp(-ZERO_CROSSINGS, ZERO_CROSSINGS)
-    kernel = torch.sinc(t) * torch.cos(t * (math.pi / 2 / ZERO_CROSSINGS)) ** 2 * cutoff / n_in
-    return kernel.float(), n_in, n_out
+    phase = torch.arange(n_out)[:, None]
+    sample = phase * n_in // n_out + torch.arange(-reach, reach + 1)  # (n_out,2 reach + 1)
+    t = ((sample / n_in - phase / n_out) * cutoff).clamp(-ZERO_CROSSINGS, ZERO_CROSSINGS)
+    kernel = torch.sinc(t) * torch.cos(t * (math.pi / 2 / ZERO_CROSSINGS)) ** 2 * (cutoff / n_in)
+    return kernel, n_in, n_out
 
 
 def log_mel(samples: Tensor) -> Tensor:
