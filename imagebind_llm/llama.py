@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from imagebind_llm.attention import causal_attention, masked_attention
+from imagebind_llm.attention import causal_attention, gated_attention, masked_attention
 from imagebind_llm.config import LlamaConfig, PromptConfig, RopeScaling
 from imagebind_llm.fused import rms_norm, swiglu
 
@@ -168,15 +168,11 @@ class Attention(Adapted):
         return PromptKV(F.linear(prefix, self.wk.weight).view(shape).transpose(1, 2), values, present)
 
     def from_prompts(self, q: Tensor, kv: PromptKV) -> Tensor:
-        """What q (B,H,T,K) reads from the prompts, before the gate; (B,H,1,K) if it is the same for every position."""
-        b, h, t, k = q.shape
-        groups = h // self.n_kv_heads
+        """What q (B,H,T,K) reads from the prompts, times the gate; (B,H,1,K) if it is the same for every position."""
         if kv.keys is None:
-            return kv.values.repeat_interleave(groups, dim=1)  # (B,H,1,K)
-        q = q.reshape(b, self.n_kv_heads, groups * t, k)  # (B,KV,G*T,K)
-        mask = None if kv.present is None else kv.present[:, None, None]  # (B,1,1,P)
-        out = masked_attention(q, kv.keys.expand(b, -1, -1, -1), kv.values.expand(b, -1, -1, -1), mask)
-        return out.view(b, h, t, k)  # (B,H,T,K)
+            values = kv.values.repeat_interleave(self.n_heads // self.n_kv_heads, dim=1)  # (B,H,1,K)
+            return torch.tanh(self.gate).to(q.dtype) * values
+        return gated_attention(q, kv.keys, kv.values, self.gate, kv.present)
 
     def forward(self, x: Tensor, rope: Tensor, prompt_kv: PromptKV | None, past, mask: Tensor | None) -> Tensor:
         """x (B,T,D) normed -> (B,T,D) before wo. `past(k, v)` stores new keys and values and returns all of them."""
@@ -189,7 +185,7 @@ class Attention(Adapted):
         alone = mask is None and t == k.shape[2]
         out = causal_attention(q, k, v) if alone else self.to_past(q, k, v, mask)  # (B,H,T,K)
         if prompt_kv is not None:
-            out = out + torch.tanh(self.gate).to(out.dtype) * self.from_prompts(q, prompt_kv)
+            out = out + self.from_prompts(q, prompt_kv)
         return out.transpose(1, 2).reshape(b, t, -1)  # (B,T,D)
 
     def to_past(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
