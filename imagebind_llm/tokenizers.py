@@ -148,8 +148,8 @@ class LlamaTokenizer:
         return [self.bos_id] * (bos and self.adds_bos) + self._ids(text) + [self.eos_id] * eos
 
     def decode(self, ids: list[int]) -> str:
-        """The text of some ids; start, end and padding are left out."""
-        return self._text([i for i in ids if i not in (self.bos_id, self.eos_id, self.pad_id)])
+        """The text of some ids; start, end and other control tokens are left out."""
+        raise NotImplementedError
 
     def chat(self, message: str) -> str:
         """A user's message in the model's chat form, up to where the answer begins. Needs a `chat_template`."""
@@ -160,9 +160,6 @@ class LlamaTokenizer:
         return template.render(messages=[{"role": "user", "content": message}], add_generation_prompt=True)
 
     def _ids(self, text: str) -> list[int]:
-        raise NotImplementedError
-
-    def _text(self, ids: list[int]) -> str:
         raise NotImplementedError
 
 
@@ -183,7 +180,7 @@ class SentencePieceTokenizer(LlamaTokenizer):
     def _ids(self, text: str) -> list[int]:
         return self.processor.encode(text)
 
-    def _text(self, ids: list[int]) -> str:
+    def decode(self, ids: list[int]) -> str:
         return self.processor.decode(ids)
 
 
@@ -199,7 +196,7 @@ class BytePairTokenizer(LlamaTokenizer):
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
-    def _text(self, ids: list[int]) -> str:
+    def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
 

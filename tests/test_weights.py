@@ -327,12 +327,21 @@ def test_wrapped_state_dict_is_looked_through(tmp_path, wrapper):
     assert TensorFile(tmp_path / "x.pth").shapes == {"w": (2,)}
 
 
-def test_reading_beyond_the_window_renews_the_mapping_and_gives_the_same_tensors(tmp_path, monkeypatch):
-    monkeypatch.setattr("imagebind_llm.weights.files.WINDOW_BYTES", 1000)
-    random_meta_folder(tmp_path / "m", 1)
-    file = TensorFile(tmp_path / "m" / "consolidated.00.pth")
-    expected = torch.load(file.path, weights_only=True)
-    assert all(torch.equal(file.read(name), expected[name]) for name in expected)
+def mapped_mb() -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssFile"))
+    return int(line.split()[1]) / 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
+def test_reading_a_large_file_holds_a_window_of_it_only(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("imagebind_llm.weights.files.WINDOW_BYTES", 4 * 2**20)
+    whole = {str(i): torch.full((2**19,), float(i)) for i in range(40)}  # 2 MB each
+    (save_file if name == "x.safetensors" else torch.save)(whole, tmp_path / name)
+    file = TensorFile(tmp_path / name)
+    before = mapped_mb()
+    assert all(torch.equal(file.read(key), whole[key]) for key in whole)
+    assert mapped_mb() - before < 16
 
 
 def test_folder_without_a_model_says_what_would_be_one(tmp_path):

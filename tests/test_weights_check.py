@@ -29,10 +29,10 @@ def meta_folder(tmp_path) -> Path:
     return tmp_path
 
 
-def sparse_meta_folder(folder: Path) -> Path:
+def sparse_meta_folder(folder: Path, n_heads: int = 32) -> Path:
     """A folder with LLaMA-7B's names and shapes whose tensors take no space: every element is the same number."""
     (folder / "7B").mkdir()
-    params = {"dim": 4096, "multiple_of": 256, "n_heads": 32, "n_layers": 32, "norm_eps": 1e-6, "vocab_size": -1}
+    params = {"dim": 4096, "multiple_of": 256, "n_heads": n_heads, "n_layers": 32, "norm_eps": 1e-6, "vocab_size": -1}
     (folder / "7B" / "params.json").write_text(json.dumps(params))
     one = torch.ones(1, dtype=torch.float16)
     shapes = expected_shapes(LLAMA_PRESETS["Llama7B_adapter"])
@@ -47,6 +47,10 @@ def test_llama_7b_fits_the_preset_of_the_published_command(tmp_path):
     assert report.facts["parameters"].startswith("6,738,415,616 (float16")
     assert report.facts["tokenizer"] == "missing"
     assert "no tokenizer: expected" in report.problems[0]
+
+
+def test_same_shapes_with_other_heads_are_not_the_preset(tmp_path):
+    assert check(sparse_meta_folder(tmp_path, n_heads=16)).facts["fits"].startswith("--model auto (not Llama7B_adapter")
 
 
 def test_smollm2_is_usable_and_its_next_step_is_named():
