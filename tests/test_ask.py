@@ -1,0 +1,48 @@
+"""python -m imagebind_llm.generate: a LLaMA answers from the command line through our decoder."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from imagebind_llm.config import GenerateSettings
+from imagebind_llm.generate import answer, main
+from imagebind_llm.instructions import alpaca_prompt
+from imagebind_llm.tokenizers import TokenizerError, load_tokenizer
+
+GOLDEN = Path(__file__).parent / "golden" / "llama"
+
+
+def test_smollm2_answers_a_question():
+    assert "Paris" in answer(GenerateSettings(instruction="What is the capital of France?", max_new_tokens=12))
+
+
+@pytest.mark.parametrize("row", json.loads((GOLDEN / "h_prompts.json").read_text()), ids=lambda row: row["instruction"])
+def test_alpaca_prompt_has_the_public_text_and_ids(row):
+    prompt = alpaca_prompt(row["instruction"], row["input"])
+    assert prompt == row["prompt"]
+    assert load_tokenizer(GOLDEN / "tiny.model").encode(prompt, bos=True) == row["prompt_ids"]
+
+
+def test_sampled_answers_follow_the_seed():
+    def sampled(seed):
+        settings = GenerateSettings(instruction="Tell me a story.", max_new_tokens=12, temperature=1.5, top_p=1.0, seed=seed)
+        return answer(settings)
+
+    assert sampled(1) == sampled(1) != sampled(2)
+
+
+def test_missing_tokenizer_ends_the_command_with_its_message(monkeypatch, capsys):
+    arguments = ["generate", "--instruction", "Hello", "--llama_model_path", str(GOLDEN / "f_meta_2shard")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert main() == 1
+    assert "generate: no tokenizer: expected" in capsys.readouterr().err
+
+
+def test_tokenizer_of_another_vocabulary_is_refused_before_anything_is_generated(tmp_path):
+    shutil.copytree(GOLDEN / "f_meta_2shard", tmp_path / "7B", copy_function=shutil.copyfile)
+    shutil.copyfile(GOLDEN / "tiny.model", tmp_path / "tokenizer.model")
+    with pytest.raises(TokenizerError, match="97 token embeddings, the tokenizer 300 words"):
+        answer(GenerateSettings(instruction="Hello", llama_model_path=str(tmp_path)))
