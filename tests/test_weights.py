@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from imagebind_llm.config import LlamaConfig
 from imagebind_llm.llama import Llama
 from imagebind_llm.weights import WeightsError, assign, load_decoder, load_llama
-from imagebind_llm.weights.files import TensorFile
+from imagebind_llm.weights.files import TensorFile, open_shards
 
 GOLDEN = Path(__file__).parent / "golden" / "llama"
 IO = load_file(GOLDEN / "f_plain_llama.io.safetensors")
@@ -342,6 +342,18 @@ def test_reading_a_large_file_holds_a_window_of_it_only(tmp_path, monkeypatch, n
     before = mapped_mb()
     assert all(torch.equal(file.read(key), whole[key]) for key in whole)
     assert mapped_mb() - before < 16
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
+def test_many_shards_share_one_window(tmp_path, monkeypatch):
+    monkeypatch.setattr("imagebind_llm.weights.files.WINDOW_BYTES", 4 * 2**20)
+    paths = [tmp_path / f"{i}.safetensors" for i in range(20)]
+    for path in paths:
+        save_file({"a": torch.ones(2**19), "b": torch.ones(2**17)}, path)  # 2.5 MB each
+    files = open_shards(paths)
+    before = mapped_mb()
+    assert sum(float(file.read(name).sum()) for name in "ab" for file in files) == 20 * (2**19 + 2**17)
+    assert mapped_mb() - before < 20
 
 
 def test_folder_without_a_model_says_what_would_be_one(tmp_path):

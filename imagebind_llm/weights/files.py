@@ -49,8 +49,10 @@ class TensorFile:
     stays valid while it is referenced: copy it, don't collect views. Raises WeightsError for what is not a checkpoint.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, window_bytes: int | None = None):
+        """`window_bytes`: how much may be read before the mapping is renewed."""
         self.path = Path(path)
+        self._window_bytes = WINDOW_BYTES if window_bytes is None else window_bytes
         self._kind = container(self.path)
         if self._kind == "gguf":
             raise WeightsError(f"{self.path}: a GGUF file stands for a whole model; pass it as the LLaMA model path")
@@ -70,11 +72,16 @@ class TensorFile:
 
     def read(self, name: str) -> Tensor:
         """The tensor called `name`, on the CPU, in the file's own dtype."""
-        if self._bytes_read > WINDOW_BYTES and self._kind != "pickle":
+        if self._bytes_read > self._window_bytes and self._kind != "pickle":
             self._open()  # drops the pages that were read through the old mapping
         tensor = self._file.get_tensor(name) if self._kind == "safetensors" else self._tensors[name]
         self._bytes_read += tensor.nbytes
         return tensor
+
+
+def open_shards(paths: list[Path]) -> list[TensorFile]:
+    """The files of one model; together they hold no more in memory than one file would."""
+    return [TensorFile(path, WINDOW_BYTES // len(paths)) for path in paths]
 
 
 def _open_safetensors(path: Path):

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from imagebind_llm.config import LlamaConfig, RopeScaling
-from imagebind_llm.weights.files import TensorFile, WeightsError, listed
+from imagebind_llm.weights.files import WeightsError, listed, open_shards
 from imagebind_llm.weights.llama_checkpoint import LlamaCheckpoint, check_sizes, check_tensors, expected_shapes
 
 OUTSIDE = {"tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
@@ -47,7 +47,7 @@ def huggingface_name(name: str) -> str:
 def open_huggingface(folder: Path) -> LlamaCheckpoint:
     """Recognise and check a Hugging Face folder. Raises WeightsError for another architecture or a tensor too few or many."""
     config = read_config(folder / "config.json")
-    files = [TensorFile(path) for path in _weight_files(folder)]
+    files = open_shards(_weight_files(folder))
     home = {name: file for file in files for name in file.shapes}
     shapes = {huggingface_name(name): shape for name, shape in expected_shapes(config).items()}
     ignored = [name for name in home if name.endswith("rotary_emb.inv_freq") or (config.tied and name == "lm_head.weight")]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from imagebind_llm.config import LlamaConfig
-from imagebind_llm.weights.files import TensorFile, WeightsError, listed
+from imagebind_llm.weights.files import TensorFile, WeightsError, listed, open_shards
 from imagebind_llm.weights.llama_checkpoint import LlamaCheckpoint, Shape, check_sizes, check_tensors, expected_shapes
 
 SIZES = {"dim", "n_layers", "n_heads", "norm_eps"}
@@ -50,7 +50,7 @@ def open_meta(path: Path, size: str | None = None) -> LlamaCheckpoint:
     """Recognise and check a Meta folder. Raises WeightsError for a missing, surplus or foreign shard or an unknown size."""
     folder = model_folder(path, size)
     params = _read_params(folder / "params.json")
-    shards = [TensorFile(file) for file in _shard_files(folder)]
+    shards = open_shards(_shard_files(folder))
     cuts = _cuts(folder, shards, params["dim"])
     shapes = {name: _merged(name, cut, shards) for name, cut in cuts.items()}
     config = _config(folder, params, shapes, len(shards))
