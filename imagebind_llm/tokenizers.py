@@ -272,7 +272,10 @@ def _special_id(file: Path, tokenizer, settings: dict, name: str) -> int | None:
 
 def _json_beside(file: Path, name: str) -> dict:
     text = _text_beside(file, name)
-    return json.loads(text) if text else {}
+    try:
+        return json.loads(text) if text else {}
+    except ValueError as problem:
+        raise TokenizerError(f"{file.with_name(name)}: not JSON ({problem}); copy the file again") from problem
 
 
 def _text_beside(file: Path, name: str) -> str | None:
@@ -286,10 +289,13 @@ def _from_gguf(file: Path) -> LlamaTokenizer:
     except GGUFError as problem:
         raise TokenizerError(str(problem)) from problem
     kind = facts.get("tokenizer.ggml.model")
+    needed = {"llama": ("tokens", "scores", "token_type"), "gpt2": ("tokens", "merges", "token_type", "eos_token_id")}
+    if missing := [name for name in needed.get(kind, ()) if f"tokenizer.ggml.{name}" not in facts]:
+        raise TokenizerError(f"{file}: its tokenizer lacks {', '.join(missing)}; use the Hugging Face form")
     if kind == "llama":
         return SentencePieceTokenizer(_sentencepiece_model(facts))
     if kind != "gpt2":
-        raise TokenizerError(f"{file}: a tokenizer of kind {kind}, expected llama or gpt2; put tokenizer.json beside the file")
+        raise TokenizerError(f"{file}: a tokenizer of kind {kind}, expected llama or gpt2; use the Hugging Face form")
     return BytePairTokenizer(
         _byte_pairs(file, facts),
         facts.get("tokenizer.ggml.bos_token_id", facts["tokenizer.ggml.eos_token_id"]),

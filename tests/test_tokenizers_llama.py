@@ -13,6 +13,7 @@ from imagebind_llm.tokenizers import TokenizerError, check_vocabulary, load_toke
 from imagebind_llm.weights import smollm2_path
 
 TINY = Path(__file__).parent / "golden" / "llama" / "tiny.model"
+LISTS = {"ggml.tokens": ["a", "b", "ab"], "ggml.token_type": [1, 1, 1], "ggml.merges": ["a b"], "ggml.eos_token_id": 0}
 TEXTS = [
     "the people of the country",
     "  two  spaces\n\nand a line end ",
@@ -193,6 +194,13 @@ def test_broken_tokenizer_json_is_refused(tmp_path):
         load_tokenizer(tmp_path)
 
 
+def test_broken_settings_beside_the_tokenizer_are_named(tmp_path, oracle):
+    oracle.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(TokenizerError, match=r"tokenizer_config\.json: not JSON"):
+        load_tokenizer(tmp_path)
+
+
 def test_tokenizer_json_without_an_end_token_is_refused(tmp_path, oracle):
     oracle.save_pretrained(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
@@ -204,7 +212,8 @@ def test_tokenizer_json_without_an_end_token_is_refused(tmp_path, oracle):
     ("facts", "message"),
     [
         ({"ggml.model": "bert"}, "a tokenizer of kind bert, expected llama or gpt2"),
-        ({"ggml.model": "gpt2", "ggml.pre": "qwen2", "ggml.eos_token_id": 0}, "words are cut by rule qwen2, known: gpt-2"),
+        ({"ggml.model": "gpt2", "ggml.pre": "smollm"}, "lacks tokens, merges, token_type, eos_token_id"),
+        ({"ggml.model": "gpt2", "ggml.pre": "qwen2"} | LISTS, "words are cut by rule qwen2, known: gpt-2"),
     ],
 )
 def test_gguf_tokenizer_that_is_not_known_is_refused(tmp_path, facts, message):

@@ -270,6 +270,21 @@ def test_missing_huggingface_shard_is_named(huggingface):
         load_llama(huggingface, FLOAT)
 
 
+@pytest.mark.parametrize(("content", "message"), [("{", "not readable as JSON"), ("[1]", "expected a JSON object, got list")])
+@pytest.mark.parametrize("name", ["params.json", "config.json", "model.safetensors.index.json"])
+def test_damaged_json_is_named(shards, huggingface, name, content, message):
+    folder = shards if name == "params.json" else huggingface
+    (folder / name).write_text(content)
+    with pytest.raises(WeightsError, match=f"{name}: {message}"):
+        load_llama(folder, FLOAT)
+
+
+def test_index_that_names_no_shards_is_refused(huggingface):
+    (huggingface / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(WeightsError, match="expected a weight_map"):
+        load_llama(huggingface, FLOAT)
+
+
 class Malicious:
     """Unpickling this would create a file."""
 

@@ -6,6 +6,7 @@ more than that of it in memory. Unpickling is restricted to tensors and plain co
 wants to run code is refused.
 """
 
+import json
 import pickle
 import re
 from pathlib import Path
@@ -123,6 +124,17 @@ def _state_dict(path: Path, content: object) -> dict[str, Tensor]:
     strange = [str(name) for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
     if strange:
         raise WeightsError(f"{path}: expected tensors only, got other entries: {listed(strange)}")
+    return content
+
+
+def read_json(path: Path) -> dict:
+    """A JSON file that holds an object. Raises WeightsError."""
+    try:
+        content = json.loads(path.read_text())
+    except (ValueError, OSError) as problem:
+        raise WeightsError(f"{path}: not readable as JSON ({problem}); download it again") from problem
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path}: expected a JSON object, got {type(content).__name__}; download it again")
     return content
 
 

@@ -5,14 +5,13 @@ feature i + K/2; ours pairs neighbours (2i, 2i+1), so the rows are put back whil
 for variants (biases, scaled rotary, other activations) that this decoder does not have: each is an error that names it.
 """
 
-import json
 from collections import Counter
 from pathlib import Path
 
 from torch import Tensor
 
 from imagebind_llm.config import LlamaConfig, RopeScaling
-from imagebind_llm.weights.files import WeightsError, listed, open_shards
+from imagebind_llm.weights.files import WeightsError, listed, open_shards, read_json
 from imagebind_llm.weights.llama_checkpoint import LlamaCheckpoint, check_sizes, check_tensors, expected_shapes
 
 OUTSIDE = {"tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
@@ -71,10 +70,7 @@ def adjacent_pairs(weight: Tensor, n_heads: int) -> Tensor:
 
 def read_config(file: Path) -> LlamaConfig:
     """The sizes in config.json (transformers 4 and 5 write the rotary base in different places)."""
-    try:
-        raw = json.loads(file.read_text())
-    except ValueError as problem:
-        raise WeightsError(f"{file}: not JSON ({problem}); download it again") from problem
+    raw = read_json(file)
     kind = raw.get("model_type"), *(raw.get("architectures") or ())
     if kind[0] != "llama" or any(name != "LlamaForCausalLM" for name in kind[1:]):
         raise WeightsError(
@@ -136,7 +132,11 @@ def _weight_files(folder: Path) -> list[Path]:
     """The safetensors (else .bin) files of the folder; every file that the index names must be there."""
     for single, index in zip(SINGLE_FILES, INDEX_FILES, strict=True):
         if (folder / index).is_file():
-            names = sorted(set(json.loads((folder / index).read_text())["weight_map"].values()))
+            names = sorted(set(read_json(folder / index).get("weight_map", {}).values()))
+            if not names:
+                raise WeightsError(
+                    f"{folder / index}: expected a weight_map that names the shards, got none; download it again"
+                )
             if missing := [name for name in names if not (folder / name).is_file()]:
                 raise WeightsError(f"{folder}: {index} names {listed(missing)}, which is missing; download it")
             return [folder / name for name in names]

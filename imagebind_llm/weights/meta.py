@@ -5,7 +5,6 @@ are copied to every shard. Merging copies each piece to its place in the finishe
 weights in memory and never two. The width of the feed-forward layers and the vocabulary are read from the tensors.
 """
 
-import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from imagebind_llm.config import LlamaConfig
-from imagebind_llm.weights.files import TensorFile, WeightsError, listed, open_shards
+from imagebind_llm.weights.files import TensorFile, WeightsError, listed, open_shards, read_json
 from imagebind_llm.weights.llama_checkpoint import LlamaCheckpoint, Shape, check_sizes, check_tensors, expected_shapes
 
 SIZES = {"dim", "n_layers", "n_heads", "norm_eps"}
@@ -72,10 +71,7 @@ def open_meta(path: Path, size: str | None = None) -> LlamaCheckpoint:
 def _read_params(file: Path) -> dict:
     if not file.is_file():
         raise WeightsError(f"{file}: missing; it comes with the shards and says how many layers and heads there are")
-    try:
-        params = json.loads(file.read_text())
-    except ValueError as problem:
-        raise WeightsError(f"{file}: not JSON ({problem}); download it again") from problem
+    params = read_json(file)
     unknown, missing = sorted(set(params) - SIZES - OTHER_KEYS), sorted(SIZES - set(params))
     if unknown or missing:
         found = f"unknown keys {listed(unknown)}" if unknown else f"no {listed(missing)}"
