@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .labels import MINTREC, MINTREC2, Taxonomy
-from .records import Example
+from imagebind_llm.labels import MINTREC, MINTREC2, Taxonomy
+from imagebind_llm.records import Example
 
 SPLITS = ("train", "dev", "test")
 WHOLE = "all"  # the split of a plain folder that names none

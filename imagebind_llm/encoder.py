@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import ImageBindConfig, TowerConfig
-from .linear import linear
+from imagebind_llm.config import ImageBindConfig, TowerConfig
+from imagebind_llm.linear import linear
 
 LN_EPS = 1e-6  # trunk and heads; the stems' LayerNorms keep torch's default 1e-5
 MAX_SCALE = 100.0

@@ -17,15 +17,25 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
-from . import distributed
-from .config import EMBEDDING_WIDTH, MODALITIES, ExtractSettings
-from .datasets import DataError, load_dataset
-from .encoder import ImageBind
-from .media import load_clip
-from .records import Example, Windows
-from .store import Failure, Identity, Store, StoreWriter, check_identity, clear, export_pt, source_digest, write_atomic
-from .tokenizers import ClipBPE
-from .weights.imagebind import file_sha256, find_imagebind, load_imagebind
+from imagebind_llm import distributed
+from imagebind_llm.config import EMBEDDING_WIDTH, MODALITIES, ExtractSettings
+from imagebind_llm.datasets import DataError, load_dataset
+from imagebind_llm.encoder import ImageBind
+from imagebind_llm.media import load_clip
+from imagebind_llm.records import Example, Windows
+from imagebind_llm.store import (
+    Failure,
+    Identity,
+    Store,
+    StoreWriter,
+    check_identity,
+    clear,
+    export_pt,
+    source_digest,
+    write_atomic,
+)
+from imagebind_llm.tokenizers import ClipBPE
+from imagebind_llm.weights.imagebind import file_sha256, find_imagebind, load_imagebind
 
 NUMBERS = "1"  # raised whenever a change of front end, tokenizer or towers changes an embedding
 EMPTY_TEXT = "the text is empty"

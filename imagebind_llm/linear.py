@@ -13,22 +13,23 @@ from torch import Tensor
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., in), weight (out, in), bias (out,) or None -> (..., out); the gradient reaches x only, if weight is frozen."""
-    if not _onednn_serves(x, weight, bias):
+    if not _onednn_serves(x, weight):
         return F.linear(x, weight, bias)
+    if bias is not None and bias.requires_grad and torch.is_grad_enabled():
+        return linear(x, weight) + bias  # ImageBind-LLM trains biases of frozen matrices
     if torch.is_grad_enabled() and x.requires_grad:
         return _FrozenLinear.apply(x, weight, bias)
     return _onednn(x, weight, bias)
 
 
-def _onednn_serves(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    trained = weight.requires_grad or (bias is not None and bias.requires_grad)
+def _onednn_serves(x: Tensor, weight: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.numel() > x.shape[-1]  # one row is a matrix-vector product, which MKL does faster
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
-        and not (trained and torch.is_grad_enabled())
+        and not (weight.requires_grad and torch.is_grad_enabled())
     )
 
 

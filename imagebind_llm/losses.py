@@ -8,8 +8,9 @@ is computed together with the value and kept, (N, D) numbers; no logits survive 
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from imagebind_llm.linear import linear
 
 CHUNK_ENTRIES = 4_000_000  # logits of one chunk: 16 MB in float32, small enough for a last-level cache
 
@@ -23,12 +24,12 @@ class _TokenLogp(torch.autograd.Function):
         size = max(1, CHUNK_ENTRIES // weight.shape[0])
         for start in range(0, len(targets), size):
             part = slice(start, start + size)
-            logits = F.linear(hidden[part], weight).float()  # (N,V)
+            logits = linear(hidden[part], weight).float()  # (N,V)
             normaliser = logits.logsumexp(1, keepdim=True)  # (N,1)
             logp[part] = (logits.gather(1, targets[part, None]) - normaliser).squeeze(1)
             if slope is not None:
                 p = logits.sub_(normaliser).exp_().to(weight.dtype)  # (N,V)
-                slope[part] = weight[targets[part]] - p @ weight
+                slope[part] = weight[targets[part]] - linear(p, weight.t())
         if slope is not None:
             ctx.save_for_backward(slope)
         return logp

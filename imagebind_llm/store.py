@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .config import MODALITIES
+from imagebind_llm.config import MODALITIES
 
 FORMAT = 1
 FIRST_FLUSH_S = 0.25

@@ -37,6 +37,16 @@ def test_trained_weights_get_their_gradient():
     torch.testing.assert_close(bias.grad, torch.full((64,), 5.0))
 
 
+def test_a_trained_bias_of_a_frozen_matrix_gets_its_gradient():
+    x, weight, bias = random(5, 48).requires_grad_(), random(64, 48), random(64).requires_grad_()
+    out = linear(x, weight, bias)
+    torch.testing.assert_close(out, F.linear(x, weight, bias), rtol=1e-5, atol=1e-4)
+    out.sum().backward()
+    torch.testing.assert_close(bias.grad, torch.full((64,), 5.0))
+    torch.testing.assert_close(x.grad, weight.sum(0).expand(5, -1), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
 def test_bfloat16_and_switched_off_onednn_take_the_ordinary_path():
     x, weight = random(5, 48), random(64, 48)
     assert torch.equal(linear(x.bfloat16(), weight.bfloat16()), F.linear(x.bfloat16(), weight.bfloat16()))

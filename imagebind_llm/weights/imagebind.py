@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from ..config import ENCODERS
-from ..encoder import ImageBind
-from .files import TensorFile, WeightsError, listed
+from imagebind_llm.config import ENCODERS
+from imagebind_llm.encoder import ImageBind
+from imagebind_llm.weights.files import TensorFile, WeightsError, listed
 
 IGNORED_PREFIXES = ("point_trunk.", "modality_heads.point.", "modality_postprocessors.point.", "modality_preprocessors.point.")
 
