@@ -141,6 +141,7 @@ class LlamaTokenizer:
     eos_id: int
     pad_id: int
     adds_bos: bool
+    eos_token: str = ""
     chat_template: str | None = None
 
     def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
@@ -152,12 +153,16 @@ class LlamaTokenizer:
         raise NotImplementedError
 
     def chat(self, message: str) -> str:
-        """A user's message in the model's chat form, up to where the answer begins. Needs a `chat_template`."""
+        """A user's message in the model's chat form, up to where the answer begins. Needs a `chat_template`.
+
+        Encode it with `bos`: a start token that the template would write is left out here.
+        """
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         assert self.chat_template, "this model has no chat template"
         template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(self.chat_template)
-        return template.render(messages=[{"role": "user", "content": message}], add_generation_prompt=True)
+        messages = [{"role": "user", "content": message}]
+        return template.render(messages=messages, add_generation_prompt=True, bos_token="", eos_token=self.eos_token)
 
     def _ids(self, text: str) -> list[int]:
         raise NotImplementedError
@@ -192,6 +197,7 @@ class BytePairTokenizer(LlamaTokenizer):
         self.n_words = tokenizer.get_vocab_size()
         self.bos_id, self.eos_id, self.adds_bos, self.chat_template = bos_id, eos_id, adds_bos, chat_template
         self.pad_id = eos_id if pad_id is None else pad_id
+        self.eos_token = tokenizer.id_to_token(eos_id)
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -288,7 +294,7 @@ def _from_gguf(file: Path) -> LlamaTokenizer:
         facts = read_header(file).metadata
     except GGUFError as problem:
         raise TokenizerError(str(problem)) from problem
-    kind = facts.get("tokenizer.ggml.model")
+    kind = facts.get("tokenizer.ggml.model", "none")
     needed = {"llama": ("tokens", "scores", "token_type"), "gpt2": ("tokens", "merges", "token_type", "eos_token_id")}
     if missing := [name for name in needed.get(kind, ()) if f"tokenizer.ggml.{name}" not in facts]:
         raise TokenizerError(f"{file}: its tokenizer lacks {', '.join(missing)}; use the Hugging Face form")

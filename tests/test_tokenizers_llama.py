@@ -81,15 +81,20 @@ def test_chat_prompt_equals_transformers(smollm2, oracle):
 
 
 def test_line_ends_between_template_blocks_are_dropped_as_transformers_does(tmp_path, oracle):
-    template = (
-        "{% for m in messages %}\n  {% if m.role %}\n<{{ m.role }}> {{ m.content }}\n  {% endif %}\n{% endfor %}\nanswer:"
-    )
+    template = "{% for m in messages %}\n  {% if m.role %}\n<{{ m.role }}> {{ m.content }}\n  {% endif %}\n{% endfor %}\n"
+    template += "answer: {{ eos_token }}"
     oracle.save_pretrained(tmp_path)
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
     (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
     message = [{"role": "user", "content": "Why?"}]
     assert load_tokenizer(tmp_path).chat("Why?") == oracle.apply_chat_template(message, chat_template=template, tokenize=False)
+
+
+def test_start_token_of_a_template_is_left_to_encode(tmp_path, oracle):
+    oracle.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0].content }}")
+    assert load_tokenizer(tmp_path).chat("Why?") == "Why?"
 
 
 @pytest.mark.parametrize("form", ["model", "gguf"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from imagebind_llm.config import LlamaConfig
+from imagebind_llm.config import LLAMA_PRESETS, LlamaConfig
 from imagebind_llm.llama import Llama
 from imagebind_llm.weights import WeightsError, assign, load_decoder, load_llama
 from imagebind_llm.weights.files import TensorFile, open_shards
@@ -107,12 +107,25 @@ def test_parent_folder_stands_for_the_only_model_in_it(shards):
     assert load_llama(shards.parent, FLOAT)[0] == load_llama(shards, FLOAT)[0]
 
 
-def test_of_several_models_the_named_one_is_taken(shards):
+def test_of_several_models_the_named_one_is_taken(shards, monkeypatch):
     random_meta_folder(shards.parent / "13B", 2)
-    assert load_llama(shards.parent, FLOAT, size="13B")[0].dim == 64
-    assert load_llama(shards.parent, FLOAT, size="7B")[0].dim == 32
-    with pytest.raises(WeightsError, match=r"several models.*13B, 7B"):
+    seven, thirteen = (load_llama(shards.parent / size, FLOAT)[0] for size in ("7B", "13B"))
+    monkeypatch.setitem(LLAMA_PRESETS, "Llama7B_adapter", seven)
+    monkeypatch.setitem(LLAMA_PRESETS, "Llama13B_adapter", thirteen)
+    assert load_llama(shards.parent, FLOAT, model="Llama7B_adapter")[0] == seven
+    assert load_llama(shards.parent, FLOAT, model="Llama13B_adapter")[0] == thirteen
+    with pytest.raises(WeightsError, match=r"several models \(13B, 7B\); pass one of them"):
         load_llama(shards.parent, FLOAT)
+
+
+def test_model_name_stands_for_its_sizes(shards):
+    message = (
+        "Llama7B_adapter has 32 layers, width 4096, vocabulary 32000; these weights have 3 layers, width 32, vocabulary 97"
+    )
+    with pytest.raises(WeightsError, match=message):
+        load_llama(shards, FLOAT, model="Llama7B_adapter")
+    with pytest.raises(WeightsError, match="unknown model Llama7B: expected Llama7B_adapter or auto"):
+        load_llama(shards, FLOAT, model="Llama7B")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -16,21 +16,30 @@ from imagebind_llm.weights.adapter import open_adapter
 from imagebind_llm.weights.files import WeightsError, listed
 from imagebind_llm.weights.gguf import open_gguf, smollm2_path
 from imagebind_llm.weights.huggingface import is_huggingface_folder, open_huggingface
-from imagebind_llm.weights.llama_checkpoint import LlamaCheckpoint, expected_shapes
+from imagebind_llm.weights.llama_checkpoint import LlamaCheckpoint, check_preset, expected_shapes
 from imagebind_llm.weights.meta import is_meta_folder, open_meta
 
 __all__ = ["WeightsError", "assign", "load_decoder", "load_llama", "open_adapter", "open_llama", "smollm2_path"]
 
 
-def open_llama(path: str | Path, size: str | None = None) -> LlamaCheckpoint:
-    """Recognise a LLaMA on disk without reading its weights. `size`: the subfolder ("7B") where a folder holds several."""
+def open_llama(path: str | Path, model: str = "auto") -> LlamaCheckpoint:
+    """Recognise a LLaMA on disk without reading its weights.
+
+    `model`: a name of LLAMA_PRESETS, whose sizes it must have (and which picks 7B/ where a folder holds several), or "auto".
+    """
     path = Path(path).expanduser()
+    checkpoint = _open(path, model)
+    check_preset(path, checkpoint.config, model)
+    return checkpoint
+
+
+def _open(path: Path, model: str) -> LlamaCheckpoint:
     if path.is_file():
         return open_gguf(path)
     if is_huggingface_folder(path):
         return open_huggingface(path)
     if is_meta_folder(path):
-        return open_meta(path, size)
+        return open_meta(path, model)
     raise WeightsError(
         f"{path}: expected a LLaMA model, got {'a folder without one' if path.is_dir() else 'no such file or folder'}; "
         "pass a folder with params.json and consolidated.*.pth (or its parent), or with config.json and safetensors, or a .gguf"
@@ -38,10 +47,10 @@ def open_llama(path: str | Path, size: str | None = None) -> LlamaCheckpoint:
 
 
 def load_llama(
-    path: str | Path, dtype: torch.dtype, device: torch.device | str = "cpu", size: str | None = None
+    path: str | Path, dtype: torch.dtype, device: torch.device | str = "cpu", model: str = "auto"
 ) -> tuple[LlamaConfig, dict[str, Tensor]]:
     """Read a LLaMA: (its sizes, its parameters in `dtype` on `device`, Meta's names). Peak memory: one copy and 256 MB."""
-    checkpoint = open_llama(path, size)
+    checkpoint = open_llama(path, model)
     state = {}
     for name, shape in expected_shapes(checkpoint.config).items():
         state[name] = torch.empty(shape, dtype=dtype, device=device)
@@ -49,9 +58,9 @@ def load_llama(
     return checkpoint.config, state
 
 
-def load_decoder(path: str | Path, dtype: torch.dtype, device: torch.device | str = "cpu", size: str | None = None) -> Llama:
+def load_decoder(path: str | Path, dtype: torch.dtype, device: torch.device | str = "cpu", model: str = "auto") -> Llama:
     """Read a LLaMA into a decoder without prompts, frozen."""
-    config, state = load_llama(path, dtype, device, size)
+    config, state = load_llama(path, dtype, device, model)
     llama = Llama(config, device="meta")
     assign(llama, state)
     return llama.requires_grad_(False)

@@ -17,7 +17,7 @@ from imagebind_llm.weights import open_llama
 from imagebind_llm.weights.adapter import Adapter, is_adapter, open_adapter
 from imagebind_llm.weights.files import TensorFile, WeightsError, container
 from imagebind_llm.weights.imagebind import IGNORED_PREFIXES
-from imagebind_llm.weights.llama_checkpoint import LlamaCheckpoint, Shape, check_tensors, expected_shapes
+from imagebind_llm.weights.llama_checkpoint import LlamaCheckpoint, Shape, check_tensors, expected_shapes, same_sizes
 
 IMAGEBIND_PREFIXES = ("modality_trunks.", "modality_preprocessors.", "modality_heads.")
 
@@ -63,7 +63,7 @@ def _llama(path: Path, checkpoint: LlamaCheckpoint) -> Report:
     config = checkpoint.config
     tokenizer, problems = _tokenizer(path, config)
     kv = f" ({config.n_kv_heads} for keys and values)" if config.n_kv_heads != config.n_heads else ""
-    preset = next((name for name, sizes in LLAMA_PRESETS.items() if _same_sizes(config, sizes)), None)
+    preset = next((name for name, sizes in LLAMA_PRESETS.items() if same_sizes(config, sizes)), None)
     facts = {
         "path": str(path),
         "what": f"LLaMA, {checkpoint.format} format, {_count(len(checkpoint.files), 'file')}",
@@ -75,10 +75,6 @@ def _llama(path: Path, checkpoint: LlamaCheckpoint) -> Report:
         "fits": f"--model {preset or 'auto'}" + ("" if preset else f" (not {', '.join(LLAMA_PRESETS)}: other sizes)"),
     }
     return Report(facts, problems, f"python -m imagebind_llm.generate --llama_model_path {path} --instruction 'Who are you?'")
-
-
-def _same_sizes(config: LlamaConfig, preset: LlamaConfig) -> bool:
-    return expected_shapes(config) == expected_shapes(preset) and config.n_heads == preset.n_heads
 
 
 def _tokenizer(path: Path, config: LlamaConfig) -> tuple[str, tuple[str, ...]]:

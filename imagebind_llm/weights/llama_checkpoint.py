@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from imagebind_llm.config import LlamaConfig
+from imagebind_llm.config import LLAMA_PRESETS, LlamaConfig
 from imagebind_llm.weights.files import WeightsError, listed
 
 Shape = tuple[int, ...]
@@ -48,6 +48,22 @@ def expected_shapes(config: LlamaConfig) -> dict[str, Shape]:
         shapes |= {f"layers.{i}.{name}.weight": shape for name, shape in block.items()}
     shapes["norm.weight"] = (width,)
     return shapes if config.tied else shapes | {"output.weight": (config.vocab_size, width)}
+
+
+def same_sizes(one: LlamaConfig, other: LlamaConfig) -> bool:
+    """Whether weights of the one fit the other (eps and rotary base may differ: LLaMA-1 and 2 do)."""
+    return expected_shapes(one) == expected_shapes(other) and one.n_heads == other.n_heads
+
+
+def check_preset(where: Path, config: LlamaConfig, model: str) -> None:
+    """Raise WeightsError unless the sizes are those that the model's name stands for; "auto" stands for any."""
+    if model == "auto":
+        return
+    if model not in LLAMA_PRESETS:
+        raise WeightsError(f"unknown model {model}: expected {', '.join(LLAMA_PRESETS)} or auto")
+    if not same_sizes(config, preset := LLAMA_PRESETS[model]):
+        want, got = (f"{c.n_layers} layers, width {c.dim}, vocabulary {c.vocab_size}" for c in (preset, config))
+        raise WeightsError(f"{where}: {model} has {want}; these weights have {got}: pass --model auto, or other weights")
 
 
 def check_sizes(where: Path, config: LlamaConfig) -> None:

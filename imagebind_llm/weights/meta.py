@@ -32,22 +32,25 @@ def _model_folders(path: Path) -> list[Path]:
     return own or sorted(file.parent for file in path.glob("*/params.json"))
 
 
-def model_folder(path: Path, size: str | None = None) -> Path:
-    """The folder with params.json: `path`, its subfolder `size` ("7B"), or its only such subfolder. Raises WeightsError."""
+def model_folder(path: Path, model: str = "auto") -> Path:
+    """The folder with params.json: `path`, the subfolder that `model` names (Llama7B_adapter: 7B), or the only one there is."""
     folders = _model_folders(path)
+    size = found[0] if (found := re.search(r"\d+B", model)) else ""
     chosen = [folder for folder in folders if folder.name == size] or folders
     if len(chosen) == 1:
         return chosen[0]
     if chosen:
-        raise WeightsError(f"{path}: holds several models ({listed(f.name for f in chosen)}); pass one, e.g. {chosen[0]}")
+        raise WeightsError(
+            f"{path}: holds several models ({listed(f.name for f in chosen)}); pass one of them, e.g. {chosen[0]}"
+        )
     raise WeightsError(
         f"{path}: expected params.json and consolidated.00.pth here or in a subfolder such as 7B/, found neither"
     )
 
 
-def open_meta(path: Path, size: str | None = None) -> LlamaCheckpoint:
+def open_meta(path: Path, model: str = "auto") -> LlamaCheckpoint:
     """Recognise and check a Meta folder. Raises WeightsError for a missing, surplus or foreign shard or an unknown size."""
-    folder = model_folder(path, size)
+    folder = model_folder(path, model)
     params = _read_params(folder / "params.json")
     shards = open_shards(_shard_files(folder))
     cuts = _cuts(folder, shards, params["dim"])
@@ -178,9 +181,3 @@ def _check_same_model(shards: list[TensorFile], replicated: list[str]) -> None:
                     f"{shard.path.parent}: shards don't belong together: {name} differs between {shards[0].path.name} and "
                     f"{shard.path.name}, and should be equal; download all shards of one model again"
                 )
-
-
-def size_of(model: str) -> str | None:
-    """The subfolder that a model name asks for: Llama7B_adapter -> 7B."""
-    found = re.search(r"\d+B", model)
-    return found[0] if found else None
