@@ -84,11 +84,11 @@ def _reason(error: Exception) -> str:
 
 
 def _open(path: Path):
-    """The opened container. "file:" and the whitelist keep a name such as `http:x.mp4`, or a playlist, off the network."""
+    """The opened container. "file:" keeps FFmpeg from reading a name such as `http:x.mp4` as an address."""
     if not path.is_file():
         raise MediaError(f"no such file: {path}")
     try:
-        container = av.open(f"file:{path}", metadata_errors="replace", options={"protocol_whitelist": "file"})
+        container = av.open(f"file:{path}", metadata_errors="replace")
     except av.FFmpegError as error:
         raise MediaError(f"cannot be opened as a media file ({_reason(error)}): damaged, cut off, or another format") from error
     if not container.streams:
