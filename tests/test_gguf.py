@@ -5,8 +5,11 @@ import pytest
 import torch
 from gguf.quants import dequantize, quantize
 from tiny_gguf import CONFIG, random_weights, write_gguf
+from transformers import LlamaConfig as TheirConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from imagebind_llm.gguf_header import GGUFError, read_header
+from imagebind_llm.llama import rope_table
 from imagebind_llm.weights import WeightsError, load_decoder, load_llama, smollm2_path
 
 FLOAT = torch.float32
@@ -42,6 +45,25 @@ def test_every_stored_type_is_dequantised(tmp_path, weights, kind):
     expected = torch.from_numpy(dequantize(quantize(weights[name].numpy(), kind), kind))
     assert torch.equal(state[name], expected)
     assert (state[name] - weights[name]).abs().max() < 0.5  # and that is the matrix, coarsely
+
+
+def test_rotary_divisors_of_llama_3_1_give_its_frequencies(tmp_path, weights):
+    rule = {"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    rope = rule | {"rope_type": "llama3", "rope_theta": 5e5}
+    theirs = TheirConfig(hidden_size=64, num_attention_heads=4, max_position_embeddings=131072, rope_parameters=rope)
+    stretched = LlamaRotaryEmbedding(theirs).inv_freq
+    divisors = 5e5 ** -(torch.arange(0, 16, 2) / 16) / stretched
+    file = write_gguf(tmp_path / "x.gguf", weights, keys={"llama.rope.freq_base": 5e5}, more={"rope_freqs.weight": divisors})
+    config = load_llama(file, FLOAT)[0]
+    ours = rope_table(torch.ones(1, 1), config).angle().flatten()
+    assert divisors.max() > 31
+    assert torch.allclose(ours, stretched, rtol=1e-4, atol=0)
+
+
+def test_rotary_divisors_of_another_rule_are_refused(tmp_path, weights):
+    divisors = {"rope_freqs.weight": torch.linspace(1, 8, 8)}
+    with pytest.raises(WeightsError, match=r"rope_freqs\.weight do not follow LLaMA 3\.1's rule"):
+        load_llama(write_gguf(tmp_path / "x.gguf", weights, more=divisors), FLOAT)
 
 
 def test_header_equals_that_of_the_gguf_package():

