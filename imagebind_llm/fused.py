@@ -10,12 +10,16 @@ from torch import Tensor
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) over the last axis in float32, cast back to x's type, times `weight`."""
-    return _RMSNorm.apply(x, weight, eps)
+    return _RMSNorm.apply(x, weight, eps) if torch.is_grad_enabled() else _rms_norm(x, weight, eps)
 
 
 def swiglu(a: Tensor, b: Tensor) -> Tensor:
     """silu(a) * b."""
-    return _SwiGLU.apply(a, b)
+    return _SwiGLU.apply(a, b) if torch.is_grad_enabled() else F.silu(a).mul_(b)
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return F.rms_norm(x, x.shape[-1:], None, eps).mul_(weight)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -23,7 +27,7 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.eps = eps
-        return F.rms_norm(x, x.shape[-1:], None, eps).mul_(weight)
+        return _rms_norm(x, weight, eps)
 
     @staticmethod
     def backward(ctx, *grads: Tensor):

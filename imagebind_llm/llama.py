@@ -13,14 +13,16 @@ Trained parameters may be float32 above bf16 weights: they are cast where they m
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from imagebind_llm.attention import causal_attention, gated_attention, masked_attention
+from imagebind_llm.attention import cached_attention, causal_attention, gated_attention
 from imagebind_llm.config import LlamaConfig, PromptConfig, RopeScaling
 from imagebind_llm.fused import rms_norm, swiglu
+from imagebind_llm.linear import linear
 
 PREFIX_EPS = 1e-6
 Device = torch.device | str | None
@@ -48,52 +50,74 @@ def check_context(length: int, config: LlamaConfig) -> None:
 
 
 class KVCache:
-    """Keys and values of up to `capacity` columns, allocated once; the caller makes it, owns it and passes it in.
+    """Keys and values of at least `capacity` columns, allocated once; the caller makes it, owns it and passes it in.
 
     `used` columns are filled. `prompt` holds each layer's prompt keys and values, computed once in the first pass.
+    Reads span a multiple of SPAN columns, the rest of them hidden and zero: a CPU kernel is compiled for every new shape.
     """
 
+    SPAN = 32
+
     def __init__(self, config: LlamaConfig, batch: int, capacity: int, like: Tensor):
-        shape = (batch, config.n_kv_heads, capacity, config.dim // config.n_heads)
-        self.keys = [like.new_empty(shape) for _ in range(config.n_layers)]
-        self.values = [like.new_empty(shape) for _ in range(config.n_layers)]
+        shape = (batch, config.n_kv_heads, self._span(capacity), config.dim // config.n_heads)
+        self.keys = [like.new_zeros(shape) for _ in range(config.n_layers)]
+        self.values = [like.new_zeros(shape) for _ in range(config.n_layers)]
         self.prompt: list[PromptKV | None] = [None] * config.n_layers
         self.used = 0
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append (B,KV,T,K) to a layer; returns views of all its columns so far. `used` is moved by the decoder."""
+        """Append (B,KV,T,K) to a layer; returns views of all its columns, to go with `bias`. The decoder moves `used`."""
         end = self.used + keys.shape[2]
         self.keys[layer][:, :, self.used : end] = keys
         self.values[layer][:, :, self.used : end] = values
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+        return self.keys[layer][:, :, : self._span(end)], self.values[layer][:, :, : self._span(end)]
+
+    def bias(self, new: int, mask: Tensor | None, like: Tensor) -> Tensor:
+        """(B or 1,1,1,T,S) to add to the scores of T = `new` positions: 0 where `mask` (B,1,T,used+T) is true, else -inf.
+
+        Without a mask each new position sees all columns up to its own.
+        """
+        if mask is None:
+            mask = torch.ones(1, 1, new, self.used + new, dtype=torch.bool, device=like.device).tril(self.used)
+        bias = like.new_full((len(mask), 1, 1, new, self._span(self.used + new)), -torch.inf)
+        bias[..., : mask.shape[-1]].masked_fill_(mask[:, :, None], 0.0)
+        return bias
 
     def take(self, rows: Tensor) -> None:
         """Keep these rows, in this order (a row may be named several times): drops finished rows, repeats for samples."""
         for i in range(len(self.keys)):
-            self.keys[i], self.values[i] = self._taken(self.keys[i], rows), self._taken(self.values[i], rows)
+            self.keys[i], self.values[i] = self.keys[i][rows], self.values[i][rows]
             kv = self.prompt[i]
             self.prompt[i] = kv and kv.take(rows)
 
-    def _taken(self, columns: Tensor, rows: Tensor) -> Tensor:
-        taken = columns.new_empty((len(rows), *columns.shape[1:]))
-        taken[:, :, : self.used] = columns[rows, :, : self.used]
-        return taken
+    def _span(self, columns: int) -> int:
+        return -(-columns // self.SPAN) * self.SPAN
 
 
 @dataclass(frozen=True)
 class PromptKV:
-    """Keys and values (B or 1, KV, P, K) of one layer's prompts; keys None for a lone prompt, whose softmax is 1."""
+    """One layer's prompts as keys and values (B or 1,KV,P,K), the gate (1,H,1,1), and which are absent (B,P) or None.
+
+    A lone prompt has no keys, since a softmax over one key is 1; its values are (B or 1,H,1,K).
+    """
 
     keys: Tensor | None
     values: Tensor
-    present: Tensor | None
+    gate: Tensor
+    absent: Tensor | None
 
     def take(self, rows: Tensor) -> "PromptKV":
         """These rows; a single one serves every row and stays as it is."""
         if self.values.shape[0] == 1:
             return self
-        keys, present = (part if part is None else part[rows] for part in (self.keys, self.present))
-        return PromptKV(keys, self.values[rows], present)
+        keys, absent = (part if part is None else part[rows] for part in (self.keys, self.absent))
+        return PromptKV(keys, self.values[rows], self.gate, absent)
+
+    def read(self, q: Tensor) -> Tensor:
+        """What q (B,H,T,K) reads from the prompts, times the gate; (B,H,1,K) if it is the same for every position."""
+        if self.keys is None:
+            return self.gate * self.values
+        return gated_attention(q, self.keys, self.values, self.gate, self.absent)
 
 
 class Adapted(nn.Module):
@@ -109,6 +133,7 @@ class Adapted(nn.Module):
         if bias:
             frozen.bias = nn.Parameter(torch.zeros(n_out))
         setattr(self, name, frozen)
+        self.lora_rank = lora_rank
         if lora_rank:
             setattr(self, f"lora_{name}_l1", nn.Linear(n_in, lora_rank, bias=False))
             setattr(self, f"lora_{name}_l2", nn.Linear(lora_rank, n_out, bias=False))
@@ -117,9 +142,9 @@ class Adapted(nn.Module):
     def project(self, name: str, x: Tensor) -> Tensor:
         """x through the frozen map, plus its bias, plus l2(l1(x)) (no scaling factor, no dropout)."""
         frozen: nn.Linear = getattr(self, name)
-        out = F.linear(x, frozen.weight, None if frozen.bias is None else frozen.bias.to(x.dtype))
-        down: nn.Linear | None = getattr(self, f"lora_{name}_l1", None)
-        if down is not None:
+        out = linear(x, frozen.weight, None if frozen.bias is None else frozen.bias.to(x.dtype))
+        if self.lora_rank:
+            down: nn.Linear = getattr(self, f"lora_{name}_l1")
             up: nn.Linear = getattr(self, f"lora_{name}_l2")
             out = out + F.linear(F.linear(x, down.weight.to(x.dtype)), up.weight.to(x.dtype))
         return out
@@ -162,40 +187,23 @@ class Attention(Adapted):
             prefix = F.rms_norm(prefix.float(), prefix.shape[-1:], eps=PREFIX_EPS)
         prefix = prefix.to(self.wk.weight.dtype)
         shape = (*prefix.shape[:2], self.n_kv_heads, self.head_dim)
-        values = F.linear(prefix, self.wv.weight).view(shape).transpose(1, 2)  # (B,KV,P,K)
+        values = linear(prefix, self.wv.weight).view(shape).transpose(1, 2)  # (B,KV,P,K)
+        gate = torch.tanh(self.gate).to(prefix.dtype)
         if prefix.shape[1] == 1 and present is None:
-            return PromptKV(None, values, None)
-        return PromptKV(F.linear(prefix, self.wk.weight).view(shape).transpose(1, 2), values, present)
+            return PromptKV(None, values.repeat_interleave(self.n_heads // self.n_kv_heads, dim=1), gate, None)
+        keys = linear(prefix, self.wk.weight).view(shape).transpose(1, 2)  # (B,KV,P,K)
+        return PromptKV(keys, values, gate, None if present is None else ~present)
 
-    def from_prompts(self, q: Tensor, kv: PromptKV) -> Tensor:
-        """What q (B,H,T,K) reads from the prompts, times the gate; (B,H,1,K) if it is the same for every position."""
-        if kv.keys is None:
-            values = kv.values.repeat_interleave(self.n_heads // self.n_kv_heads, dim=1)  # (B,H,1,K)
-            return torch.tanh(self.gate).to(q.dtype) * values
-        return gated_attention(q, kv.keys, kv.values, self.gate, kv.present)
-
-    def forward(self, x: Tensor, rope: Tensor, prompt_kv: PromptKV | None, past, mask: Tensor | None) -> Tensor:
-        """x (B,T,D) normed -> (B,T,D) before wo. `past(k, v)` stores new keys and values and returns all of them."""
+    def forward(self, x: Tensor, rope: "Rope", prompt_kv: PromptKV | None, past: "Past") -> Tensor:
+        """x (B,T,D) normed -> (B,T,D) before wo."""
         b, t, _ = x.shape
-        q = rotate(self.project("wq", x).view(b, t, self.n_heads, self.head_dim), rope)
-        k = rotate(self.project("wk", x).view(b, t, self.n_kv_heads, self.head_dim), rope)
+        q = rotate(self.project("wq", x).view(b, t, self.n_heads, self.head_dim), rope.q)
+        k = rotate(self.project("wk", x).view(b, t, self.n_kv_heads, self.head_dim), rope.k)
         v = self.project("wv", x).view(b, t, self.n_kv_heads, self.head_dim)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B,H,T,K), (B,KV,T,K)
-        k, v = past(k, v)
-        alone = mask is None and t == k.shape[2]
-        out = causal_attention(q, k, v) if alone else self.to_past(q, k, v, mask)  # (B,H,T,K)
+        out = past.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))  # (B,H,T,K)
         if prompt_kv is not None:
-            out = out + self.from_prompts(q, prompt_kv)
+            out = out + prompt_kv.read(q.transpose(1, 2))
         return out.transpose(1, 2).reshape(b, t, -1)  # (B,T,D)
-
-    def to_past(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention to S cached columns; `mask` (B,1,T,S) bool says which, None: all. The group of a key shares its read."""
-        b, h, t, width = q.shape
-        groups = h // self.n_kv_heads
-        q = q.reshape(b, self.n_kv_heads, groups * t, width)  # (B,KV,G*T,K)
-        if mask is not None and mask.shape[2] > 1:
-            mask = mask.repeat(1, 1, groups, 1)  # (B,1,G*T,S)
-        return masked_attention(q, k, v, mask).view(b, h, t, width)  # (B,H,T,K)
 
 
 class FeedForward(Adapted):
@@ -222,9 +230,9 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
 
-    def forward(self, x: Tensor, rope, prompt_kv, past, mask, keep: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rope: "Rope", prompt_kv: PromptKV | None, past: "Past", keep: Tensor | None) -> Tensor:
         """`keep` (N,) flat positions b*T+t: only these go through the rest of the block, which returns (N,D)."""
-        out = self.attention(self.attention_norm(x), rope, prompt_kv, past, mask)
+        out = self.attention(self.attention_norm(x), rope, prompt_kv, past)
         if keep is not None:
             x, out = x.flatten(0, 1)[keep], out.flatten(0, 1)[keep]  # (N,D)
         x = x + self.attention.project("wo", out)
@@ -256,7 +264,7 @@ class Llama(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits (..., V) of normed hidden states (..., D)."""
-        return F.linear(hidden, self.output_weight).float()
+        return linear(hidden, self.output_weight).float()
 
     def forward(
         self,
@@ -272,17 +280,18 @@ class Llama(nn.Module):
 
         Without `positions` and `mask`: causal, from position 0; rows are padded on the right. After columns that a cache
         already holds, give each token's `positions` (B,T) and the `mask` (B,1,T,S) bool of the columns it may see (None:
-        all, for T = 1). Prompts are read in the first pass into a cache and come from the cache afterwards.
+        up to its own). Prompts are read in the first pass into a cache and come from the cache afterwards.
         """
         if positions is None:
             check_context(tokens.shape[1], self.config)
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]  # (1,T)
-        rope = rope_table(positions, self.config)
+        table = rope_table(positions, self.config)
+        rope = Rope(table * (self.config.dim // self.config.n_heads) ** -0.5, table)
         x = self.tok_embeddings(tokens)
+        bias = cache.bias(tokens.shape[1], mask, like=x) if cache is not None and cache.used else None
         for i, layer in enumerate(self.layers):
-            past = _no_past if cache is None else _Past(cache, i)
             kv = self._prompt_kv(i, prompts, cache)
-            x = layer(x, rope, kv, past, mask, keep if i == self.config.n_layers - 1 else None)
+            x = layer(x, rope, kv, Past(cache, i, bias), keep if i == self.config.n_layers - 1 else None)
         if cache is not None:
             cache.used += tokens.shape[1]
         return self.norm(x)
@@ -300,18 +309,25 @@ class Llama(nn.Module):
         return kv
 
 
-def _no_past(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    return keys, values
+@dataclass(frozen=True)
+class Past:
+    """What the new positions of one layer can see: themselves, or (with a bias) all columns of the cache."""
+
+    cache: KVCache | None
+    layer: int
+    bias: Tensor | None
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q (B,H,T,K), new k and v (B,KV,T,K), which go into the cache; returns (B,H,T,K)."""
+        keys, values = (k, v) if self.cache is None else self.cache.write(self.layer, k, v)
+        return causal_attention(q, k, v) if self.bias is None else cached_attention(q, keys, values, self.bias)
 
 
-class _Past:
-    """One layer's view of the cache."""
+class Rope(NamedTuple):
+    """The rotary table of a pass: of keys, and of queries, which it also divides by sqrt K."""
 
-    def __init__(self, cache: KVCache, layer: int):
-        self.cache, self.layer = cache, layer
-
-    def __call__(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        return self.cache.write(self.layer, keys, values)
+    q: Tensor
+    k: Tensor
 
 
 def rope_table(positions: Tensor, config: LlamaConfig) -> Tensor:
@@ -334,6 +350,6 @@ def _stretched(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Turn the adjacent pairs (2i, 2i+1) of x (B,T,H,K) by the table's angles, in float32, cast back."""
+    """Multiply the adjacent pairs (2i, 2i+1) of x (B,T,H,K) by the table's complex numbers, in float32, cast back."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # (B,T,H,K/2)
     return torch.view_as_real(pairs * rope).flatten(-2).to(x.dtype)  # (B,T,H,K)

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention, silu
 
 from imagebind_llm import attention
-from imagebind_llm.attention import causal_attention, gated_attention
+from imagebind_llm.attention import cached_attention, causal_attention, gated_attention
 from imagebind_llm.fused import rms_norm, swiglu
 from imagebind_llm.losses import token_logp
 
@@ -19,15 +19,15 @@ def random(*shape: int, dtype=torch.float64) -> torch.Tensor:
 def test_blocked_causal_attention_equals_torch_and_finite_differences(kv_heads, length, monkeypatch):
     monkeypatch.setattr(attention, "BLOCK", 4)
     q, k, v = random(2, 4, length, 3), random(2, kv_heads, length, 3), random(2, kv_heads, length, 3)
-    wanted = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    wanted = scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0, enable_gqa=True)
     torch.testing.assert_close(causal_attention(q, k, v), wanted)
     assert torch.autograd.gradcheck(causal_attention, (q, k, v))
 
 
 def test_blocked_causal_attention_in_bf16_is_about_as_near_to_float32_as_torchs():
     q, k, v = (random(2, heads, 200, 16, dtype=torch.float32) for heads in (6, 2, 2))
-    wanted = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    theirs = scaled_dot_product_attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), is_causal=True, enable_gqa=True)
+    wanted = scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0, enable_gqa=True)
+    theirs = scaled_dot_product_attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), is_causal=True, scale=1.0, enable_gqa=True)
     ours = causal_attention(q.bfloat16(), k.bfloat16(), v.bfloat16())
     slope = torch.randn(wanted.shape)
     grads = [torch.autograd.grad(out, (q, k, v), slope.to(out.dtype)) for out in (wanted, theirs, ours)]
@@ -40,12 +40,20 @@ def test_blocked_causal_attention_in_bf16_is_about_as_near_to_float32_as_torchs(
 @pytest.mark.parametrize("masked", [False, True])
 def test_gated_attention_equals_torch_and_finite_differences(rows, masked):
     q, k, v, gate = random(2, 4, 5, 3), random(rows, 2, 3, 3), random(rows, 2, 3, 3), random(1, 4, 1, 1)
-    present = torch.tensor([[True, False, True], [True, True, False]]) if masked else None
+    absent = torch.tensor([[False, True, False], [False, False, True]]) if masked else None
     keys, values = k.expand(2, -1, -1, -1), v.expand(2, -1, -1, -1)
-    mask = present[:, None, None] if masked else None
-    wanted = gate.tanh() * scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=True)
-    torch.testing.assert_close(gated_attention(q, k, v, gate, present), wanted)
-    assert torch.autograd.gradcheck(lambda *args: gated_attention(*args, present), (q, k, v, gate))
+    mask = ~absent[:, None, None] if masked else None
+    wanted = gate * scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=1.0, enable_gqa=True)
+    torch.testing.assert_close(gated_attention(q, k, v, gate, absent), wanted)
+    assert torch.autograd.gradcheck(lambda *args: gated_attention(*args, absent), (q, k, v, gate))
+
+
+def test_cached_attention_equals_torch():
+    q, k, v = random(2, 4, 3, 5), random(2, 2, 7, 5), random(2, 2, 7, 5)
+    mask = torch.rand(2, 1, 3, 7, generator=torch.Generator().manual_seed(0)) > 0.4
+    bias = torch.zeros(2, 1, 1, 3, 7).masked_fill(~mask[:, :, None], -torch.inf)
+    wanted = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0, enable_gqa=True)
+    torch.testing.assert_close(cached_attention(q, k, v, bias), wanted)
 
 
 def test_gradients_of_norm_swiglu_and_token_logp_equal_finite_differences():
