@@ -161,10 +161,10 @@ def _chosen(root: Path, there: list[str], wanted: tuple[str, ...]) -> list[str]:
 
 def _lines(table: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """(line number, fields) of every line that is not empty; CSV may quote, TSV never does."""
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     try:
         with open(table, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, delimiter=delimiter, quoting=quoting)
+            unquoted = delimiter == "\t"
+            reader = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE if unquoted else csv.QUOTE_MINIMAL)
             yield from ((reader.line_num, fields) for fields in reader if fields)
     except UnicodeDecodeError as error:
         raise DataError(f"{table}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error

@@ -133,10 +133,11 @@ class PictureStem(nn.Module):
 
     def __init__(self, tower: TowerConfig, stem: str):
         super().__init__()
+        (rows, columns), (down, across) = tower.kernel, tower.stride
         grid = [(size - k) // s + 1 for size, k, s in zip(tower.input_size, tower.kernel, tower.stride, strict=True)]
         self.stem = stem
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, tower.width))
-        convolution = nn.Conv2d(1, tower.width, tower.kernel, tower.stride, bias=False)
+        convolution = nn.Conv2d(1, tower.width, (rows, columns), (down, across), bias=False)
         setattr(self, stem, PatchProjection(convolution, tower.width))
         self.pos_embedding_helper = PositionTable(math.prod(grid), tower.width)
 
@@ -152,9 +153,9 @@ class VisionStem(nn.Module):
 
     def __init__(self, tower: TowerConfig):
         super().__init__()
-        self.kernel = tower.kernel
+        frames, self.rows, self.columns = tower.kernel  # the stride is the same, so patches are cut, not overlapped
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, tower.width))
-        convolution = nn.Conv3d(3, tower.width, tower.kernel, tower.stride, bias=False)
+        convolution = nn.Conv3d(3, tower.width, (frames, self.rows, self.columns), bias=False)
         self.rgbt_stem = PatchProjection(nn.Sequential(nn.Identity(), convolution), None)
         n_patches = math.prod(size // k for size, k in zip(tower.input_size, tower.kernel, strict=True))
         self.pos_embedding_helper = PositionTable(n_patches, tower.width)
@@ -163,11 +164,9 @@ class VisionStem(nn.Module):
         """x (B,3,H,W) or (B,3,2,H,W) -> (B,1+patches,D)."""
         if x.ndim == 4:
             x = x.unsqueeze(2).expand(-1, -1, 2, -1, -1)  # (B,3,2,H,W)
-        _, rows, columns = self.kernel
-        x = x.unflatten(4, (-1, columns)).unflatten(3, (-1, rows))  # (B,3,2,h,rows,w,columns)
+        x = x.unflatten(4, (-1, self.columns)).unflatten(3, (-1, self.rows))  # (B,3,2,h,rows,w,columns)
         x = x.permute(0, 3, 5, 1, 2, 4, 6).flatten(3).flatten(1, 2)  # (B,h*w,3*2*rows*columns)
-        # kernel = stride, so the convolution is a matrix product over flattened patches
-        tokens = linear(x, self.rgbt_stem.proj[1].weight.flatten(1))  # (B,h*w,D)
+        tokens = linear(x, self.rgbt_stem.proj.get_parameter("1.weight").flatten(1))  # (B,h*w,D)
         return _with_cls(self.cls_token, tokens) + self.pos_embedding_helper(tokens.shape[1])
 
 

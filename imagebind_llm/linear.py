@@ -28,7 +28,7 @@ def _onednn_serves(x: Tensor, weight: Tensor) -> bool:
         and x.dtype == weight.dtype == torch.float32
         and x.numel() > x.shape[-1]  # one row is a matrix-vector product, which MKL does faster
         and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
         and not (weight.requires_grad and torch.is_grad_enabled())
     )
 
