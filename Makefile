@@ -1,4 +1,4 @@
-# make setup | test | test-all | lint | bench      (each one makes the environment first, once)
+# make setup | demo | test | test-all | lint | bench      (each one makes the environment first, once)
 PYTHON ?= python3
 VENV   ?= .venv
 # torch goes in first and alone: with it in place the range in requirements.txt is met. On a machine without a GPU the
@@ -8,7 +8,7 @@ TORCH_ARGS ?=
 PIP     = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 BIN     = $(VENV)/bin
 
-.PHONY: setup test test-all lint bench clean
+.PHONY: setup demo test test-all lint bench clean
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: requirements.txt setup.py
@@ -20,6 +20,10 @@ $(VENV)/.ready: requirements.txt setup.py
 	$(PIP) -e ".[dev]"
 	@touch $@
 	@echo "setup: done; next: make test"
+
+demo: setup
+	$(BIN)/python -m imagebind_llm.demo_world --output_dir data/demo/clips --seed 0
+	$(BIN)/python avt_get_emb.py --data_path data/demo/clips --output_dir runs/demo/emb --encoder imagebind_tiny
 
 test: setup
 	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
