@@ -100,9 +100,9 @@ def imagebind_tiny() -> ImageBindConfig:
     """Our own small towers for the demo and the tests; weights in checkpoints/, made by data/demo/train_encoder.py."""
     return ImageBindConfig(
         towers={
-            "vision": TowerConfig(128, 4, 4, (2, 224, 224), (2, 14, 14), (2, 14, 14), pre_norm=True),
-            "text": TowerConfig(64, 3, 4, (77,), logit_scale=1 / 0.07, learnable_scale=True),
-            "audio": TowerConfig(96, 4, 4, (128, 204), (16, 16), (10, 10), bias_kv=True, drop_path=0.1, logit_scale=20.0),
+            "vision": TowerConfig(128, 4, 4, (2, 224, 224), (2, 28, 28), (2, 28, 28), pre_norm=True),
+            "text": TowerConfig(48, 3, 4, (77,), logit_scale=1 / 0.07, learnable_scale=True),
+            "audio": TowerConfig(96, 4, 4, (128, 204), (64, 8), (64, 8), bias_kv=True, logit_scale=20.0),
         }
     )
 
@@ -160,8 +160,10 @@ class TrainEncoderSettings:
 
     output_dir: str = flag("checkpoints", "imagebind_tiny.safetensors goes here")
     seed: int = flag(0, "of weights, drawn speakers and captions")
-    steps: int = flag(1800, "optimizer steps")
-    batch_size: int = flag(64, "speakers seen, and as many heard, in a step")
+    text_steps: int = flag(200, "optimizer steps of the text tower")
+    vision_steps: int = flag(3000, "of the vision tower")
+    audio_steps: int = flag(700, "of the audio tower")
+    batch_size: int = flag(32, "speakers seen or heard in a step")
     lr: float = flag(1e-3, "peak learning rate, after a warm-up, falling along a half cosine")
     num_workers: int = flag(1, "processes that draw and voice ahead of the training")
     evaluate: bool = flag(False, "train nothing: measure the weights that are there on --data_path")

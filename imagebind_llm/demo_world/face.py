@@ -83,19 +83,19 @@ def draw_look(rng: np.random.Generator) -> Look:
 
 
 class Pen:
-    """Draws in units of the short side, origin in the picture's centre, y down, turned by `angle` about `pivot`."""
+    """Draws in its own units: the point `pivot` lies at the pixel `anchor`, y down, everything turned by `angle` about it."""
 
-    def __init__(self, draw: ImageDraw.ImageDraw, centre: Point, unit: float, angle: float = 0.0, pivot: Point = (0, 0)):
-        self.draw, self.centre, self.unit, self.pivot = draw, centre, unit, pivot
+    def __init__(self, draw: ImageDraw.ImageDraw, anchor: Point, unit: float, angle: float = 0.0, pivot: Point = (0, 0)):
+        self.draw, self.anchor, self.unit, self.pivot = draw, anchor, unit, pivot
         self.cos, self.sin = math.cos(angle), math.sin(angle)
 
-    def turned(self, angle: float, pivot: Point) -> "Pen":
-        return Pen(self.draw, self.centre, self.unit, angle, pivot)
+    def turned(self, angle: float, pivot: Point, larger: float) -> "Pen":
+        """The pen of an upright one's part that is turned and enlarged about `pivot`."""
+        return Pen(self.draw, self.at(*pivot), self.unit * larger, angle, pivot)
 
     def at(self, x: float, y: float) -> Point:
-        dx, dy = x - self.pivot[0], y - self.pivot[1]
-        x, y = self.pivot[0] + self.cos * dx - self.sin * dy, self.pivot[1] + self.sin * dx + self.cos * dy
-        return self.centre[0] + x * self.unit, self.centre[1] + y * self.unit
+        dx, dy = (x - self.pivot[0]) * self.unit, (y - self.pivot[1]) * self.unit
+        return self.anchor[0] + self.cos * dx - self.sin * dy, self.anchor[1] + self.sin * dx + self.cos * dy
 
     def shape(self, points: Sequence[Point], fill: Colour, edge: bool = True) -> None:
         corners = [self.at(x, y) for x, y in points]
@@ -169,7 +169,7 @@ def _head(pen: Pen, cues: dict[str, str], look: Look, swing: float) -> None:
     angle = math.radians(24) * look.sides[1] if pose == "tilted" else 0.0
     rise = {"raised": -0.04, "lowered": 0.05}.get(pose, 0.0)  # of the whole head
     turn = {"raised": -0.075, "lowered": 0.07}.get(pose, 0.0)  # of the features upon it
-    pen = pen.turned(angle, (0, 0.08))
+    pen = pen.turned(angle, (0, 0.1), larger=1.12)
     x, y = 0.0, -0.15 + rise
     skin, hair = _lit(look.skin, look), _lit(look.hair, look)
     if look.hair_style == 1:  # long
@@ -197,57 +197,54 @@ def _head(pen: Pen, cues: dict[str, str], look: Look, swing: float) -> None:
 def _eyes(pen: Pen, cues: dict[str, str], look: Look, x: float, y: float) -> None:
     """Eyes with the gaze, brows with the expression."""
     expression, gaze = cues["expression"], cues["gaze"]
-    opening = 0.058 if expression == "surprised" else 0.044
-    dx = {"aside": 0.031 * look.sides[0]}.get(gaze, 0.0)
-    dy = {"down": 0.026}.get(gaze, 0.0)
+    opening = 0.068 if expression == "surprised" else 0.054
+    dx = {"aside": 0.04 * look.sides[0]}.get(gaze, 0.0)
+    dy = {"down": 0.03}.get(gaze, 0.0)
     for side in (-1, 1):
-        eye = x + side * 0.085
-        pen.oval(eye, y, 0.056, opening, WHITE)
-        pen.oval(eye + dx, y + dy, 0.024, 0.026, (35, 45, 70), edge=False)
+        eye = x + side * 0.09
+        pen.oval(eye, y, 0.068, opening, WHITE)
+        pen.oval(eye + dx, y + dy, 0.028, 0.03, (35, 45, 70), edge=False)
         if gaze == "down":  # the upper lid comes down too
-            lid = [*arc(eye, y, 0.058, opening + 0.003, 180, 360), (eye, y + 0.006)]
+            lid = [*arc(eye, y, 0.07, opening + 0.004, 180, 360), (eye, y + 0.008)]
             pen.shape(lid, _lit(look.skin, look, -25))
         if look.glasses:
-            pen.stroke(arc(eye, y, 0.075, 0.066, 0, 360), 0.01, (60, 60, 75))
+            pen.stroke(arc(eye, y, 0.082, 0.076, 0, 360), 0.008, (60, 60, 75))
         _brow(pen, expression, eye, y, side)
 
 
 def _brow(pen: Pen, expression: str, eye: float, y: float, side: int) -> None:
     """One brow: where it sits above the eye's middle, and how its inner end differs from the outer."""
     height, slope = {
-        "neutral": (0.066, 0.0),
-        "smile": (0.074, 0.0),
-        "frown": (0.05, -0.03),
-        "sad": (0.07, 0.03),
-        "surprised": (0.105, 0.0),
+        "neutral": (0.08, 0.0),
+        "smile": (0.09, 0.0),
+        "frown": (0.056, -0.038),
+        "sad": (0.084, 0.036),
+        "surprised": (0.125, 0.0),
     }[expression]
     inner, outer = (eye - side * 0.05, y - height - slope), (eye + side * 0.055, y - height + slope)
     bend = 0.022 if expression in ("smile", "surprised") else 0.0
     middle = ((inner[0] + outer[0]) / 2, (inner[1] + outer[1]) / 2 - bend)
-    pen.stroke([inner, middle, outer], 0.022 if expression == "frown" else 0.015)
+    pen.stroke([inner, middle, outer], 0.03 if expression == "frown" else 0.018)
 
 
 def _mouth(pen: Pen, expression: str, look: Look, x: float, y: float, swing: float) -> None:
     """The mouth; `swing` moves it a little, as if talking."""
     talk = 0.006 * (1 + swing)
     if expression == "smile":
-        pen.shape([*arc(x, y - 0.025, 0.09, 0.06 + talk, 0, 180)], MOUTH)
-        pen.shape(
-            [(x - 0.08, y - 0.024), (x + 0.08, y - 0.024), (x + 0.066, y - 0.004), (x - 0.066, y - 0.004)], WHITE, edge=False
-        )
+        pen.shape([*arc(x, y - 0.025, 0.105, 0.075 + talk, 0, 180)], MOUTH)
+        pen.shape([(x - 0.095, y - 0.024), (x + 0.095, y - 0.024), (x + 0.08, y), (x - 0.08, y)], WHITE, edge=False)
         for side in (-1, 1):
-            pen.oval(x + side * 0.125, y - 0.035, 0.028, 0.018, _lit((240, 130, 120), look), edge=False)
+            pen.oval(x + side * 0.14, y - 0.045, 0.032, 0.022, _lit((240, 130, 120), look), edge=False)
     elif expression == "surprised":
-        pen.oval(x, y + 0.008, 0.036, 0.05 + talk, MOUTH)
+        pen.oval(x, y + 0.012, 0.042, 0.056 + talk, MOUTH)
     elif expression == "sad":
-        pen.stroke(arc(x, y + 0.045, 0.065, 0.05 + talk, 200, 340), 0.017, MOUTH)
-        pen.oval(x + 0.1, y - 0.05, 0.014, 0.026, (120, 180, 235))
+        pen.stroke(arc(x, y + 0.05, 0.08, 0.06 + talk, 200, 340), 0.022, MOUTH)
+        pen.oval(x + 0.115, y - 0.045, 0.018, 0.034, (120, 180, 235))
     elif expression == "frown":
-        pen.shape(
-            [(x - 0.07, y - 0.012), (x + 0.07, y - 0.012), (x + 0.08, y + 0.028 + talk), (x - 0.08, y + 0.028 + talk)], WHITE
-        )
+        lower = y + 0.034 + talk
+        pen.shape([(x - 0.085, y - 0.016), (x + 0.085, y - 0.016), (x + 0.095, lower), (x - 0.095, lower)], WHITE)
         for tooth in (-0.04, 0.0, 0.04):
-            pen.stroke([(x + tooth, y - 0.01), (x + tooth, y + 0.026 + talk)], 0.006)
+            pen.stroke([(x + tooth, y - 0.01), (x + tooth, y + 0.032 + talk)], 0.008)
     else:
         pen.stroke([(x - 0.05, y), (x + 0.05, y)], 0.014 + talk, LIP)
 

@@ -1,0 +1,108 @@
+"""How good imagebind_tiny is, on the demo world: beside what anyone could read, what is read off its frozen embeddings.
+
+Linear probes are fitted on the train split, their regularisation is chosen on dev, and test is reported. Cues are also named
+without any training: the value whose captions are nearest by cosine.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from imagebind_llm import config
+from imagebind_llm.config import MODALITIES
+from imagebind_llm.datasets import load_dataset
+from imagebind_llm.demo_world import cues, phrases, texts
+from imagebind_llm.demo_world.write import write_world
+from imagebind_llm.encoder import ImageBind
+from imagebind_llm.extraction import extract
+from imagebind_llm.records import Example
+from imagebind_llm.store import Store
+from imagebind_llm.tokenizers import ClipBPE
+from imagebind_llm.weights.imagebind import load_imagebind
+
+STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # C of the logistic regression: the larger, the less regularised
+
+
+def measure(settings: config.TrainEncoderSettings, preset: str) -> str:
+    """Print and return two Markdown tables: intents by subset of modalities, and single cues."""
+    weights = Path(settings.output_dir, f"{preset}.safetensors")
+    if not Path(settings.data_path, "test.tsv").exists():
+        write_world(config.DemoWorldSettings(settings.data_path))
+    extract(
+        config.ExtractSettings(
+            settings.data_path, settings.emb_path, encoder=preset, encoder_weights=str(weights), overwrite=not settings.evaluate
+        )
+    )
+    splits, store = load_dataset(settings.data_path).splits, Store(Path(settings.emb_path))
+    vectors = {name: F.normalize(store.read([one.key for one in rows])[0], dim=-1) for name, rows in splits.items()}  # (n,M,E)
+    intents = {name: np.array([one.intent for one in rows]) for name, rows in splits.items()}
+    shown = _cues_by_key(Path(settings.data_path))
+    named = {name: [shown[one.key] for one in rows] for name, rows in splits.items()}
+    by_subset = intent_table(vectors, intents, splits["test"], named["test"])
+    tables = f"{by_subset}\n\n{cue_table(vectors, named, load_imagebind(weights, preset))}"
+    print(tables)
+    return tables
+
+
+def _cues_by_key(root: Path) -> dict[str, dict[str, str]]:
+    lines = (root / "rationales.jsonl").read_text(encoding="utf-8").splitlines()
+    return {row["key"]: row["cues"] for row in map(json.loads, lines)}
+
+
+def intent_table(vectors: dict[str, Tensor], intents: dict[str, np.ndarray], test: list[Example], shown: list[dict]) -> str:
+    """Rows of the seven subsets: the exact ceiling, the same classifier on the test split's true cues, the linear probe."""
+    lines = ["| modalities | ceiling | ceiling on this test split | linear probe | of the ceiling |", "|---|---|---|---|---|"]
+    families = [family_of(one.text) for one in test]
+    for subset in cues.subsets():
+        columns = [MODALITIES.index(name) for name in subset]
+        features = {split: x[:, columns].flatten(1).numpy() for split, x in vectors.items()}  # (n,modalities*E)
+        ceiling, here = cues.bayes_accuracy(subset), _bayes_here(subset, families, shown, intents["test"])
+        probe = probe_accuracy(features, intents)
+        lines += [
+            f"| {' + '.join(subset)} | {100 * ceiling:.1f} | {100 * here:.1f} | {100 * probe:.1f} | {probe / ceiling:.2f} |"
+        ]
+    return "\n".join(lines)
+
+
+def family_of(text: str) -> str:
+    """The family whose template made this sentence."""
+    for family, templates in texts.TEMPLATES.items():
+        if any(re.fullmatch(re.sub(r"\\\{\w+\\\}", ".+", re.escape(template)), text) for template in templates):
+            return family
+    raise ValueError(f"not a sentence of the demo world: {text!r}; make the world again with this version")
+
+
+def _bayes_here(subset: tuple[str, ...], families: list[str], shown: list[dict], intents: np.ndarray) -> float:
+    variables = [variable for name in subset for variable in cues.CUES_OF[name]]
+    known = [{"family": family} | own for family, own in zip(families, shown, strict=True)]
+    guesses = [cues.INTENTS[cues.posterior({v: one[v] for v in variables}).argmax()] for one in known]
+    return float(np.mean(np.array(guesses) == intents))
+
+
+def probe_accuracy(features: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> float:
+    """Test accuracy of logistic regression fitted on train, its C chosen on dev."""
+    probes = [LogisticRegression(C=c, max_iter=2000).fit(features["train"], labels["train"]) for c in STRENGTHS]
+    best = max(probes, key=lambda probe: probe.score(features["dev"], labels["dev"]))
+    return float(best.score(features["test"], labels["test"]))
+
+
+@torch.no_grad()
+def cue_table(vectors: dict[str, Tensor], shown: dict[str, list[dict]], model: ImageBind) -> str:
+    """A row a cue: the share of its commonest value on test, the linear probe, and naming it by the nearest captions."""
+    lines = ["| cue | commonest value | linear probe | zero-shot |", "|---|---|---|---|"]
+    for cue, values in cues.CUES.items():
+        column = MODALITIES.index("vision" if cue in cues.VISUAL else "audio")
+        truth = {split: np.array([one[cue] for one in rows]) for split, rows in shown.items()}
+        chance = max(float(np.mean(truth["test"] == value)) for value in values)
+        probe = probe_accuracy({split: x[:, column].numpy() for split, x in vectors.items()}, truth)
+        captions = [model.encode("text", ClipBPE().encode(list(phrases.PHRASES[cue][value]))).mean(0) for value in values]
+        nearest = (vectors["test"][:, column] @ F.normalize(torch.stack(captions), dim=1).T).argmax(1)  # (n,)
+        zero_shot = float(np.mean(np.array(values)[nearest.numpy()] == truth["test"]))
+        lines += [f"| {cue} | {100 * chance:.1f} | {100 * probe:.1f} | {100 * zero_shot:.1f} |"]
+    return "\n".join(lines)
