@@ -113,40 +113,33 @@ def _transformers(config: LlamaConfig, dtype: torch.dtype):
     return model.to(dtype)
 
 
-def _cases() -> list[Case]:
-    here = "benchmarks.language:"
-    cases = [
-        Case(f"train {shape}, fp32", "tokens", here + "training", here + "peft_training", target, {"shape": shape})
-        for shape, target in (("dim 512", ">= 1.5x, memory <= 0.6"), ("SmolLM2", ">= 1.2x, memory <= 0.6"))
-    ]
-    cases += [
-        Case(
-            f"train {shape}, bf16 against our fp32",
-            "tokens",
-            here + "training",
-            here + "training",
-            ">= 2.5x",
-            {"shape": shape},
-            ours_options={"dtype": "bfloat16"},
-        )
-        for shape in SHAPES
-    ]
-    for rows in (1, 32):
-        decode = {"shape": "dim 512", "rows": rows}
-        name = f"decode dim 512, batch {rows}"
-        cases += [
-            Case(f"{name}, fp32", "tokens", here + "decoding", here + "transformers_decoding", ">= 1x", decode),
-            Case(
-                f"{name}, bf16 against our fp32",
-                "tokens",
-                here + "decoding",
-                here + "decoding",
-                "",
-                decode,
-                ours_options={"dtype": "bfloat16"},
-            ),
-        ]
-    return cases
+def _case(name: str, ours: str, peer: str, options: dict, target: str = "", dtype: str = "float32", peers: str = "") -> Case:
+    """A case in tokens/s; `peers` is the peer's dtype where it is another."""
+    here = f"{__name__}:"
+    ours_options, peer_options = {"dtype": dtype}, {"dtype": peers or dtype}
+    return Case(name, "tokens", here + ours, here + peer, target, options, ours_options, peer_options)
 
 
-CASES = _cases()
+def _training_cases(shape: str, target: str) -> list[Case]:
+    options, bf16 = {"shape": shape}, "bfloat16"
+    return [
+        _case(f"train {shape}, fp32, against peft", "training", "peft_training", options, f"{target}, memory <= 0.6"),
+        _case(f"train {shape}, bf16, against peft", "training", "peft_training", options, dtype=bf16),
+        _case(f"train {shape}, bf16, against our fp32", "training", "training", options, ">= 2.5x", bf16, "float32"),
+    ]
+
+
+def _decoding_cases(rows: int) -> list[Case]:
+    name, options, bf16 = f"decode dim 512, batch {rows}", {"shape": "dim 512", "rows": rows}, "bfloat16"
+    return [
+        _case(f"{name}, fp32, against transformers", "decoding", "transformers_decoding", options, ">= 1x"),
+        _case(f"{name}, bf16, against our fp32", "decoding", "decoding", options, "", bf16, "float32"),
+    ]
+
+
+CASES = [
+    *_training_cases("dim 512", ">= 1.5x"),
+    *_training_cases("SmolLM2", ">= 1.2x"),
+    *_decoding_cases(1),
+    *_decoding_cases(32),
+]
