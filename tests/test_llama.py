@@ -216,8 +216,9 @@ def test_a_cache_gives_the_same_states_as_no_cache():
     whole = llama(tokens, prompts)
     cache = KVCache(llama.config, 2, 9, like=whole)
     parts = [llama(tokens[:, :5], prompts, cache=cache)]
-    for t in range(5, 9):
-        parts.append(llama(tokens[:, t : t + 1], cache=cache, positions=torch.full((2, 1), t)))
+    for start, end in ((5, 6), (6, 9)):
+        positions = torch.arange(start, end).expand(2, -1)
+        parts.append(llama(tokens[:, start:end], cache=cache, positions=positions))
     assert cache.used == 9
     torch.testing.assert_close(torch.cat(parts, 1), whole, atol=2e-6, rtol=0)
 
