@@ -12,6 +12,7 @@ import pytest
 
 from imagebind_llm.config import DemoWorldSettings
 from imagebind_llm.demo_world import cues, face, phrases, texts, voice, write
+from imagebind_llm.demo_world.__main__ import main
 from imagebind_llm.labels import DEMO
 from imagebind_llm.media import load_clip
 
@@ -272,3 +273,12 @@ def test_a_clip_that_cannot_be_finished_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write.write_clip(tmp_path / "x.mp4", write.rows(0, SMALL)[0], seed=0)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_prints_the_ceilings_and_refuses_another_seed_in_one_line(tmp_path, capsys):
+    flags = ["--output_dir", str(tmp_path), "--train", "2", "--dev", "1", "--test", "1", "--workers", "1"]
+    main(flags)
+    printed = capsys.readouterr().out
+    assert "| text+audio+vision | 98.4 |" in printed and "python avt_get_emb.py" in printed
+    with pytest.raises(SystemExit, match=r"^error: .* rm -r"):
+        main([*flags, "--seed", "1"])
