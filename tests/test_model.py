@@ -62,6 +62,22 @@ def test_a_batch_without_any_target_has_zero_loss_and_zero_gradient():
     assert model.prefix_query.weight.grad is None or model.prefix_query.weight.grad.abs().max() == 0
 
 
+def test_a_target_at_the_first_position_is_left_out_since_nothing_precedes_it():
+    model, batch = random_itsl(None), random_batch()
+    targets = batch.targets.clone()
+    targets[:, 0] = batch.tokens[:, 0]
+    output, wanted = model(Batch(batch.tokens, targets)), model(Batch(batch.tokens, batch.targets))
+    assert torch.equal(output.mask, wanted.mask) and torch.equal(output.logp, wanted.logp)
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_a_new_model_has_closed_gates_and_no_prompt_vector_of_zero(normalise):
+    model = ITSL(TINY, PromptConfig(3, 2, normalise), BridgeConfig(24, 12, "separate"))
+    assert all(not gate.any() for name, gate in model.named_parameters() if name.endswith("gate"))
+    for queries in (model.prefix_query.weight, model.modality_query.weight):
+        assert queries.abs().amax(1).min() > 0.01
+
+
 @pytest.mark.parametrize("fusion", ["average", "separate"])
 def test_absent_modality_does_not_change_the_output(fusion):
     model, batch = random_itsl(fusion), random_batch()
