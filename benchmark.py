@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.runner import Case, Measurement, compare
+from benchmarks.runner import Case, Measurement, compare, named
 from imagebind_llm.config import flag, parse
 
 SUBJECTS = ("extraction", "media", "language", "loading")
@@ -39,6 +39,8 @@ def main() -> int:
     print(f"{'case':62} {'':6} {'wall s':>8} {'CPU s':>8} {'units/s':>9} {'peak MB':>9} {'above MB':>9}")
     for case in cases:
         print_case(case, *compare(case, settings.rounds, settings.threads))
+        if case.note:
+            print(f"  {named(case.note)()}", flush=True)
     return 0
 
 

@@ -18,7 +18,8 @@ from pathlib import Path
 @dataclass(frozen=True)
 class Case:
     """One comparison. `ours` and `peer` are "module:function"; function(**options) sets up and returns a callable that does
-    one unit of timed work and returns how many `unit`s it processed. The contender's own options override `options`."""
+    one unit of timed work and returns how many `unit`s it processed. The contender's own options override `options`.
+    `note` names a function of the same kind whose return value is a line of text to print below the ratio."""
 
     name: str
     unit: str
@@ -28,6 +29,7 @@ class Case:
     options: dict = field(default_factory=dict)
     ours_options: dict = field(default_factory=dict)
     peer_options: dict = field(default_factory=dict)
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,7 @@ class _Contender:
 def _serve(pipe, function: str, options: dict) -> None:
     """In the child: set up, then one timed run for every message."""
     try:
-        module, name = function.split(":")
-        work: Callable[[], float] = getattr(importlib.import_module(module), name)(**options)
+        work: Callable[[], float] = named(function)(**options)
         pipe.send(_resident_mb())
         while pipe.recv() == "run":
             pipe.send(_timed(work))
@@ -112,6 +113,12 @@ def _serve(pipe, function: str, options: dict) -> None:
         return
     except Exception as error:
         pipe.send(error)
+
+
+def named(function: str) -> Callable:
+    """The function that "module:name" names."""
+    module, name = function.split(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def _timed(work: Callable[[], float]) -> tuple[float, float, float, float]:
