@@ -26,7 +26,7 @@ demo: setup
 	$(BIN)/python avt_get_emb.py --data_path data/demo/clips --output_dir runs/demo/emb --encoder imagebind_tiny
 
 test: setup
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
 test-all: setup
 	$(BIN)/python -m pytest
