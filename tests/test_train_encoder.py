@@ -199,6 +199,21 @@ def test_probe_reads_what_is_linear_and_never_sees_test_labels():
     assert measure_encoder.probe_accuracy(features, flipped) < 0.1
 
 
+def test_embeddings_that_hold_the_true_cues_score_as_the_probe_on_the_true_cues_does():
+    rng = np.random.default_rng(0)
+    scenes = {split: [cues.draw_scene(rng) for _ in range(n)] for split, n in (("train", 300), ("dev", 60), ("test", 200))}
+    truth = {split: [{"family": scene.family} | scene.cues for scene in some] for split, some in scenes.items()}
+    intents = {split: np.array([scene.intent for scene in some]) for split, some in scenes.items()}
+    everything = list(cues.VALUES)
+    held = {split: torch.tensor([measure_encoder.one_hot(one, everything) for one in some]) for split, some in truth.items()}
+    vectors = {split: x[:, None].expand(-1, 3, -1) for split, x in held.items()}  # (n,M,values)
+    *_, last = measure_encoder.intent_table(vectors, intents, truth).splitlines()
+    name, ceiling, rule, told, ours, ratio = [cell.strip() for cell in last.strip("|").split("|")]
+    assert name == "text + audio + vision" and float(ceiling) == pytest.approx(98.4, abs=0.1)
+    assert float(rule) > 95 and abs(float(told) - float(ours)) < 1.5
+    assert float(ratio) == pytest.approx(float(ours) / float(ceiling), abs=0.01)
+
+
 # --- the weights that ship
 
 

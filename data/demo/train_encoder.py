@@ -14,7 +14,6 @@ heard, so vision and audio are bound through text alone.
 import math
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -264,7 +263,9 @@ def save(model: ImageBind, settings: config.TrainEncoderSettings) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".tmp")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    made_by = {"command": " ".join(["python", *sys.argv]), "seed": str(settings.seed), "commit": commit, "licence": "MIT"}
+    shaping = ("seed", "text_steps", "audio_steps", "vision_steps", "batch_size", "lr")
+    flags = " ".join(f"--{name} {getattr(settings, name)}" for name in shaping)
+    made_by = {"command": f"python data/demo/train_encoder.py {flags}", "commit": commit, "licence": "MIT"}
     save_file({name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}, part, metadata=made_by)
     os.replace(part, path)
     return path
