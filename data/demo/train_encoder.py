@@ -218,7 +218,7 @@ def optimize(model: ImageBind, modality: str, data: Wordings | Speakers, losses,
     """AdamW on one tower over all batches of `data`; the losses that `losses(batch)` names are added.
 
     The patch projection stays as it is: a step's worth of noise in it changes every token at once (arXiv:2104.02057 freezes
-    it too), and with it frozen the vision tower learnt in 400 steps what it had not begun to learn in 1000.
+    it too). One run each of 400 steps: the loss of gesture went from 3.12 to 2.28, and to 3.14 with the projection trained.
     """
     own = [(name, p) for name, p in model.named_parameters() if name.split(".")[1] == modality]
     parameters = [p for name, p in own if not _is_projection(name, modality)]
