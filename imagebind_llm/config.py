@@ -23,18 +23,21 @@ def parse(settings: type, argv: list[str] | None = None, description: str = ""):
 
     A field `x: int = flag(3, "...")` becomes `--x 3`; `bool` becomes a switch; `tuple[T, ...]` takes several values.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     hints = typing.get_type_hints(settings)
     for spec in dataclasses.fields(settings):
         parser.add_argument(f"--{spec.name}", **_argument(spec, hints[spec.name]))
     values = vars(parser.parse_args(argv))
-    return settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    try:
+        return settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    except ValueError as error:  # what __post_init__ refuses
+        parser.error(str(error))
 
 
 def _argument(spec: dataclasses.Field, hint) -> dict:
     """The keyword arguments of `add_argument` for one field."""
     required = spec.default is dataclasses.MISSING
-    keywords: dict = {"help": spec.metadata.get("help") or " "}
+    keywords: dict = {"help": spec.metadata.get("help", "") + _shown_default(spec.default)}
     keywords |= {"required": True, "default": argparse.SUPPRESS} if required else {"default": spec.default}
     if hint is bool:
         return keywords | {"action": "store_true"}
@@ -45,6 +48,13 @@ def _argument(spec: dataclasses.Field, hint) -> dict:
     if spec.metadata.get("choices"):
         keywords["choices"] = spec.metadata["choices"]
     return keywords | {"type": hint, "metavar": None if spec.metadata.get("choices") else spec.name.split("_")[-1].upper()}
+
+
+def _shown_default(default) -> str:
+    """The default as it would be typed; nothing where there is none worth showing."""
+    if default is dataclasses.MISSING or default is None or default is False or default in ("", ()):
+        return ""
+    return f" (default: {' '.join(map(str, default)) if isinstance(default, tuple) else default})"
 
 
 # --- ImageBind towers -------------------------------------------------------------------------------------------------
@@ -124,7 +134,7 @@ class ExtractSettings:
     output_dir: str = flag(help="the embedding store; an interrupted run continues when it is started again")
     splits: tuple[str, ...] = flag((), "which splits; all that are there if not given")
     encoder: str = flag("imagebind_huge", "huge: the public model; tiny: ours, for trying out", tuple(ENCODERS))
-    encoder_weights: str = flag("", "weight file; if not given, checkpoints/ENCODER.pth or .safetensors")
+    encoder_weights: str = flag("", "weight file; if not given, checkpoints/ENCODER.safetensors or .pth")
     modalities: tuple[str, ...] = flag(MODALITIES, "any subset", MODALITIES)
     batch_size: int = flag(8, "clips a batch")
     num_workers: int = flag(2, "decoding processes a rank; 0 decodes in the main process")
@@ -133,10 +143,16 @@ class ExtractSettings:
     window_rule: str = flag(
         "to_end", "to_end: the last window ends with the clip (public code today); before_end: pytorchvideo 0.1.5", WINDOW_RULES
     )
-    clean_audio: bool = flag(False, "all channels, and without the public code's in-place mean (other numbers than public)")
+    clean_audio: bool = flag(False, "all channels, without the public code's in-place mean (other numbers than public)")
     overwrite: bool = flag(False, "throw the store away first")
     strict: bool = flag(False, "exit with 1 if any modality of any clip failed")
     export_pt: str = flag("", "also write the original's layout here: train_emb/0.pt ... = [text, vision, audio]")
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.num_workers < 0:
+            raise ValueError(f"--batch_size {self.batch_size} --num_workers {self.num_workers}: at least 1 and at least 0")
+        if len(set(self.modalities)) < len(self.modalities):
+            raise ValueError(f"--modalities {' '.join(self.modalities)}: name each once")
 
 
 # --- The demo world (python -m imagebind_llm.demo_world) ----------------------------------------------------------------

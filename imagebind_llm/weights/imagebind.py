@@ -13,10 +13,11 @@ from imagebind_llm.config import ENCODERS
 from imagebind_llm.encoder import ImageBind
 from imagebind_llm.weights.files import TensorFile, WeightsError, listed
 
+CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"  # of the repository, wherever the command is typed
 IGNORED_PREFIXES = ("point_trunk.", "modality_heads.point.", "modality_postprocessors.point.", "modality_preprocessors.point.")
 
 
-def find_imagebind(preset: str, given: str, folder: Path = Path("checkpoints")) -> Path:
+def find_imagebind(preset: str, given: str, folder: Path = CHECKPOINTS) -> Path:
     """The weight file to use: `given`, or PRESET.pth / PRESET.safetensors in checkpoints/. Raises WeightsError if absent."""
     candidates = [Path(given)] if given else [folder / f"{preset}{ending}" for ending in (".safetensors", ".pth")]
     for path in candidates:
