@@ -10,6 +10,7 @@ import os
 import resource
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,7 +104,8 @@ class _Contender:
 
 
 def _serve(pipe, function: str, options: dict) -> None:
-    """In the child: set up, then one timed run for every message."""
+    """In the child: set up, then one timed run for every message. Libraries' warnings would tear the table."""
+    warnings.simplefilter("ignore")
     try:
         work: Callable[[], float] = named(function)(**options)
         pipe.send(_resident_mb())
