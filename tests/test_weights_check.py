@@ -42,7 +42,7 @@ def sparse_meta_folder(folder: Path, n_heads: int = 32) -> Path:
 
 def test_llama_7b_fits_the_preset_of_the_published_command(tmp_path):
     report = check(sparse_meta_folder(tmp_path))
-    assert report.facts["fits"] == "--model Llama7B_adapter"
+    assert report.facts["fits"] == "Llama7B_adapter"
     assert report.facts["sizes"] == "32 layers, width 4096, 32 heads, feed-forward 11008, vocabulary 32000"
     assert report.facts["parameters"].startswith("6,738,415,616 (float16")
     assert report.facts["tokenizer"] == "missing"
@@ -50,7 +50,7 @@ def test_llama_7b_fits_the_preset_of_the_published_command(tmp_path):
 
 
 def test_same_shapes_with_other_heads_are_not_the_preset(tmp_path):
-    assert check(sparse_meta_folder(tmp_path, n_heads=16)).facts["fits"].startswith("--model auto (not Llama7B_adapter")
+    assert check(sparse_meta_folder(tmp_path, n_heads=16)).facts["fits"].startswith("taken with its own sizes")
 
 
 def test_smollm2_is_usable_and_its_next_step_is_named():

@@ -72,7 +72,7 @@ def _llama(path: Path, checkpoint: LlamaCheckpoint) -> Report:
         "details": f"norm eps {config.norm_eps:g}, rotary theta {config.rope_theta:g}, context {config.max_seq_len}",
         "parameters": _amount(expected_shapes(config), checkpoint.dtypes, checkpoint.files),
         "tokenizer": tokenizer,
-        "fits": f"--model {preset or 'auto'}" + ("" if preset else f" (not {', '.join(LLAMA_PRESETS)}: other sizes)"),
+        "fits": preset or f"taken with its own sizes (they are not those of {', '.join(LLAMA_PRESETS)})",
     }
     return Report(facts, problems, f"python -m imagebind_llm.generate --llama_model_path {path} --instruction 'Who are you?'")
 
@@ -140,9 +140,9 @@ def _adapter(file: TensorFile, adapter: Adapter) -> Report:
         "sizes": f"{prompts.adapter_layer} layers x {prompts.adapter_len} prompts, width {adapter.dim}, "
         f"for a LLaMA of {adapter.n_layers} layers" + "".join(f", {extra}" for extra in extras),
         "parameters": _amount(file.shapes, Counter(file.dtypes.values()), (file.path,)),
-        "fits": ", ".join(f"--model {name}" for name in fits) or "no preset; a LLaMA of this width and depth",
+        "fits": ", ".join(fits) or "no preset; a LLaMA of this width and depth",
     }
-    return Report(facts, (), f"start training from it: --pretrained_path {file.path}")
+    return Report(facts, (), "read it with imagebind_llm.weights.open_adapter; it goes over a LLaMA of this width and depth")
 
 
 def _amount(shapes: dict[str, Shape], dtypes: Counter[str], files: tuple[Path, ...]) -> str:

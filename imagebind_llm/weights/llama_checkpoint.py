@@ -63,7 +63,7 @@ def check_preset(where: Path, config: LlamaConfig, model: str) -> None:
         raise WeightsError(f"unknown model {model}: expected {', '.join(LLAMA_PRESETS)} or auto")
     if not same_sizes(config, preset := LLAMA_PRESETS[model]):
         want, got = (f"{c.n_layers} layers, width {c.dim}, vocabulary {c.vocab_size}" for c in (preset, config))
-        raise WeightsError(f"{where}: {model} has {want}; these weights have {got}: pass --model auto, or other weights")
+        raise WeightsError(f"{where}: {model} has {want}; these weights have {got}: pass model auto, or other weights")
 
 
 def check_sizes(where: Path, config: LlamaConfig) -> None:
