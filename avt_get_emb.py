@@ -42,9 +42,9 @@ def fail(message: str) -> int:
 
 def report(summary: Summary, output_dir: str) -> None:
     """What a person wants to know at the end of a run."""
-    rate = summary.n_embedded / summary.seconds
-    print(f"{summary.n_clips} clips in {output_dir}: {summary.n_embedded} embedded now in {summary.seconds:.1f} s", end="")
-    print(f" ({rate:.2f} clips/s), {summary.n_done_before} were there already")
+    rate = f" ({summary.n_embedded / summary.seconds:.2f} clips/s)" if summary.n_embedded else ""
+    now = f"{summary.n_embedded} embedded now in {summary.seconds:.1f} s{rate}"
+    print(f"{summary.n_clips} clips in {output_dir}: {now}, {summary.n_done_before} were there already")
     print("present: " + ", ".join(f"{name} {count}" for name, count in summary.present.items()))
     if summary.n_cut_texts:
         print(f"{summary.n_cut_texts} texts were longer than 77 tokens and were cut there")
