@@ -34,9 +34,9 @@ def main() -> int:
 
 
 def fail(message: str) -> int:
-    """Say what is wrong once, not once a rank."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"avt_get_emb.py: {message}", file=sys.stderr)
+    """Say what is wrong, and on which rank: it may be wrong on one alone."""
+    rank = f" (rank {os.environ['RANK']})" if "RANK" in os.environ else ""
+    print(f"avt_get_emb.py{rank}: {message}", file=sys.stderr)
     return 2
 
 

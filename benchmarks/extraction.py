@@ -1,7 +1,7 @@
 """The encoder against the public schedule: imagebind_huge with random weights, one clip at a time.
 
 The peer is our own towers run as the public program runs them: every one of 15 crops and 3 sounds, all 77 text
-positions, and torch's own F.linear, which the public layers call, instead of imagebind_llm.linear. (The public
+positions, and oneDNN switched off, so that linear layers are torch's own F.linear as the public ones are. (The public
 implementation itself took 76.8 CPU-seconds and 60.6 s for such a clip on 2 threads.)
 """
 

@@ -126,7 +126,9 @@ def _read_plain(root: Path, wanted: tuple[str, ...]) -> Dataset:
     table = root if root.is_file() else _only_table(root)
     delimiter = "\t" if table.suffix == ".tsv" else ","
     splits: dict[str, list[Example]] = {}
-    for _, row in _rows(table, delimiter, ("path", "text")):
+    for line, row in _rows(table, delimiter, ("path", "text")):
+        if not row["path"].strip():
+            raise DataError(f"{table}, line {line}: the path is empty; expected the clip's file name")
         clip = table.parent / row["path"]
         key = row.get("key") or str(Path(row["path"]).with_suffix(""))
         split = row.get("split") or WHOLE

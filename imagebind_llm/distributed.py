@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -31,7 +32,8 @@ def process_group(device: str) -> Iterator[torch.device]:
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         torch.cuda.set_device(device)
     if launched:
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        # a rank that is done waits for the slowest; one that dies is noticed by torchrun, not by this clock
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(days=1))
     try:
         yield torch.device(device)
     finally:

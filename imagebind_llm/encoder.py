@@ -2,9 +2,9 @@
 
 Written from the description of its behaviour (ImageBind, CVPR 2023, arXiv:2305.05665; our own notes on layouts). What
 differs from the public program is only how the same numbers are reached: attention goes through
-scaled_dot_product_attention without a mask tensor, matrix products on the CPU through oneDNN, video patches through one
-of them, the text tower stops at the last position that matters, and equal windows of a clip are encoded once
-(`encode_clips`).
+scaled_dot_product_attention without a mask tensor, matrix products on the CPU through oneDNN, patches through one of
+them (cuDNN would round their convolution to TF32), the text tower stops at the last position that matters, and equal
+windows of a clip are encoded once (`encode_clips`).
 """
 
 import math
@@ -129,11 +129,11 @@ class PatchProjection(nn.Module):
 
 
 class PictureStem(nn.Module):
-    """One-channel pictures (audio mel, depth, thermal): patches by a strided convolution, row-major, then LayerNorm."""
+    """One-channel pictures (audio mel, depth, thermal): overlapping patches, row-major, projected, then LayerNorm."""
 
     def __init__(self, tower: TowerConfig, stem: str):
         super().__init__()
-        (rows, columns), (down, across) = tower.kernel, tower.stride
+        (rows, columns), (down, across) = self.kernel, self.stride = tower.kernel, tower.stride
         grid = [(size - k) // s + 1 for size, k, s in zip(tower.input_size, tower.kernel, tower.stride, strict=True)]
         self.stem = stem
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, tower.width))
@@ -144,7 +144,8 @@ class PictureStem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B,1,rows,columns) -> (B,1+patches,D)."""
         patches = getattr(self, self.stem)
-        tokens = patches.norm_layer(patches.proj(x).flatten(2).transpose(1, 2))  # (B,patches,D)
+        cut = F.unfold(x, self.kernel, stride=self.stride).transpose(1, 2)  # (B,patches,rows*columns)
+        tokens = patches.norm_layer(linear(cut, patches.proj.weight.flatten(1)))  # (B,patches,D)
         return _with_cls(self.cls_token, tokens) + self.pos_embedding_helper(tokens.shape[1])
 
 

@@ -5,10 +5,10 @@ the same command ends with the same bits. A batch is done when every row of it i
 text and file; otherwise it is computed whole. Rank r takes every world_size-th batch of those that are to be done.
 """
 
+import os
 import time
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -59,6 +59,7 @@ class Batch:
     inputs: dict[str, Inputs]
     failures: list[tuple[int, str, str]]
     n_cut_texts: int
+    sources: list[int]
 
     def pin_memory(self) -> "Batch":
         for inputs in self.inputs.values():
@@ -76,8 +77,8 @@ class Summary:
     n_cut_texts: int
     seconds: float
     is_main: bool  # this process is the one that reports
-    present: dict[str, int] = field(default_factory=dict)
-    failures: list[Failure] = field(default_factory=list)
+    present: dict[str, int]
+    failures: list[Failure]
 
 
 class BatchReader(TorchDataset):
@@ -92,8 +93,10 @@ class BatchReader(TorchDataset):
     def __getitem__(self, index: int) -> Batch:
         examples = self.batches[index]
         tokenizer = ClipBPE()
+        sources = [_source(example) for example in examples]  # before reading: what changes meanwhile is read again
         loaded = [self._load(example, tokenizer) for example in examples]
-        batch = Batch(examples, {}, [], sum(tokenizer.n_tokens(e.text) > tokenizer.context_length for e in examples))
+        n_cut_texts = sum(tokenizer.n_tokens(example.text) > tokenizer.context_length for example in examples)
+        batch = Batch(examples, {}, [], n_cut_texts if "text" in self.settings.modalities else 0, sources)
         for modality in self.settings.modalities:
             found = {i: clip[modality] for i, clip in enumerate(loaded)}
             there = {i: item for i, item in found.items() if isinstance(item, Windows)}
@@ -139,12 +142,21 @@ def extract(settings: ExtractSettings) -> Summary:
         own = todo[distributed.rank() :: distributed.world_size()]
         with StoreWriter(root, identity, writer=distributed.rank()) as writer:
             n_cut = _embed_all(model, own, settings, device, writer)
-        n_cut_texts = sum(distributed.gather_objects(n_cut))
-        summary = _summarise(dataset.examples, root, identity, n_done_before, n_cut_texts)
-        if distributed.is_main():
-            _write_results(summary, dataset.splits, root, settings.export_pt)
-        distributed.barrier()
-    summary.seconds = time.monotonic() - started
+        n_cut_texts = sum(distributed.gather_objects(n_cut))  # also waits until every rank has written
+        is_main = distributed.is_main()
+    store = Store(root)
+    summary = Summary(
+        n_clips=len(dataset.examples),
+        n_done_before=n_done_before,
+        n_embedded=len(dataset.examples) - n_done_before,
+        n_cut_texts=n_cut_texts,
+        seconds=time.monotonic() - started,
+        is_main=is_main,
+        present=store.count_present([example.key for example in dataset.examples], identity.modalities),
+        failures=[failure for example in dataset.examples for failure in store.failures(example.key)],
+    )
+    if is_main:
+        _write_results(summary, dataset.splits, store, settings.export_pt)
     return summary
 
 
@@ -161,8 +173,7 @@ def _embed_all(model: ImageBind, batches: list[list[Example]], settings: Extract
     with tqdm(total=sum(map(len, batches)), unit="clip", desc=_bar_title(), disable=hidden, smoothing=0.1) as bar:
         for batch in _watched(loader):
             vectors, present, failures = embed(model, batch)
-            sources = [_source(example) for example in batch.examples]
-            writer.append([e.key for e in batch.examples], vectors, present, sources, failures)
+            writer.append([example.key for example in batch.examples], vectors, present, batch.sources, failures)
             n_cut += batch.n_cut_texts
             bar.update(len(batch.examples))
     return n_cut
@@ -173,7 +184,7 @@ def _watched(loader: DataLoader) -> Iterator[Batch]:
     try:
         yield from loader
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not any(sign in str(error) for sign in ("exited unexpectedly", "is killed by signal")):
             raise
         raise DataError(
             f"a decoding process died ({error}); most often memory is short: start again with a smaller --batch_size or "
@@ -207,9 +218,13 @@ def _bar_title() -> str:
 
 
 def _device(name: str) -> str:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise DataError("--device cuda: torch sees no CUDA device here; use --device cpu, or install torch's CUDA build")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    if name == "cuda" and int(os.environ.get("LOCAL_RANK", 0)) >= torch.cuda.device_count():
+        raise DataError(f"more ranks than the {torch.cuda.device_count()} GPUs here; lower --nproc_per_node")
+    return name
 
 
 def _refuse_missing_clips(dataset, settings: ExtractSettings) -> None:
@@ -238,9 +253,12 @@ def _batched(examples: list[Example], size: int) -> list[list[Example]]:
 
 
 def _source(example: Example) -> int:
-    """Changes when the text or the clip's size does (or the clip appears), so that a mended clip is embedded again."""
-    size = example.clip.stat().st_size if example.clip is not None and example.clip.is_file() else -1
-    return source_digest(example.text, str(size))
+    """Changes when the text or the clip's size or date does (or the clip appears): then it is embedded again."""
+    try:
+        status = example.clip.stat() if example.clip is not None else None
+    except OSError:
+        status = None
+    return source_digest(example.text, f"{status.st_size} {status.st_mtime_ns}" if status else "no file")
 
 
 def _unfinished(batches: list[list[Example]], root: Path, identity: Identity) -> list[list[Example]]:
@@ -251,30 +269,10 @@ def _unfinished(batches: list[list[Example]], root: Path, identity: Identity) ->
     return [rows for rows in batches if any(store.sources.get(example.key) != _source(example) for example in rows)]
 
 
-def _summarise(examples: list[Example], root: Path, identity: Identity, n_done_before: int, n_cut_texts: int) -> Summary:
-    store = Store(root)
-    present: Counter = Counter()
-    for rows in _batched(examples, 1024):
-        flags = store.read([example.key for example in rows])[1].sum(0).tolist()
-        present.update(dict(zip(MODALITIES, flags, strict=True)))
-    failures = [failure for example in examples for failure in store.failures(example.key)]
-    return Summary(
-        n_clips=len(examples),
-        n_done_before=n_done_before,
-        n_embedded=len(examples) - n_done_before,
-        n_cut_texts=n_cut_texts,
-        seconds=0.0,
-        is_main=distributed.is_main(),
-        present={modality: present[modality] for modality in identity.modalities},
-        failures=failures,
-    )
-
-
-def _write_results(summary: Summary, splits: dict[str, list[Example]], root: Path, export: str) -> None:
+def _write_results(summary: Summary, splits: dict[str, list[Example]], store: Store, export: str) -> None:
     lines = ["split\tkey\tpath\tmodality\treason"]
     lines += ["\t".join(" ".join(part.split()) for part in vars(failure).values()) for failure in summary.failures]
-    write_atomic(root / "failures.tsv", ("\n".join(lines) + "\n").encode())
+    write_atomic(store.root / "failures.tsv", ("\n".join(lines) + "\n").encode())
     if export:
-        store = Store(root)
         for split, examples in splits.items():
             export_pt(store, [example.key for example in examples], Path(export) / f"{split}_emb")

@@ -85,8 +85,11 @@ def _reason(error: Exception) -> str:
 
 def _open(path: Path):
     """The opened container. "file:" keeps FFmpeg from reading a name such as `http:x.mp4` as an address."""
-    if not path.is_file():
-        raise MediaError(f"no such file: {path}")
+    try:
+        if not path.is_file():
+            raise MediaError(f"no such file: {path}")
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise MediaError(f"cannot be opened: {error.strerror}") from error
     try:
         container = av.open(f"file:{path}", metadata_errors="replace")
     except av.FFmpegError as error:

@@ -18,6 +18,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -114,26 +115,27 @@ class StoreWriter:
         expected = (len(keys), len(MODALITIES), self.identity.width)
         if tuple(vectors.shape) != expected or tuple(present.shape) != expected[:2] or len(sources) != len(keys):
             raise ValueError(f"expected vectors {expected} and present {expected[:2]}, got {tuple(vectors.shape)}")
-        self._keys += keys
-        self._vectors.append(vectors.float().cpu())
-        self._present.append(present.bool().cpu())
-        self._sources += sources
-        self._failures += failures
-        if len(self._keys) >= self.shard_rows or time.monotonic() - self._last_flush > self._flush_after:
+        # one list, so that an interruption leaves whole appends or nothing
+        self._rows.append((list(keys), vectors.float().cpu(), present.bool().cpu(), list(sources), list(failures)))
+        if (
+            sum(len(rows[0]) for rows in self._rows) >= self.shard_rows
+            or time.monotonic() - self._last_flush > self._flush_after
+        ):
             self.flush()
             self._flush_after = min(2 * self._flush_after, self.flush_s)
 
     def flush(self) -> None:
         """Make all rows so far durable."""
-        if not self._keys:
+        if not self._rows:
             return
+        keys, vectors, present, sources, failures = zip(*self._rows, strict=True)
         name = f"shards/{self._next:05d}-{self.writer}.safetensors"
         tensors = {
-            "vectors": torch.cat(self._vectors),
-            "present": torch.cat(self._present),
-            "sources": torch.tensor(self._sources, dtype=torch.int64),
+            "vectors": torch.cat(vectors),
+            "present": torch.cat(present),
+            "sources": torch.tensor(list(chain(*sources)), dtype=torch.int64),
         }
-        metadata = {"keys": json.dumps(self._keys), "failures": json.dumps([asdict(f) for f in self._failures])}
+        metadata = {"keys": json.dumps(list(chain(*keys))), "failures": json.dumps([asdict(f) for f in chain(*failures)])}
         write_atomic(self.root / name, save(tensors, metadata=metadata))
         self._shards.append(name)
         self._next += 1
@@ -142,11 +144,7 @@ class StoreWriter:
         self._empty_buffer()
 
     def _empty_buffer(self) -> None:
-        self._keys: list[str] = []
-        self._vectors: list[Tensor] = []
-        self._present: list[Tensor] = []
-        self._sources: list[int] = []
-        self._failures: list[Failure] = []
+        self._rows: list[tuple[list[str], Tensor, Tensor, list[int], list[Failure]]] = []
         self._last_flush = time.monotonic()
 
     def close(self) -> None:
@@ -225,6 +223,15 @@ class Store:
         """What went wrong with a clip when it was embedded."""
         return self._failures[key]
 
+    def count_present(self, keys: Sequence[str], modalities: Sequence[str]) -> dict[str, int]:
+        """How many of the clips have each modality; reads the flags alone."""
+        rows: dict[str, list[int]] = {}
+        for key in keys:
+            name, row = self._place[key]
+            rows.setdefault(name, []).append(row)
+        counts = sum((self._shard(name).get_tensor("present")[own].sum(0) for name, own in rows.items()), torch.zeros(3))
+        return {modality: int(counts[MODALITIES.index(modality)]) for modality in modalities}
+
     def read(self, keys: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Vectors (B,M,E) float32 and presence (B,M) bool of the clips, in the order asked for.
 
@@ -269,10 +276,13 @@ def check_identity(root: Path, stored: Identity, wanted: Identity) -> None:
 
 
 def clear(root: Path) -> None:
-    """Delete a store's manifests and shards, nothing else in the folder. Raises StoreError while another run writes it."""
+    """Delete a store's manifests, shards and what killed runs left half written, and nothing else in the folder.
+
+    Raises StoreError while another run writes it.
+    """
     for lock in Path(root).glob("writer-*.lock"):
         _locked(lock).close()
-    for pattern in ("manifest-*.json", "shards/*.safetensors"):
+    for pattern in ("manifest-*.json", "shards/*.safetensors", "*.tmp", "shards/*.tmp"):
         for path in Path(root).glob(pattern):
             path.unlink()
 

@@ -57,6 +57,7 @@ def test_splits_can_be_chosen_and_must_exist(tmp_path):
         ({"a.csv": "path,text\n", "b.csv": "path,text\n"}, "found: a.csv, b.csv; pass the table itself"),
         ({"a.csv": "file,text\nx,y\n"}, "column path is missing; got: file, text"),
         ({"a.csv": "path,text\n"}, "no rows"),
+        ({"a.csv": "path,text\n,hello\n"}, "line 2: the path is empty"),
         ({"train.tsv": "season\tepisode\tclip\ttext\tintent\n"}, "expected the tab separated columns .* got: season"),
         ({"train.tsv": MINTREC_HEADER}, "split train has no rows"),
         ({"train.tsv": MINTREC_HEADER + "S\tE\t1\tJoke\n"}, r"train.tsv, line 2: expected 5 fields .* got 4"),

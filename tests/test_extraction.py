@@ -140,7 +140,10 @@ def test_two_ranks_agree_with_one(settings, tmp_path):
         assert ((first[key][0] - second[key][0]).norm(dim=-1) <= 1e-5 * first[key][0].norm(dim=-1)).all()
 
 
-def test_killed_at_any_moment_it_continues_and_ends_with_the_same_bits(settings, tmp_path):
+def test_killed_at_any_moment_it_continues_and_ends_with_the_same_bits(settings, clips, tmp_path):
+    rows = [f"{path},utterance {i},{path.stem} {i}\n" for i in range(9) for path in sorted(clips.rglob("*.mp4"))]
+    (tmp_path / "many.csv").write_text("path,text,key\n" + "".join(rows))  # long enough to be killed in the middle
+    settings = replace(settings, data_path=str(tmp_path / "many.csv"))
     whole = replace(settings, output_dir=str(tmp_path / "whole"))
     assert run(command(whole)).returncode == 0
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -153,7 +156,7 @@ def test_killed_at_any_moment_it_continues_and_ends_with_the_same_bits(settings,
         process.send_signal(signal.SIGKILL)
         process.wait()
         interrupted.append(len(everything(settings.output_dir)) if n_shards else 0)
-    assert 0 < interrupted[1] <= interrupted[2] < N_CLIPS, "the kills must come in the middle of the work"
+    assert 0 < interrupted[1] <= interrupted[2] < len(rows), "the kills must come in the middle of the work"
     done = run(command(settings))
     assert done.returncode == 0, done.stderr
     first, second = everything(whole.output_dir), everything(settings.output_dir)
@@ -203,6 +206,33 @@ def test_a_mended_clip_and_a_changed_text_are_embedded_again(settings, clips, tm
     after = everything(own.output_dir)
     changed = {key for key in after if not torch.equal(before[key][0], after[key][0])}
     assert changed == {"S01_E01_9", "S01_E01_4"}
+
+
+def test_bfloat16_keeps_the_public_scales(settings):
+    extract(replace(settings, dtype="bfloat16"))
+    vectors, _ = everything(settings.output_dir)["S01_E01_0"]
+    assert abs(float(vectors[1].norm()) - 20) < 1e-4  # one window: norm = scale
+
+
+def test_damage_of_the_same_size_is_embedded_again_when_mended(settings, clips, tmp_path):
+    root = copied(clips, tmp_path / "flipped")
+    clip = root / "raw_data" / "S01" / "E01" / "3.mp4"
+    content = clip.read_bytes()
+    clip.write_bytes(bytes(len(content)))
+    own = replace(settings, data_path=str(root))
+    assert len(extract(own).failures) == 2
+    clip.write_bytes(content)
+    assert extract(own).failures == []
+
+
+def test_a_name_that_the_system_refuses_is_listed_like_any_bad_clip(settings, clips, tmp_path):
+    table = tmp_path / "list.csv"
+    table.write_text(f"path,text\n{'x' * 300}.mp4,hello\n{clips}/raw_data/S01/E01/0.mp4,hello\n")
+    summary = extract(replace(settings, data_path=str(table)))
+    assert [(failure.modality, failure.reason) for failure in summary.failures] == [
+        ("audio", "cannot be opened: File name too long"),
+        ("vision", "cannot be opened: File name too long"),
+    ]
 
 
 def test_a_subset_of_modalities_and_splits_is_possible(settings):

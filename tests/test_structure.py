@@ -31,8 +31,12 @@ def imported_concepts(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level == depth:
             found |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").startswith("imagebind_llm."):
+        elif isinstance(node, ast.ImportFrom) and node.module == "imagebind_llm":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("imagebind_llm."):
             found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("imagebind_llm.")}
     return {name for name in found if name in ROW or (PACKAGE / f"{name}.py").exists()}
 
 

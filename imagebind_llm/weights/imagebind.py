@@ -14,6 +14,7 @@ from imagebind_llm.encoder import ImageBind
 from imagebind_llm.weights.files import TensorFile, WeightsError, listed
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"  # of the repository, wherever the command is typed
+SCALE = ".log_logit_scale"  # stays float32: bfloat16 would turn the factor 20 into 20.09
 IGNORED_PREFIXES = ("point_trunk.", "modality_heads.point.", "modality_postprocessors.point.", "modality_preprocessors.point.")
 
 
@@ -37,7 +38,8 @@ def load_imagebind(path: Path, preset: str, dtype: torch.dtype = torch.float32) 
     file = TensorFile(path)
     found = {name: shape for name, shape in file.shapes.items() if not name.startswith(IGNORED_PREFIXES)}
     _refuse_surprises(path, preset, wanted, found)
-    model.load_state_dict({name: file.read(name).to(dtype, copy=True) for name in wanted}, assign=True)
+    kinds = {name: torch.float32 if name.endswith(SCALE) else dtype for name in wanted}
+    model.load_state_dict({name: file.read(name).to(kind, copy=True) for name, kind in kinds.items()}, assign=True)
     return model.eval().requires_grad_(False)
 
 
