@@ -25,7 +25,7 @@ def main() -> int:
     except (DataError, StoreError, WeightsError) as error:
         return fail(str(error))
     except OSError as error:
-        return fail(f"{error}; what was written is whole: mend this and start again, the run continues")
+        return fail(f"{error}; nothing that was stored before is lost: mend this and start again")
     except KeyboardInterrupt:
         return fail("interrupted; start again to continue")
     if summary.is_main:
@@ -47,11 +47,17 @@ def report(summary: Summary, output_dir: str) -> None:
     print(f"{summary.n_clips} clips in {output_dir}: {now}, {summary.n_done_before} were there already")
     print("present: " + ", ".join(f"{name} {count}" for name, count in summary.present.items()))
     if summary.n_cut_texts:
-        print(f"{summary.n_cut_texts} texts were longer than 77 tokens and were cut there")
-    if summary.failures:
-        print(f"{len(summary.failures)} modalities could not be read (all in {output_dir}/failures.tsv):")
-        for failure in summary.failures[:LISTED]:
-            print(f"  {failure.key} {failure.modality}: {failure.reason}")
+        print(f"texts longer than 77 tokens, cut there: {summary.n_cut_texts}")
+    if not summary.failures:
+        return
+    print(f"modalities that could not be read: {len(summary.failures)} (all in {output_dir}/failures.tsv)")
+    by_clip: dict[tuple[str, str], list[str]] = {}
+    for failure in summary.failures:
+        by_clip.setdefault((failure.key, failure.reason), []).append(failure.modality)
+    for (key, reason), modalities in list(by_clip.items())[:LISTED]:
+        print(f"  {key} {' '.join(modalities)}: {reason}")
+    if len(by_clip) > LISTED:
+        print(f"  and {len(by_clip) - LISTED} more")
 
 
 if __name__ == "__main__":

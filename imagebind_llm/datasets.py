@@ -196,6 +196,6 @@ def _refuse_duplicates(dataset: Dataset) -> None:
             if example.key in seen:
                 raise DataError(
                     f"{dataset.root}: key {example.key} occurs twice ({seen[example.key]} and {split}); a key names one clip: "
-                    f"delete or rename one of the rows"
+                    f"delete one of the rows, or, in a CSV of your own, add a column key"
                 )
             seen[example.key] = split

@@ -127,6 +127,8 @@ def extract(settings: ExtractSettings) -> Summary:
     started = time.monotonic()
     dataset = load_dataset(settings.data_path, settings.splits)
     _refuse_missing_clips(dataset, settings)
+    if Path(settings.output_dir).resolve() == dataset.root.resolve():
+        raise DataError(f"--output_dir {settings.output_dir} is the data's own folder; give the store a folder of its own")
     weights = find_imagebind(settings.encoder, settings.encoder_weights)
     root = Path(settings.output_dir)
     with distributed.process_group(_device(settings.device)) as device:
@@ -228,9 +230,17 @@ def _device(name: str) -> str:
 
 
 def _refuse_missing_clips(dataset, settings: ExtractSettings) -> None:
-    if set(settings.modalities) - {"text"} and all(example.clip is None for example in dataset.examples):
+    if not set(settings.modalities) - {"text"}:
+        return
+    clips = [example.clip for example in dataset.examples if example.clip is not None]
+    if not clips:
         raise DataError(
             f"{dataset.root}: expected the clips in {dataset.root / 'raw_data'}, found no such folder; "
+            f"put them there, or embed the texts alone with --modalities text"
+        )
+    if not any(os.path.exists(clip) for clip in clips):
+        raise DataError(
+            f"{dataset.root}: none of its {len(clips)} clips is there, {clips[0]} for one (paths are relative to the table); "
             f"put them there, or embed the texts alone with --modalities text"
         )
 

@@ -52,7 +52,7 @@ class Identity:
 
     def difference(self, other: "Identity") -> str:
         """The fields that differ, as `name: theirs -> ours`; empty if none."""
-        mine, theirs = asdict(self), asdict(other)
+        mine, theirs = ({n: " ".join(v) if isinstance(v, tuple) else v for n, v in asdict(i).items()} for i in (self, other))
         return ", ".join(f"{name}: {theirs[name]} -> {mine[name]}" for name in mine if mine[name] != theirs[name])
 
 

@@ -176,7 +176,8 @@ def test_bad_clips_are_listed_and_their_other_modalities_kept(settings, clips, t
     damaged = replace(settings, data_path=str(root))
     done = run(command(damaged))
     assert done.returncode == 0, done.stderr
-    assert "7 modalities could not be read" in done.stdout and "1 texts were longer than 77 tokens" in done.stdout
+    assert "could not be read: 7 (all in" in done.stdout and "longer than 77 tokens, cut there: 1" in done.stdout
+    assert "  S01_E01_0 audio vision: no such file" in done.stdout
     listed = [line.split("\t") for line in (Path(settings.output_dir) / "failures.tsv").read_text().splitlines()]
     assert listed[0] == ["split", "key", "path", "modality", "reason"]
     failed = {(key, modality) for _, key, _, modality, _ in listed[1:]}
@@ -265,6 +266,13 @@ def test_what_cannot_be_meant_stops_at_once(settings, clips, tmp_path):
         extract(replace(settings, encoder="imagebind_huge", encoder_weights=""))
     with pytest.raises(WeightsError, match=r"is not imagebind_huge: \d+ missing: .*weights check"):
         extract(replace(settings, encoder="imagebind_huge"))
+    with pytest.raises(WeightsError, match=r"expected a \.safetensors or \.pth file, got no such file"):
+        extract(replace(settings, encoder_weights="nowhere.pth"))
+    with pytest.raises(DataError, match="is the data's own folder"):
+        extract(replace(settings, output_dir=str(clips)))
+    (tmp_path / "gone.csv").write_text("path,text\ngone.mp4,hello\n")
+    with pytest.raises(DataError, match=r"none of its 1 clips is there.*relative to the table"):
+        extract(replace(settings, data_path=str(tmp_path / "gone.csv")))
     texts = tmp_path / "texts"
     texts.mkdir()
     (texts / "train.tsv").write_text((clips / "train.tsv").read_text())

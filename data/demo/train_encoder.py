@@ -32,6 +32,7 @@ from imagebind_llm.demo_world.write import SIZES
 from imagebind_llm.encoder import ImageBind
 from imagebind_llm.mel import SAMPLE_RATE, log_mel
 from imagebind_llm.tokenizers import ClipBPE
+from imagebind_llm.weights.imagebind import SCALE
 
 PRESET = "imagebind_tiny"
 FRESH = 3  # the demo's clips are drawn with 0, 1, 2 (its splits) in this place of the seed
@@ -258,7 +259,7 @@ def train(settings: config.TrainEncoderSettings) -> ImageBind:
 
 
 def save(model: ImageBind, settings: config.TrainEncoderSettings) -> Path:
-    """Write the towers in float16 under their public names, atomically."""
+    """Write the towers in float16 (their scales in float32) under their public names, atomically."""
     path = Path(settings.output_dir, f"{PRESET}.safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".tmp")
@@ -266,7 +267,8 @@ def save(model: ImageBind, settings: config.TrainEncoderSettings) -> Path:
     shaping = ("seed", "text_steps", "audio_steps", "vision_steps", "batch_size", "lr")
     flags = " ".join(f"--{name} {getattr(settings, name)}" for name in shaping)
     made_by = {"command": f"python data/demo/train_encoder.py {flags}", "commit": commit, "licence": "MIT"}
-    save_file({name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}, part, metadata=made_by)
+    state = {n: (t if n.endswith(SCALE) else t.half()).contiguous() for n, t in model.state_dict().items()}
+    save_file(state, part, metadata=made_by)
     os.replace(part, path)
     return path
 

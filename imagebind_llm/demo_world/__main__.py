@@ -1,5 +1,6 @@
 """Write the demo world: `python -m imagebind_llm.demo_world --output_dir data/demo/clips --seed 0`."""
 
+import shlex
 import time
 
 from imagebind_llm import config
@@ -16,8 +17,11 @@ def main(argv: list[str] | None = None) -> None:
         made = write_world(settings)
     except DemoWorldError as error:
         raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; the same command continues") from None
     print(f"{len(made)} clips in {settings.output_dir}, {time.perf_counter() - started:.0f} s")
-    print(f"next: python avt_get_emb.py --data_path {settings.output_dir} --output_dir runs/demo/emb --encoder imagebind_tiny")
+    folder = shlex.quote(settings.output_dir)
+    print(f"next: python avt_get_emb.py --data_path {folder} --output_dir runs/demo/emb --encoder imagebind_tiny")
 
 
 if __name__ == "__main__":

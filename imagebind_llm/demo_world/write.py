@@ -110,6 +110,8 @@ def _claim(root: Path, seed: int) -> None:
     path = root / "world.json"
     if not path.exists():
         root.mkdir(parents=True, exist_ok=True)
+        if there := sorted(child.name for child in root.iterdir() if not child.name.startswith(".")):
+            raise DemoWorldError(f"{root} holds other files ({', '.join(there[:3])}); choose a new or empty --output_dir")
         _write_text(path, json.dumps(world) + "\n")
     found = json.loads(path.read_text())
     if found != world:

@@ -24,10 +24,16 @@ def find_imagebind(preset: str, given: str, folder: Path = CHECKPOINTS) -> Path:
     for path in candidates:
         if path.is_file():
             return path
+    if given:
+        raise WeightsError(f"--encoder_weights {given}: expected a .safetensors or .pth file, got {_what_is(candidates[0])}")
     raise WeightsError(
         f"no weights of {preset}: looked for {' and '.join(map(str, candidates))}. Give the file by --encoder_weights "
         f"(checkpoints/README.md says where each comes from), or try things out with --encoder imagebind_tiny"
     )
+
+
+def _what_is(path: Path) -> str:
+    return "a folder" if path.is_dir() else "no such file"
 
 
 def load_imagebind(path: Path, preset: str, dtype: torch.dtype = torch.float32) -> ImageBind:
