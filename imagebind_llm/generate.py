@@ -177,8 +177,8 @@ def score_answers(
 def answer(settings: GenerateSettings) -> str:
     """Load a LLaMA and let it answer one instruction; its prompts' gates are shut, so it speaks for itself."""
     path = settings.llama_model_path or smollm2_path()
-    tokenizer = load_tokenizer(path)
     config, state = load_llama(path, getattr(torch, settings.dtype))
+    tokenizer = load_tokenizer(path)
     check_vocabulary(tokenizer, config.vocab_size)
     model = ITSL(config, PromptConfig(adapter_layer=1, adapter_len=1), device="meta")
     assign(model.llama, state)
