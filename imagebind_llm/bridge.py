@@ -39,7 +39,7 @@ class Bridge(nn.Module):
         absent slot is never looked at, be it NaN.
         """
         present = (weights > 0)[..., None]  # (B,M,1)
-        x = F.normalize(torch.where(present, embeddings, 0.0).float(), dim=-1)
+        x = F.normalize(torch.where(present, embeddings, 0.0).float(), dim=-1)  # float32 until `carry`, whatever comes in
         if self.fusion == "separate":
             return self.carry(x)
         shares = weights.float() / (weights.float().sum(1, keepdim=True) + 1e-6)
@@ -48,7 +48,7 @@ class Bridge(nn.Module):
 
     def carry(self, x: Tensor) -> Tensor:
         """(..., E) -> (..., D)."""
-        x = self.image_bind_proj(x)
+        x = self.image_bind_proj(x.to(self.image_bind_proj.weight.dtype))
         for i in range(1, N_BLOCKS + 1):
             norm, f1, f2, f3 = (getattr(self, f"image_bind_{name}_{i}") for name in ("norm", "f1", "f2", "f3"))
             y = norm(x)

@@ -265,3 +265,13 @@ class GenerateSettings:
     top_p: float = flag(0.75, "draw from the smallest set of tokens that holds this probability")
     seed: int = flag(0, "of the drawing")
     dtype: str = flag("float32", "bfloat16 halves the memory", ("float32", "bfloat16"))
+
+    def __post_init__(self) -> None:
+        if not self.instruction.strip():
+            raise ValueError("--instruction is empty: say what to ask")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"--max_new_tokens {self.max_new_tokens}: at least 1")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"--temperature {self.temperature}: at least 0, and finite")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"--top_p {self.top_p}: above 0 and at most 1")

@@ -44,7 +44,7 @@ def read_header(path: str | Path) -> GGUFHeader:
         try:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _header(_Cursor(data, 4))
-        except (struct.error, UnicodeDecodeError, KeyError, OverflowError, MemoryError) as problem:
+        except (struct.error, UnicodeDecodeError, LookupError, ArithmeticError, TypeError, MemoryError) as problem:
             raise GGUFError(f"{path}: truncated or damaged GGUF header ({problem}); download it again") from problem
         except GGUFError as problem:
             raise GGUFError(f"{path}: {problem}") from problem

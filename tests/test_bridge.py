@@ -65,3 +65,12 @@ def test_gated_blocks_equal_the_formula_written_out():
 def test_an_unknown_fusion_is_refused():
     with pytest.raises(ValueError, match="fusion 'sum': expected 'average' or 'separate'"):
         random_bridge("sum")
+
+
+@pytest.mark.parametrize("fusion", ["average", "separate"])
+def test_a_bridge_in_bfloat16_takes_float32_embeddings_and_stays_near_itself(fusion):
+    bridge, e, present = random_bridge(fusion), torch.randn(2, 3, 12), torch.tensor([[True, False, True], [False] * 3])
+    wanted = bridge(e, present)
+    found = bridge.to(torch.bfloat16)(e, present)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), wanted, atol=0.03, rtol=0.03)

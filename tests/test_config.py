@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from imagebind_llm.config import ExtractSettings, flag, parse
+from imagebind_llm.config import ExtractSettings, GenerateSettings, flag, parse
 
 
 @dataclass(frozen=True)
@@ -62,4 +62,22 @@ def test_flags_of_the_extraction_are_frozen():
 def test_values_that_cannot_be_meant_are_refused(given, message, capsys):
     with pytest.raises(SystemExit):
         parse(ExtractSettings, ["--data_path", "a", "--output_dir", "b", *given])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--instruction", " "], "--instruction is empty: say what to ask"),
+        (["--max_new_tokens", "0"], "--max_new_tokens 0: at least 1"),
+        (["--max_new_tokens", "-5"], "--max_new_tokens -5: at least 1"),
+        (["--temperature", "-1"], "--temperature -1.0: at least 0, and finite"),
+        (["--temperature", "nan"], "--temperature nan: at least 0, and finite"),
+        (["--top_p", "-1"], "--top_p -1.0: above 0 and at most 1"),
+        (["--top_p", "1.5"], "--top_p 1.5: above 0 and at most 1"),
+    ],
+)
+def test_questions_that_cannot_be_answered_are_refused(given, message, capsys):
+    with pytest.raises(SystemExit):
+        parse(GenerateSettings, ["--instruction", "Hello", *given])
     assert message in capsys.readouterr().err

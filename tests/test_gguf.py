@@ -99,8 +99,8 @@ def test_quantisation_that_cannot_be_read_is_named_with_its_tensor(tmp_path, wei
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"llama.block_count": 3}, r"lacks blk\.2\.attn_norm\.weight"),
-        ({"llama.block_count": 1}, r"unknown tensors blk\.1\."),
+        ({"llama.block_count": 3}, r"9 missing: blk\.2\.attn_norm\.weight"),
+        ({"llama.block_count": 1}, r"9 unexpected: blk\.1\."),
         ({"llama.embedding_length": 128}, r"token_embd\.weight is \(40, 64\), expected \(40, 128\)"),
         ({"llama.block_count": None}, r"metadata lack llama\.block_count"),
         ({"llama.rope.scaling.type": "yarn"}, "rotary scaling yarn"),

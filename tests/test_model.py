@@ -109,6 +109,13 @@ def test_every_present_modality_and_every_trained_parameter_has_a_gradient(fusio
         assert parameter.grad is not None and (parameter.grad.abs().max() > 0 or name.endswith(zero_start)), name
 
 
+@pytest.mark.parametrize("fusion", ["average", "separate"])
+def test_a_whole_model_in_bfloat16_takes_float32_embeddings(fusion):
+    model, batch = random_itsl(fusion), random_batch()
+    wanted, found = model(batch).logp, model.to(torch.bfloat16)(batch).logp
+    assert (found - wanted).abs().max() < 0.1 * wanted.abs().max()
+
+
 def test_prompts_of_one_row_do_not_reach_another():
     model, batch = random_itsl("separate"), random_batch()
     changed = batch.embeddings.clone()

@@ -225,10 +225,13 @@ def test_unknown_key_in_params_is_named(shards):
     [
         ({"dim": 48}, "says width 48, the shards have 32"),
         ({"vocab_size": 32000}, "says vocab_size 32000, the embedding has 97 rows"),
-        ({"n_layers": 4}, r"lacks layers\.3\.attention_norm\.weight"),
-        ({"n_layers": 2}, r"unknown tensors layers\.2\.attention\.wk\.weight"),
+        ({"n_layers": 4}, r"9 missing: layers\.3\.attention_norm\.weight"),
+        ({"n_layers": 2}, r"9 unexpected: layers\.2\.attention\.wk\.weight"),
         ({"n_heads": 5}, "5 heads.*do not divide"),
-        ({"n_kv_heads": 2}, r"does not fit its own sizes: layers\.0\.attention\.wk\.weight is \(32, 32\), expected \(16, 32\)"),
+        (
+            {"n_kv_heads": 2},
+            r"is not a LLaMA of its own sizes: 6 of another shape: layers\.0\.attention\.wk\.weight is \(32, 32\), expected",
+        ),
         ({"use_scaled_rope": True}, "use_scaled_rope does not say by how much"),
     ],
 )
@@ -241,7 +244,7 @@ def test_params_of_another_model_are_refused(shards, change, message):
 def test_missing_tensor_in_all_shards_is_named(shards):
     for file in shards.glob("*.pth"):
         rewrite_shard(file, lambda tensors: tensors.pop("output.weight"))
-    with pytest.raises(WeightsError, match=r"lacks output\.weight \(1 of 30 tensors\)"):
+    with pytest.raises(WeightsError, match=r"1 missing: output\.weight \(it has 30 tensors\)"):
         load_llama(shards, FLOAT)
 
 
@@ -263,7 +266,7 @@ def test_missing_params_file_is_named(shards):
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "llama3 without low_freq_factor"),
         ({"quantization_config": {"bits": 4}}, "quantization_config must be None"),
         ({"hidden_size": 64}, r"model\.embed_tokens\.weight is \(97, 32\), expected \(97, 64\)"),
-        ({"num_hidden_layers": 2}, r"unknown tensors model\.layers\.2\."),
+        ({"num_hidden_layers": 2}, r"9 unexpected: model\.layers\.2\."),
     ],
 )
 def test_huggingface_config_that_this_decoder_does_not_have_is_refused(huggingface, change, message):
@@ -281,6 +284,12 @@ def test_missing_huggingface_shard_is_named(huggingface):
     (huggingface / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
     with pytest.raises(WeightsError, match=r"names model-00002-of-00002\.safetensors, which is missing"):
         load_llama(huggingface, FLOAT)
+
+
+def test_context_of_a_meta_folder_is_what_params_say_else_that_of_llama_1(shards):
+    assert load_llama(shards, FLOAT)[0].max_seq_len == 2048
+    change_json(shards / "params.json", max_seq_len=4096)
+    assert load_llama(shards, FLOAT)[0].max_seq_len == 4096
 
 
 @pytest.mark.parametrize(("content", "message"), [("{", "not readable as JSON"), ("[1]", "expected a JSON object, got list")])

@@ -109,7 +109,7 @@ def test_imagebind_with_a_missing_tensor_names_it(tmp_path):
     torch.save(weights, tmp_path / "x.pth")
     report = check(tmp_path / "x.pth")
     assert report.facts["fits"] == "no preset (nearest: imagebind_tiny)"
-    assert "lacks modality_trunks.audio.blocks.2.norm_1.bias (1 of" in report.problems[0]
+    assert "is not imagebind_tiny: 1 missing: modality_trunks.audio.blocks.2.norm_1.bias (it has" in report.problems[0]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_adapter_is_described_by_its_own_settings(tmp_path, case, what, sizes):
 def test_other_tensors_are_not_taken_for_anything(tmp_path):
     save_file({"conv1.weight": torch.ones(3)}, tmp_path / "resnet.safetensors")
     report = check(tmp_path / "resnet.safetensors")
-    assert "1 tensors such as conv1.weight: neither ImageBind, an adapter nor a LLaMA folder" in report.problems[0]
+    assert "1 tensors (conv1.weight): neither ImageBind, an adapter nor a LLaMA folder" in report.problems[0]
 
 
 def test_exit_code_says_whether_it_can_be_used(tmp_path, capsys):

@@ -63,6 +63,9 @@ def open_adapter(path: str | Path, adapter_layer: int | None = None) -> Adapter:
         raise WeightsError(f"{path}: not an adapter: expected prefix_query or adapter_query, got {listed(file.shapes)}")
     names = {_our_name(name): name for name in file.shapes if not name.startswith(DROPPED)}
     shapes = {ours: file.shapes[theirs] for ours, theirs in names.items()}
+    matrices = [name for name in shapes if name.endswith(".weight") and "norm" not in name]
+    if flat := [f"{name} {shapes[name]}" for name in matrices if len(shapes[name]) != 2]:
+        raise WeightsError(f"{path}: expected matrices, got {listed(flat)}; the adapter is damaged: download it again")
     n_layers = _n_layers(file.path, names)
     rows, dim = shapes["prefix_query.weight"]
     if "adapter_query.weight" in file.shapes:
@@ -91,10 +94,9 @@ def _n_layers(path: Path, names: Iterable[str]) -> int:
     layers = {int(found[1]) for name in names if (found := GATE.fullmatch(name))}
     if not layers:
         raise WeightsError(f"{path}: an adapter without gates has no effect; the file is incomplete: download it again")
-    if missing := sorted(set(range(max(layers))) - layers):
-        raise WeightsError(
-            f"{path}: lacks llama.layers.{missing[0]}.attention.gate; the adapter is incomplete: download it again"
-        )
+    missing = next(i for i in range(len(layers) + 1) if i not in layers)
+    if missing < max(layers):
+        raise WeightsError(f"{path}: lacks llama.layers.{missing}.attention.gate; the adapter is incomplete: download it again")
     return max(layers) + 1
 
 

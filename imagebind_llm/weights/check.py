@@ -15,7 +15,7 @@ from imagebind_llm.encoder import ImageBind
 from imagebind_llm.tokenizers import TokenizerError, check_vocabulary, find_tokenizer, load_tokenizer
 from imagebind_llm.weights import open_llama
 from imagebind_llm.weights.adapter import Adapter, is_adapter, open_adapter
-from imagebind_llm.weights.files import TensorFile, WeightsError, container
+from imagebind_llm.weights.files import TensorFile, WeightsError, container, listed
 from imagebind_llm.weights.imagebind import IGNORED_PREFIXES
 from imagebind_llm.weights.llama_checkpoint import LlamaCheckpoint, Shape, check_tensors, expected_shapes, same_sizes
 
@@ -55,8 +55,9 @@ def _file(path: Path) -> Report:
         return _adapter(file, open_adapter(path))
     if "params.json" in {other.name for other in path.parent.iterdir()}:
         raise WeightsError(f"{path}: a shard of a LLaMA; check its folder: python -m imagebind_llm.weights check {path.parent}")
-    some = next(iter(file.shapes))
-    raise WeightsError(f"{path}: {len(file.shapes)} tensors such as {some}: neither ImageBind, an adapter nor a LLaMA folder")
+    raise WeightsError(
+        f"{path}: {len(file.shapes)} tensors ({listed(file.shapes, most=1)}): neither ImageBind, an adapter nor a LLaMA folder"
+    )
 
 
 def _llama(path: Path, checkpoint: LlamaCheckpoint) -> Report:
@@ -101,7 +102,7 @@ def _imagebind(file: TensorFile) -> Report:
         "parameters": _amount(file.shapes, Counter(file.dtypes.values()), (file.path,)),
     }
     try:
-        check_tensors(file.path, shapes, wanted[preset])
+        check_tensors(file.path, shapes, wanted[preset], what=preset)
     except WeightsError as problem:
         return Report(facts | {"fits": f"no preset (nearest: {preset})"}, (str(problem),))
     facts["fits"] = f"--encoder {preset}"
@@ -122,9 +123,9 @@ def _towers(shapes: dict[str, Shape]) -> list[str]:
     width: dict[str, int] = {}
     for name, shape in shapes.items():
         parts = name.split(".")
-        if parts[0] == "modality_trunks" and parts[2] == "blocks":
+        if parts[0] == "modality_trunks" and parts[2:3] == ["blocks"] and parts[3:4] and parts[3].isdecimal():
             depth[parts[1]] = max(depth.get(parts[1], 0), int(parts[3]) + 1)
-            width[parts[1]] = shape[-1] if name.endswith("norm_1.weight") else width.get(parts[1], 0)
+            width[parts[1]] = sum(shape) if name.endswith("norm_1.weight") else width.get(parts[1], 0)
     return [f"{tower} {depth[tower]} x {width[tower]}" for tower in depth]
 
 

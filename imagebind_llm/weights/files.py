@@ -17,6 +17,20 @@ from torch import Tensor
 
 WINDOW_BYTES = 256 * 2**20
 WRAPPERS = ("model", "state_dict", "module")  # entries under which training scripts put the state dict
+# What torch.load has been seen to raise for files with a few bytes changed. Anything else is a fault of ours.
+DAMAGE = (
+    SafetensorError,  # torch.load hands a file whose name ends so to that library
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    MemoryError,
+)
 SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -103,7 +117,7 @@ def _unpickle(path: Path, mapped: bool) -> object:
             f"{path}: expected tensors only, got a pickle that calls {named[1]}; loading it could run code from the file. "
             "Get the weights as .safetensors, or have someone who trusts the file save its state dict alone"
         ) from problem
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as problem:
+    except DAMAGE as problem:
         raise WeightsError(
             f"{path}: truncated or damaged ({_brief(problem)}); download it again and compare its size"
         ) from problem
@@ -131,7 +145,7 @@ def read_json(path: Path) -> dict:
     """A JSON file that holds an object. Raises WeightsError."""
     try:
         content = json.loads(path.read_text())
-    except (ValueError, OSError) as problem:
+    except (ValueError, OSError, RecursionError) as problem:
         raise WeightsError(f"{path}: not readable as JSON ({problem}); download it again") from problem
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: expected a JSON object, got {type(content).__name__}; download it again")

@@ -21,7 +21,7 @@ from imagebind_llm.config import LlamaConfig, RopeScaling
 from imagebind_llm.gguf_header import GGUFError, GGUFHeader, TensorEntry, read_header
 from imagebind_llm.llama import rope_table
 from imagebind_llm.weights.files import WeightsError, listed
-from imagebind_llm.weights.llama_checkpoint import LlamaCheckpoint, check_sizes, check_tensors, expected_shapes
+from imagebind_llm.weights.llama_checkpoint import LlamaCheckpoint, check_numbers, check_sizes, check_tensors, expected_shapes
 
 OUTSIDE = {"tok_embeddings": "token_embd", "norm": "output_norm", "output": "output"}
 INSIDE = {
@@ -42,6 +42,8 @@ SIZES = {
     "n_heads": "llama.attention.head_count",
     "hidden_dim": "llama.feed_forward_length",
 }
+OTHER_SIZES = ("llama.attention.head_count_kv", "llama.context_length")
+AMOUNTS = ("llama.attention.layer_norm_rms_epsilon", "llama.rope.freq_base")
 
 
 def smollm2_path() -> Path:
@@ -132,12 +134,13 @@ def _config(path: Path, header: GGUFHeader) -> LlamaConfig:
     _refuse_variants(path, header)
     if missing := [key for key in SIZES.values() if key not in facts]:
         raise WeightsError(f"{path}: the metadata lack {listed(missing)}; the file is incomplete: download it again")
+    check_numbers(path, facts, (*SIZES.values(), *OTHER_SIZES), AMOUNTS)
     sizes = {field: facts[key] for field, key in SIZES.items()}
     embedding = header.tensors.get("token_embd.weight")
     config = LlamaConfig(
         **sizes,
         n_kv_heads=facts.get("llama.attention.head_count_kv", sizes["n_heads"]),
-        vocab_size=embedding.shape[0] if embedding else facts.get("llama.vocab_size", 0),
+        vocab_size=embedding.shape[0] if embedding and embedding.shape else 0,
         norm_eps=round(facts.get("llama.attention.layer_norm_rms_epsilon", 1e-5), 12),  # float32's 1e-5 is 0.99999997e-5
         rope_theta=facts.get("llama.rope.freq_base", 10000.0),
         max_seq_len=facts.get("llama.context_length", 2048),
@@ -169,7 +172,7 @@ def _refuse_variants(path: Path, header: GGUFHeader) -> None:
     facts = header.metadata
     if (kind := facts.get("general.architecture")) != "llama":
         raise WeightsError(f"{path}: expected a GGUF of architecture llama, got {kind}; use a LLaMA, TinyLlama or SmolLM2")
-    if facts.get("split.count", 1) > 1:
+    if facts.get("split.count", 1) not in (0, 1):
         raise WeightsError(f"{path}: one of {facts['split.count']} parts; join them with: llama-gguf-split --merge")
     if (scaling := facts.get("llama.rope.scaling.type", "none")) != "none":
         raise WeightsError(f"{path}: rotary scaling {scaling} is a variant that this decoder does not have; use another model")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from imagebind_llm.config import LlamaConfig, RopeScaling
 from imagebind_llm.weights.files import WeightsError, listed, open_shards, read_json
-from imagebind_llm.weights.llama_checkpoint import LlamaCheckpoint, check_sizes, check_tensors, expected_shapes
+from imagebind_llm.weights.llama_checkpoint import LlamaCheckpoint, check_numbers, check_sizes, check_tensors, expected_shapes
 
 OUTSIDE = {"tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
 INSIDE = {
@@ -27,6 +27,9 @@ INSIDE = {
     "feed_forward.w3": "mlp.up_proj",
 }
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+OTHER_SIZES = ("num_key_value_heads", "max_position_embeddings", "head_dim")
+ROPE_SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -71,15 +74,18 @@ def adjacent_pairs(weight: Tensor, n_heads: int) -> Tensor:
 def read_config(file: Path) -> LlamaConfig:
     """The sizes in config.json (transformers 4 and 5 write the rotary base in different places)."""
     raw = read_json(file)
-    kind = raw.get("model_type"), *(raw.get("architectures") or ())
+    architectures = raw.get("architectures") or []
+    kind = [raw.get("model_type"), *(architectures if isinstance(architectures, list) else [architectures])]
     if kind[0] != "llama" or any(name != "LlamaForCausalLM" for name in kind[1:]):
         raise WeightsError(
             f"{file}: expected model_type llama (LlamaForCausalLM), got {listed(kind)}; use a LLaMA, TinyLlama or SmolLM2"
         )
-    required = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
-    if missing := [key for key in required if key not in raw]:
+    if missing := [key for key in SIZES if raw.get(key) is None]:
         raise WeightsError(f"{file}: no {listed(missing)}; it is incomplete: download it again")
-    _refuse_variants(file, raw)
+    rope = _rope(file, raw)
+    check_numbers(file, raw, (*SIZES, *OTHER_SIZES), ("rms_norm_eps", "rope_theta"))
+    check_numbers(file, rope, ROPE_SCALING[3:], ("rope_theta", *ROPE_SCALING[:3]))
+    _refuse_variants(file, raw, rope)
     config = LlamaConfig(
         dim=raw["hidden_size"],
         n_layers=raw["num_hidden_layers"],
@@ -87,18 +93,23 @@ def read_config(file: Path) -> LlamaConfig:
         n_kv_heads=raw.get("num_key_value_heads") or raw["num_attention_heads"],
         hidden_dim=raw["intermediate_size"],
         vocab_size=raw["vocab_size"],
-        norm_eps=raw.get("rms_norm_eps", 1e-6),
-        rope_theta=float(_rope(raw).get("rope_theta") or raw.get("rope_theta") or 10000.0),
-        max_seq_len=raw.get("max_position_embeddings", 2048),
-        tied=raw.get("tie_word_embeddings", False),
-        rope_scaling=_rope_scaling(file, _rope(raw)),
+        norm_eps=raw.get("rms_norm_eps") or 1e-6,
+        rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0),
+        max_seq_len=raw.get("max_position_embeddings") or 2048,
+        tied=bool(raw.get("tie_word_embeddings")),
+        rope_scaling=_rope_scaling(file, rope),
     )
     check_sizes(file, config)
     return config
 
 
-def _rope(raw: dict) -> dict:
+def _rope(file: Path, raw: dict) -> dict:
     """The rotary settings: rope_parameters (transformers 5), rope_scaling (4), or nothing (plain)."""
+    for key in ("rope_parameters", "rope_scaling"):
+        if raw.get(key) is not None and not isinstance(raw[key], dict):
+            raise WeightsError(
+                f"{file}: {key} must be an object or null, got {raw[key]!r}; the file is damaged: download it again"
+            )
     return raw.get("rope_parameters") or raw.get("rope_scaling") or {}
 
 
@@ -106,21 +117,22 @@ def _rope_scaling(file: Path, rope: dict) -> RopeScaling | None:
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind == "default":
         return None
-    keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    if kind != "llama3" or (missing := [key for key in keys if key not in rope]):
+    if kind != "llama3" or (missing := [key for key in ROPE_SCALING if rope.get(key) is None]):
         found = f"{kind} without {listed(missing)}" if kind == "llama3" else kind
-        raise WeightsError(f"{file}: expected rope_type default or llama3 with {listed(keys)}, got {found}; use another model")
-    return RopeScaling(*(rope[key] for key in keys))
+        raise WeightsError(
+            f"{file}: expected rope_type default or llama3 with {listed(ROPE_SCALING)}, got {found}; use another model"
+        )
+    return RopeScaling(*(rope[key] for key in ROPE_SCALING))
 
 
-def _refuse_variants(file: Path, raw: dict) -> None:
+def _refuse_variants(file: Path, raw: dict, rope: dict) -> None:
     head_width = raw["hidden_size"] // raw["num_attention_heads"]
     plain = {
         "attention_bias": (raw.get("attention_bias") or False, False),
         "mlp_bias": (raw.get("mlp_bias") or False, False),
         "hidden_act": (raw.get("hidden_act", "silu"), "silu"),
         "head_dim": (raw.get("head_dim") or head_width, head_width),
-        "partial_rotary_factor": (_rope(raw).get("partial_rotary_factor") or 1.0, 1.0),
+        "partial_rotary_factor": (rope.get("partial_rotary_factor") or 1.0, 1.0),
         "quantization_config": (raw.get("quantization_config"), None),
     }
     for key, (got, want) in plain.items():
@@ -132,7 +144,8 @@ def _weight_files(folder: Path) -> list[Path]:
     """The safetensors (else .bin) files of the folder; every file that the index names must be there."""
     for single, index in zip(SINGLE_FILES, INDEX_FILES, strict=True):
         if (folder / index).is_file():
-            names = sorted(set(read_json(folder / index).get("weight_map", {}).values()))
+            shards = read_json(folder / index).get("weight_map")
+            names = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []
             if not names:
                 raise WeightsError(
                     f"{folder / index}: expected a weight_map that names the shards, got none; download it again"

@@ -11,7 +11,8 @@ import torch
 
 from imagebind_llm.config import ENCODERS
 from imagebind_llm.encoder import ImageBind
-from imagebind_llm.weights.files import TensorFile, WeightsError, listed
+from imagebind_llm.weights.files import TensorFile, WeightsError
+from imagebind_llm.weights.llama_checkpoint import check_tensors
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"  # of the repository, wherever the command is typed
 SCALE = ".log_logit_scale"  # stays float32: bfloat16 would turn the factor 20 into 20.09
@@ -43,20 +44,11 @@ def load_imagebind(path: Path, preset: str, dtype: torch.dtype = torch.float32) 
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     file = TensorFile(path)
     found = {name: shape for name, shape in file.shapes.items() if not name.startswith(IGNORED_PREFIXES)}
-    _refuse_surprises(path, preset, wanted, found)
+    see = f"see what it is: python -m imagebind_llm.weights check {path}"
+    check_tensors(path, found, wanted, what=preset, advice=see)
     kinds = {name: torch.float32 if name.endswith(SCALE) else dtype for name in wanted}
     model.load_state_dict({name: file.read(name).to(kind, copy=True) for name, kind in kinds.items()}, assign=True)
     return model.eval().requires_grad_(False)
-
-
-def _refuse_surprises(path: Path, preset: str, wanted: dict, found: dict) -> None:
-    missing = [name for name in wanted if name not in found]
-    surplus = [name for name in found if name not in wanted]
-    reshaped = [f"{n} {found[n]}, expected {wanted[n]}" for n in wanted if n in found and found[n] != wanted[n]]
-    if missing or surplus or reshaped:
-        kinds = (("missing", missing), ("unexpected", surplus), ("of another shape", reshaped))
-        problems = "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in kinds if names)
-        raise WeightsError(f"{path} is not {preset}: {problems}. See what it is: python -m imagebind_llm.weights check {path}")
 
 
 def file_sha256(path: Path) -> str:

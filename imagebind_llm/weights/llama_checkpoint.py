@@ -5,7 +5,7 @@ missing, unknown or of another shape before a single weight is read.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from imagebind_llm.config import LLAMA_PRESETS, LlamaConfig
 from imagebind_llm.weights.files import WeightsError, listed
 
 Shape = tuple[int, ...]
+MOST_LAYERS = 10_000  # every parameter gets a line in a table before it is looked for; LLaMA-3.1 405B has 126
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,23 @@ def check_preset(where: Path, config: LlamaConfig, model: str) -> None:
         raise WeightsError(f"{where}: {model} has {want}; these weights have {got}: pass model auto, or other weights")
 
 
+def check_numbers(where: Path, raw: Mapping, counts: Iterable[str] = (), amounts: Iterable[str] = ()) -> None:
+    """Raise WeightsError unless these entries of `raw`, where they are there, can be computed with.
+
+    `counts` are positive integers, `amounts` positive finite numbers. An absent key, or null, is the caller's to judge.
+    """
+    for kind, keys in (("a positive integer", counts), ("a positive number", amounts)):
+        for key in keys:
+            value = raw.get(key)
+            wanted = (int,) if keys is counts else (int, float)
+            if value is not None and (type(value) not in wanted or not 0 < value < 2**63):
+                raise WeightsError(f"{where}: {key} must be {kind}, got {value!r}; the file is damaged: download it again")
+
+
 def check_sizes(where: Path, config: LlamaConfig) -> None:
     """Raise WeightsError for sizes that no decoder can have."""
+    if config.n_layers > MOST_LAYERS:
+        raise WeightsError(f"{where}: {config.n_layers} layers, expected at most {MOST_LAYERS}; download the file again")
     if config.dim % config.n_heads or config.n_heads % config.n_kv_heads:
         raise WeightsError(
             f"{where}: width {config.dim}, {config.n_heads} heads and {config.n_kv_heads} key/value heads do not divide; "
@@ -75,16 +91,19 @@ def check_sizes(where: Path, config: LlamaConfig) -> None:
         )
 
 
-def check_tensors(where: Path, found: dict[str, Shape], wanted: dict[str, Shape], known_extra: Iterable[str] = ()) -> None:
+def check_tensors(
+    where: Path,
+    found: dict[str, Shape],
+    wanted: dict[str, Shape],
+    known_extra: Iterable[str] = (),
+    what: str = "a LLaMA of its own sizes",
+    advice: str = "the file is incomplete or of another model: download it again",
+) -> None:
     """Raise WeightsError unless `found` is exactly `wanted`; names in `known_extra` are passed over."""
     missing = [name for name in wanted if name not in found]
-    unknown = sorted(set(found) - set(wanted) - set(known_extra))
-    other = [
-        f"{name} is {found[name]}, expected {wanted[name]}" for name in wanted if name in found and found[name] != wanted[name]
-    ]
-    for problem, names in (("lacks", missing), ("has unknown tensors", unknown), ("does not fit its own sizes:", other)):
-        if names:
-            raise WeightsError(
-                f"{where}: {problem} {listed(names)} ({len(names)} of {len(wanted)} tensors); "
-                "the file is incomplete or of another model: download it again"
-            )
+    unexpected = sorted(set(found) - set(wanted) - set(known_extra))
+    both = [name for name in wanted if name in found and found[name] != wanted[name]]
+    reshaped = [f"{name} is {found[name]}, expected {wanted[name]}" for name in both]
+    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+    if problems := "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in kinds if names):
+        raise WeightsError(f"{where} is not {what}: {problems} (it has {len(wanted)} tensors); {advice}")

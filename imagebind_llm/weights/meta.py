@@ -14,10 +14,18 @@ from torch import Tensor
 
 from imagebind_llm.config import LlamaConfig
 from imagebind_llm.weights.files import TensorFile, WeightsError, listed, open_shards, read_json
-from imagebind_llm.weights.llama_checkpoint import LlamaCheckpoint, Shape, check_sizes, check_tensors, expected_shapes
+from imagebind_llm.weights.llama_checkpoint import (
+    LlamaCheckpoint,
+    Shape,
+    check_numbers,
+    check_sizes,
+    check_tensors,
+    expected_shapes,
+)
 
 SIZES = {"dim", "n_layers", "n_heads", "norm_eps"}
-OTHER_KEYS = {"n_kv_heads", "rope_theta", "use_scaled_rope", "vocab_size", "multiple_of", "ffn_dim_multiplier"}
+OTHER_KEYS = {"n_kv_heads", "rope_theta", "use_scaled_rope", "vocab_size", "multiple_of", "ffn_dim_multiplier", "max_seq_len"}
+COUNTS = ("dim", "n_layers", "n_heads", "n_kv_heads", "max_seq_len")
 CUT_ROWS = {"wq", "wk", "wv", "w1", "w3", "output"}
 CUT_COLUMNS = {"wo", "w2"}
 
@@ -75,13 +83,14 @@ def _read_params(file: Path) -> dict:
     if not file.is_file():
         raise WeightsError(f"{file}: missing; it comes with the shards and says how many layers and heads there are")
     params = read_json(file)
-    unknown, missing = sorted(set(params) - SIZES - OTHER_KEYS), sorted(SIZES - set(params))
+    unknown, missing = sorted(set(params) - SIZES - OTHER_KEYS), sorted(key for key in SIZES if params.get(key) is None)
     if unknown or missing:
         found = f"unknown keys {listed(unknown)}" if unknown else f"no {listed(missing)}"
         raise WeightsError(
             f"{file}: expected the keys {listed(sorted(SIZES | OTHER_KEYS), most=20)}, got {found}; an unknown key "
             "could change the model: use the model's Hugging Face or GGUF form, or remove the key if it does not"
         )
+    check_numbers(file, params, COUNTS, ("norm_eps", "rope_theta"))
     if params.get("use_scaled_rope"):
         raise WeightsError(
             f"{file}: use_scaled_rope does not say by how much (8 in LLaMA 3.1, 32 in 3.2); use the model's Hugging Face form"
@@ -123,7 +132,10 @@ def _joins(a: Shape, b: Shape, cut: int | None) -> bool:
 
 
 def _weights(shard: TensorFile) -> dict[str, Shape]:
-    return {name: shape for name, shape in shard.shapes.items() if not name.endswith("rope.freqs")}
+    shapes = {name: shape for name, shape in shard.shapes.items() if not name.endswith("rope.freqs")}
+    if single := [name for name, shape in shapes.items() if not shape]:
+        raise WeightsError(f"{shard.path}: {listed(single)}: single numbers, expected matrices; download it again")
+    return shapes
 
 
 def _cut(name: str, shape: Shape, dim: int) -> int | None:
@@ -159,7 +171,8 @@ def _config(folder: Path, params: dict, shapes: dict[str, Shape], n_shards: int)
         hidden_dim=w1[0],
         vocab_size=embedding[0],
         norm_eps=params["norm_eps"],
-        rope_theta=float(params.get("rope_theta", 10000.0)),
+        rope_theta=float(params.get("rope_theta") or 10000.0),
+        max_seq_len=params.get("max_seq_len") or 2048,  # Meta's files do not tell; LLaMA-1's is 2048
     )
 
 
