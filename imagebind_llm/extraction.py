@@ -138,10 +138,10 @@ def extract(settings: ExtractSettings) -> Summary:
             clear(root)
         distributed.barrier()
         batches = [rows for examples in dataset.splits.values() for rows in _batched(examples, settings.batch_size)]
-        todo = _unfinished(batches, root, identity)
-        n_done_before = len(dataset.examples) - sum(map(len, todo))
+        pending = _unfinished(batches, root, identity)
+        n_done_before = len(dataset.examples) - sum(map(len, pending))
         distributed.barrier()  # every rank has read the store before any writes to it
-        own = todo[distributed.rank() :: distributed.world_size()]
+        own = pending[distributed.rank() :: distributed.world_size()]
         with StoreWriter(root, identity, writer=distributed.rank()) as writer:
             n_cut = _embed_all(model, own, settings, device, writer)
         n_cut_texts = sum(distributed.gather_objects(n_cut))  # also waits until every rank has written
