@@ -3,7 +3,7 @@
 torch sends float32 `F.linear` to MKL, which on AMD processors runs at less than half of what oneDNN reaches with the
 same weights (measured with torch 2.13 on an AMD EPYC with AVX-512, 2 threads: 104 against 47 CPU-ms for 771 x 1280 -> 5120,
 44 against 18 for 2048 x 512 -> 1536, likewise backwards). bfloat16 goes through oneDNN either way, but F.linear first copies
-the bias into every row of the output (9 % of the vision tower). Single rows, trained weights and GPUs take F.linear.
+the bias into every row of the output (7 % of the vision tower). Single rows, trained weights and GPUs take F.linear.
 """
 
 import functools

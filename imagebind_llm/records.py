@@ -17,7 +17,6 @@ class Example:
     clip: Path | None  # None: the data set names no clip for this row
     text: str
     intent: str | None = None  # canonical label of the taxonomy
-    rationale: str | None = None
 
 
 @dataclass(frozen=True)

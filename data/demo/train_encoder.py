@@ -12,7 +12,6 @@ heard, so vision and audio are bound through text alone.
 """
 
 import math
-import os
 import subprocess
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from measure_encoder import measure
-from safetensors.torch import save_file
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -31,6 +30,7 @@ from imagebind_llm.demo_world import cues, face, phrases, texts, voice
 from imagebind_llm.demo_world.write import SIZES
 from imagebind_llm.encoder import ImageBind
 from imagebind_llm.mel import SAMPLE_RATE, log_mel
+from imagebind_llm.store import write_atomic
 from imagebind_llm.tokenizers import ClipBPE
 from imagebind_llm.weights.imagebind import SCALE
 
@@ -261,15 +261,12 @@ def train(settings: config.TrainEncoderSettings) -> ImageBind:
 def save(model: ImageBind, settings: config.TrainEncoderSettings) -> Path:
     """Write the towers in float16 (their scales in float32) under their public names, atomically."""
     path = Path(settings.output_dir, f"{PRESET}.safetensors")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".tmp")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     shaping = ("seed", "text_steps", "audio_steps", "vision_steps", "batch_size", "lr")
     flags = " ".join(f"--{name} {getattr(settings, name)}" for name in shaping)
     made_by = {"command": f"python data/demo/train_encoder.py {flags}", "commit": commit, "licence": "MIT"}
     state = {n: (t if n.endswith(SCALE) else t.half()).contiguous() for n, t in model.state_dict().items()}
-    save_file(state, part, metadata=made_by)
-    os.replace(part, path)
+    write_atomic(path, save_tensors(state, metadata=made_by))
     return path
 
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from imagebind_llm.config import DemoWorldSettings
 from imagebind_llm.demo_world import cues, face, texts, voice
 from imagebind_llm.demo_world.phrases import rationale
+from imagebind_llm.store import write_atomic
 
 SPLITS = ("train", "dev", "test")
 CLIPS_PER_EPISODE = 40
@@ -98,8 +99,8 @@ def write_world(settings: DemoWorldSettings) -> list[Row]:
         print(f"{len(made) - len(missing)} of {len(made)} clips are there already")
     _make_clips(root, missing, settings)
     for split in SPLITS:
-        _write_text(root / f"{split}.tsv", _tsv([row for row in made if row.split == split]))
-    _write_text(root / "rationales.jsonl", "".join(json.dumps(_reference(row)) + "\n" for row in made))
+        write_atomic(root / f"{split}.tsv", _tsv([row for row in made if row.split == split]).encode())
+    write_atomic(root / "rationales.jsonl", "".join(json.dumps(_reference(row)) + "\n" for row in made).encode())
     return made
 
 
@@ -112,7 +113,7 @@ def _claim(root: Path, seed: int) -> None:
         root.mkdir(parents=True, exist_ok=True)
         if there := sorted(child.name for child in root.iterdir() if not child.name.startswith(".")):
             raise DemoWorldError(f"{root} holds other files ({', '.join(there[:3])}); choose a new or empty --output_dir")
-        _write_text(path, json.dumps(world) + "\n")
+        write_atomic(path, (json.dumps(world) + "\n").encode())
     found = json.loads(path.read_text())
     if found != world:
         raise DemoWorldError(
@@ -180,9 +181,3 @@ def _tsv(some: list[Row]) -> str:
 
 def _reference(row: Row) -> dict:
     return {"key": row.key, "intent": row.scene.intent, "rationale": row.rationale, "cues": row.scene.cues}
-
-
-def _write_text(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".tmp")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

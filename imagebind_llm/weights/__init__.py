@@ -86,4 +86,5 @@ def assign(module: nn.Module, tensors: dict[str, Tensor]) -> None:
                 f"weights do not fit the model: {len(names)} {problem}: {listed(names)}; build the model with the sizes that "
                 "come with the weights"
             )
+    # not strict: what `tensors` leaves out has its value already, as was checked above
     module.load_state_dict(tensors, strict=False, assign=True)
