@@ -72,3 +72,38 @@ MINTREC2 = Taxonomy(
 )
 
 DEMO = MINTREC  # the demo world shows the same 20 intents
+
+# What a speaker with each intent does, one sentence each, our own words: instructions to rationale writers, sentences for
+# zero-shot classification, help. The two data sets share the sentences of the labels that they share.
+DEFINITIONS = {
+    "Acknowledge": "The speaker shows that the other person was heard and understood, without yet agreeing.",
+    "Advise": "The speaker suggests what someone else should do, as a recommendation and not as an order.",
+    "Agree": "The speaker accepts or shares another person's opinion, request or plan.",
+    "Apologise": "The speaker expresses regret for a mistake or for harm that they caused.",
+    "Arrange": "The speaker organises what is going to happen: who does what, when and where.",
+    "Ask for help": "The speaker cannot manage something alone and requests that someone do something for them.",
+    "Asking for opinions": "The speaker wants to hear what someone else thinks about a matter.",
+    "Care": "The speaker shows concern for how another person feels or fares and attends to their needs.",
+    "Comfort": "The speaker tries to ease another person's sadness, fear or worry.",
+    "Complain": "The speaker expresses displeasure about something that happened to them or bothers them.",
+    "Confirm": "The speaker makes sure that something is true or was understood correctly.",
+    "Criticize": "The speaker points out what someone did wrong or finds fault with them.",
+    "Doubt": "The speaker is not convinced that something is true, possible or sensible.",
+    "Emphasize": "The speaker stresses a point, so that it is taken as important or certain.",
+    "Explain": "The speaker gives reasons or makes clear how or why something is so.",
+    "Flaunt": "The speaker shows off something of their own to impress others.",
+    "Greet": "The speaker opens an encounter by saying hello or welcoming someone.",
+    "Inform": "The speaker tells someone a fact or a piece of news that they may not know.",
+    "Introduce": "The speaker presents a person, a thing or themselves to someone who does not know them.",
+    "Invite": "The speaker asks someone to come along or to take part in something.",
+    "Joke": "The speaker says something that is not meant seriously, to make people laugh.",
+    "Leave": "The speaker ends the encounter and announces that they are going.",
+    "Oppose": "The speaker objects to another person's opinion, request or plan.",
+    "Plan": "The speaker says what they themselves intend to do.",
+    "Praise": "The speaker expresses admiration or approval of someone or of what they did.",
+    "Prevent": "The speaker tries to stop someone from doing something.",
+    "Refuse": "The speaker declines a request, an offer or a demand.",
+    "Taunt": "The speaker mocks or provokes someone, often by saying the opposite of what is meant.",
+    "Thank": "The speaker expresses gratitude for something that was done or given.",
+    "Warn": "The speaker alerts someone to a danger or to an unwelcome consequence.",
+}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from imagebind_llm.labels import ACHIEVE, EXPRESS, MINTREC, MINTREC2
+from imagebind_llm.labels import ACHIEVE, DEFINITIONS, EXPRESS, MINTREC, MINTREC2
 
 
 def test_mintrec_order_is_the_official_one():
@@ -32,3 +32,10 @@ def test_spellings_of_the_republished_files_are_understood(written):
 def test_unknown_label_names_the_nearest():
     with pytest.raises(ValueError, match="'Apologize' is not one of MIntRec's 20 intents; did you mean 'Apologise'"):
         MINTREC.canonical("Apologize")
+
+
+def test_every_label_has_a_sentence_of_its_own_that_does_not_name_it():
+    labels = {*MINTREC.labels, *MINTREC2.labels}
+    assert set(DEFINITIONS) == labels and len(set(DEFINITIONS.values())) == len(labels)
+    assert not [label for label, sentence in DEFINITIONS.items() if label.lower() in sentence.lower()]
+    assert all(sentence.startswith("The speaker ") and sentence.endswith(".") for sentence in DEFINITIONS.values())
