@@ -11,9 +11,10 @@ ROWS = (
     "tokenizers distributed metrics store attention fused linear mel crops",
     "instructions media encoder llama losses zeroshot probe verifier",
     "bridge rationales rewards datasets report checkpoint demo_world",
-    "model weights",
+    "model weights protocol",
     "generate extraction",
-    "training faithfulness",
+    "training faithfulness evaluation",
+    "intent_report",
 )
 ROW = {name: number for number, row in enumerate(ROWS) for name in row.split()}
 FILES = sorted(PACKAGE.rglob("*.py"))
