@@ -349,3 +349,13 @@ class ProbeConfig:
     weight_decay: float = 1e-5
     label_smoothing: float = 0.1
     class_weights: bool = False
+
+
+@dataclass(frozen=True)
+class LeakSettings:
+    """What data/demo/measure_leak.py takes."""
+
+    data_path: str = flag("data/demo/clips", "the demo world")
+    emb_path: str = flag("runs/demo/emb", "its embedding store")
+    seeds: tuple[int, ...] = flag((0, 1, 2, 3, 4), "of initial weights and order")
+    epochs: int = flag(100, "of the MLP")

@@ -200,7 +200,7 @@ def summary(answers: Answers, protocol: Protocol, intervals: bool = True) -> dic
     found = {name: mean_and_sd([scores[name] for scores in runs]) for name in runs[0]}
     if intervals:
         for name, values in metrics.resampled(answers.gold, answers.predicted).items():
-            found[name]["interval"] = list(metrics.percentile_interval(values))
+            found[name]["interval"] = list(metrics.bootstrap_interval(values, found[name]["mean"]))
     return found
 
 
@@ -209,10 +209,17 @@ def mean_and_sd(values: list[float]) -> dict:
     return {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None, "values": values}
 
 
-def share(correct: np.ndarray) -> dict:
-    """Of one slice's (S,n) right answers: number of rows, mean share right and its 95 % interval over rows."""
-    n, right = correct.shape[1], float(correct.mean(0).sum())
-    return {"n": n, "accuracy": right / n, "interval": list(metrics.share_interval(right, n))}
+def slice_scores(answers: Answers, rows: np.ndarray) -> dict:
+    """Accuracy and macro F1 on the rows of one slice (N,) bool, means over seeds with 95 % intervals over rows.
+
+    The interval of the accuracy is exact, not a bootstrap's: a slice may be a dozen rows, all of them right.
+    """
+    gold, predicted = answers.gold[rows], answers.predicted[:, rows]
+    n, right = len(gold), float((predicted == gold).mean(0).sum())
+    f1 = mean_and_sd(metrics.macro_f1(gold, predicted).tolist())
+    f1["interval"] = list(metrics.bootstrap_interval(metrics.resampled(gold, predicted)["macro_f1"], f1["mean"]))
+    accuracy = mean_and_sd((predicted == gold).mean(1).tolist()) | {"interval": list(metrics.share_interval(right, n))}
+    return {"n": n, "accuracy": accuracy, "macro_f1": f1}
 
 
 def results(protocol: Protocol, subsets: list[Subset], settings: ClassifierSettings) -> dict:
@@ -231,7 +238,7 @@ def results(protocol: Protocol, subsets: list[Subset], settings: ClassifierSetti
                 "masked_in_test": summary(one.masked, protocol) if one.masked else None,
                 "logistic_regression": summary(one.baseline, protocol) if one.baseline else None,
                 "epochs": list(one.epochs),
-                "slices": {name: share(one.answers.correct[:, rows]) for name, rows in parts.items()},
+                "slices": {name: slice_scores(one.answers, rows) for name, rows in parts.items()},
             }
             for one in subsets
         ],

@@ -64,11 +64,8 @@ def percent(score: dict | None) -> str | None:
     if score is None:
         return None
     spread = f" ± {100 * score['sd']:.1f}" if score.get("sd") is not None else ""
-    return f"{100 * score['mean']:.1f}{spread}" + interval(score.get("interval"))
-
-
-def interval(bounds: list[float] | None) -> str:
-    return f" [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]" if bounds else ""
+    bounds = score.get("interval")
+    return f"{100 * score['mean']:.1f}{spread}" + (f" [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]" if bounds else "")
 
 
 def subset_table(results: dict) -> tuple[list[str], list[list]]:
@@ -89,12 +86,13 @@ def subset_table(results: dict) -> tuple[list[str], list[list]]:
 def slice_table(results: dict) -> tuple[list[str], list[list]]:
     """Header and rows: a row a slice of the reported rows, a column a subset of modalities."""
     by_subset = [one["slices"] for one in results["subsets"]]
-    header = ["rows", "n", *(" + ".join(one["modalities"]) for one in results["subsets"])]
+    whole = results["subsets"][-1]["slices"]
+    names = [f"accuracy, {' + '.join(one['modalities'])}" for one in results["subsets"]]
     rows = [
-        [name, part["n"], *(f"{100 * one[name]['accuracy']:.1f}{interval(one[name]['interval'])}" for one in by_subset)]
-        for name, part in by_subset[-1].items()
+        [name, part["n"], *(percent(one[name]["accuracy"]) for one in by_subset), percent(part["macro_f1"])]
+        for name, part in whole.items()
     ]
-    return header, rows
+    return ["rows", "n", *names, names[-1].replace("accuracy", "macro F1")], rows
 
 
 def comparison_sentences(found: dict) -> list[str]:
@@ -117,7 +115,7 @@ def console(results: dict) -> str:
     title = "in %: mean ± s.d. over seeds [95 % interval over rows]"
     lines = [*results["notes"], "", title, *_columns([header, *rows]), ""]
     header, rows = slice_table(results)
-    lines += _columns([["", "n", "accuracy"], *([row[0], str(row[1]), row[-1]] for row in rows)])
+    lines += _columns([["rows", "n", "accuracy", "macro F1"], *([*row[:2], *row[-2:]] for row in rows)])
     return "\n".join(lines + (comparison_sentences(results["comparison"]) if "comparison" in results else []))
 
 
@@ -158,7 +156,7 @@ def _typed(value) -> str:
 def _slices(results: dict) -> Html:
     header, rows = slice_table(results)
     unbroken = [[row[0], row[1], *(cell.replace(" ", "\u00a0") for cell in row[2:])] for row in rows]
-    return report.table(header, unbroken, "Accuracy in % [95 % interval: Clopper and Pearson's, on the mean over seeds]")
+    return report.table(header, unbroken, "In %: mean ± s.d. over seeds [95 % interval over rows]")
 
 
 def _result(results: dict) -> list:

@@ -77,9 +77,15 @@ def _indicator(classes: np.ndarray, n_classes: int) -> np.ndarray:
     return np.eye(n_classes, dtype=np.float32)[classes]  # (N,C)
 
 
-def percentile_interval(values: np.ndarray) -> tuple[float, float]:
-    """The middle 95 % of bootstrap values."""
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+def bootstrap_interval(draws: np.ndarray, observed: float) -> tuple[float, float]:
+    """The bias-corrected 95 % interval (Efron 1981): the percentiles that lie evenly around what was observed.
+
+    Macro F1 is lower in resampled rows than in the rows themselves, so plain percentiles would lie too low.
+    """
+    below = (np.mean(draws < observed) + np.mean(draws <= observed)) / 2
+    shift = 2 * stats.norm.ppf(np.clip(below, 0.5 / len(draws), 1 - 0.5 / len(draws)))
+    reach = stats.norm.ppf((1 + LEVEL) / 2)
+    low, high = np.quantile(draws, stats.norm.cdf([shift - reach, shift + reach]))
     return float(low), float(high)
 
 
@@ -114,7 +120,7 @@ def paired_difference(gold: np.ndarray, ours: np.ndarray, theirs: np.ndarray) ->
         draws = draws - draws_of_theirs[name]
         value = float(np.mean([scores(gold, run)[name] for run in ours]) - np.mean([scores(gold, run)[name] for run in theirs]))
         beyond = min(np.sum(draws <= 0), np.sum(draws >= 0))
-        found[name] = Difference(value, *percentile_interval(draws), min(1.0, 2 * (beyond + 1) / (len(draws) + 1)))
+        found[name] = Difference(value, *bootstrap_interval(draws, value), min(1.0, 2 * (beyond + 1) / (len(draws) + 1)))
     return found
 
 

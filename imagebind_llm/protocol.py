@@ -285,6 +285,8 @@ def _notes(parts, rows: dict[str, Rows], missing: list[str], repeated, classes, 
             + (f" ({int(also.sum())} with the rows that select)" if "select" in rows else "")
         ]
     for part in ("select", "report"):
-        if part in rows and (gone := [name for i, name in enumerate(classes) if i not in set(rows[part].classes.tolist())]):
-            notes += [f"classes without a row to {part} (no part of its macro averages): {', '.join(gone)}"]
+        if "train" in rows and part in rows:
+            gone = sorted(set(rows["train"].classes.tolist()) - set(rows[part].classes.tolist()))
+            listed = ", ".join(classes[i] for i in gone)
+            notes += [f"classes without a row to {part} (no part of its macro averages): {listed}"] if gone else []
     return notes

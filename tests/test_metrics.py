@@ -76,9 +76,30 @@ def test_the_bootstrap_of_macro_f1_is_that_of_a_loop():
 
 def test_the_interval_agrees_with_scipys_bootstrap():
     gold, predicted = drawn(n=200, n_seeds=1)
-    ours = metrics.percentile_interval(metrics.resampled(gold, predicted, n_resamples=5000)["accuracy"])
-    theirs = stats.bootstrap(((predicted[0] == gold).astype(float),), np.mean, method="percentile", rng=1).confidence_interval
+    correct = (predicted[0] == gold).astype(float)
+    ours = metrics.bootstrap_interval(metrics.resampled(gold, predicted, n_resamples=5000)["accuracy"], correct.mean())
+    theirs = stats.bootstrap((correct,), np.mean, method="BCa", rng=1).confidence_interval
     assert ours == pytest.approx(tuple(theirs), abs=0.011)  # two rows in 200
+
+
+def test_the_interval_lies_evenly_around_what_was_observed():
+    draws = np.random.default_rng(0).normal(0.5, 0.1, 100_000)
+    assert metrics.bootstrap_interval(draws, 0.5) == pytest.approx((0.304, 0.696), abs=0.003)
+    low, high = metrics.bootstrap_interval(draws, 0.6)  # draws lie one deviation too low
+    assert (low, high) == pytest.approx((0.504, 0.896), abs=0.01)
+    assert metrics.bootstrap_interval(draws, 2.0)[1] <= draws.max()
+
+
+def test_the_interval_of_macro_f1_holds_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    n_classes, held = 8, []
+    for _ in range(150):
+        gold = rng.integers(n_classes, size=100)
+        guesses = np.where(rng.random(100) < 0.5, gold, rng.integers(n_classes, size=100))[None]
+        draws = metrics.resampled(gold, guesses, n_resamples=400)["macro_f1"]
+        low, high = metrics.bootstrap_interval(draws, metrics.macro_f1(gold, guesses)[0])
+        held.append(low <= 0.5 + 0.5 / n_classes <= high)
+    assert 0.9 <= np.mean(held) <= 0.99
 
 
 def test_the_interval_of_a_share_is_scipys_exact_one():
