@@ -250,6 +250,16 @@ class BridgeConfig:
     legacy: bool = False  # ImageBind-LLM's first release: LayerNorm and biases
 
 
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that builds an ITSL around a LLaMA; a checkpoint's JSON holds it."""
+
+    llama: LlamaConfig
+    prompts: PromptConfig
+    bridge: BridgeConfig | None = None  # None: text only
+    n_intents: int = 0  # 0: no intent head
+
+
 # The names that --model takes, by the sizes they stand for; "auto" takes any LLaMA with the sizes of its own files.
 LLAMA_PRESETS = {"Llama7B_adapter": LlamaConfig(4096, 32, 32, 32, 11008, 32000)}
 
@@ -275,3 +285,64 @@ class GenerateSettings:
             raise ValueError(f"--temperature {self.temperature}: at least 0, and finite")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"--top_p {self.top_p}: above 0 and at most 1")
+
+
+# --- Training (engine_finetune.py) --------------------------------------------------------------------------------------
+
+STAGES = ("finetune", "pretrain")
+TRAINABLE = ("prompts", "lora", "all")
+NO_MODALITY = "none"
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """The flags of engine_finetune.py."""
+
+    data_path: str = flag(help="MIntRec or MIntRec2.0 folder, or a JSON list of {instruction, input, output} or {key, caption}")
+    output_dir: str = flag("./output_dir", "checkpoints and logs")
+    emb_path: str = flag("", "embedding store of the clips, made by avt_get_emb.py")
+    llama_model_path: str = flag("", "a LLaMA: Meta or Hugging Face folder or .gguf; if not given, SmolLM2 from `make setup`")
+    model: str = flag("auto", "sizes that the LLaMA must have; auto: its own", ("auto", *LLAMA_PRESETS))
+    stage: str = flag("finetune", "pretrain: captions, finetune: intent and rationale, or instructions", STAGES)
+    pretrained_path: str = flag("", "start from this checkpoint folder of ours or adapter of ImageBind-LLM")
+    trainable: str = flag("prompts", "prompts, gates and bridge; lora: LoRA, biases and norms; all: both", TRAINABLE)
+    modalities: tuple[str, ...] = flag(MODALITIES, "what is known of a clip; none: its words alone", (*MODALITIES, NO_MODALITY))
+    rationales: str = flag("", "JSONL of {key, rationale}; if not given, DATA_PATH/rationales.jsonl where there is one")
+    adapter_layer: int | None = flag(None, "top layers with prompts; if not given, 30 or what --pretrained_path has")
+    adapter_len: int | None = flag(None, "prompts per layer; if not given, 10 or what --pretrained_path has")
+    lora_rank: int | None = flag(None, "of LoRA; if not given, what --pretrained_path has, or none")
+    bridge_width: float = flag(1.0, "hidden width of the bridge in LLaMA widths; ImageBind-LLM: 4")
+    fusion: str = flag("separate", "a prompt for each modality, or one for their average", ("separate", "average"))
+    max_seq_len: int = flag(512, "tokens of prompt and answer; longer ones lose context, never answer")
+    batch_size: int = flag(64, "rows a rank and forward pass")
+    accum_iter: int = flag(1, "forward passes a step")
+    epochs: int = flag(400, "at most")
+    warmup_epochs: float = flag(40.0, "epochs in which the learning rate rises")
+    lr: float | None = flag(None, "peak learning rate; if not given, BLR * rows a step / 256")
+    blr: float = flag(1e-3, "learning rate for 256 rows a step")
+    min_lr: float = flag(0.0, "the half cosine ends here")
+    weight_decay: float = flag(0.05, "of matrices, prompts and gates; never of biases and norms")
+    clip_grad: float = flag(1.0, "largest norm of the gradient; 0: unlimited")
+    w_intent: float = flag(1.0, "weight of the intent head's cross-entropy")
+    w_rationale: float = flag(1.0, "weight of the answer's negative log-likelihood")
+    patience: int = flag(8, "stop after so many epochs without a better dev score; 0: never")
+    seed: int = flag(0, "of initial weights and of the order of the rows")
+    save_steps: int = flag(500, "steps between checkpoints inside an epoch; one is written at its end anyway")
+    log_steps: int = flag(10, "steps between lines on the console")
+    resume: str = flag("auto", "auto: continue what is in --output_dir; no: start over", ("auto", "no"))
+    num_workers: int = flag(0, "processes that read embeddings ahead")
+    device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
+    dtype: str = flag("auto", "of frozen weights; auto: bfloat16 on a GPU, else float32", ("auto", "float32", "bfloat16"))
+    checkpoint_activations: bool = flag(False, "compute layers again in the backward pass: less memory, more time")
+
+    def __post_init__(self) -> None:
+        for name in ("max_seq_len", "batch_size", "accum_iter", "epochs", "save_steps", "log_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} {getattr(self, name)}: at least 1")
+        for name in ("warmup_epochs", "blr", "min_lr", "weight_decay", "clip_grad", "w_intent", "w_rationale", "patience"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"--{name} {getattr(self, name)}: at least 0, and finite")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"--warmup_epochs {self.warmup_epochs:g} --epochs {self.epochs}: the warm-up must end before the last")
+        if len(self.modalities) > 1 and (NO_MODALITY in self.modalities or len(set(self.modalities)) < len(self.modalities)):
+            raise ValueError(f"--modalities {' '.join(self.modalities)}: name each once, and none alone")

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as compute_again
 
 from imagebind_llm.attention import cached_attention, causal_attention, gated_attention
 from imagebind_llm.config import LlamaConfig, PromptConfig, RopeScaling
@@ -275,12 +276,14 @@ class Llama(nn.Module):
         cache: KVCache | None = None,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
+        checkpoint: bool = False,
     ) -> Tensor:
         """Normed hidden states (B,T,D) of tokens (B,T), or (N,D) at the flat positions `keep` (b*T+t).
 
         Without `positions` and `mask`: causal, from position 0; rows are padded on the right. After columns that a cache
         already holds, give each token's `positions` (B,T) and the `mask` (B,1,T,S) bool of the columns it may see (None:
         up to its own). Prompts are read in the first pass into a cache and come from the cache afterwards.
+        `checkpoint`: in training, keep only the layers' inputs and compute the rest again in the backward pass.
         """
         if positions is None:
             check_context(tokens.shape[1], self.config)
@@ -291,7 +294,8 @@ class Llama(nn.Module):
         bias = cache.bias(tokens.shape[1], mask, like=x) if cache is not None and cache.used else None
         for i, layer in enumerate(self.layers):
             kv = self._prompt_kv(i, prompts, cache)
-            x = layer(x, rope, kv, Past(cache, i, bias), keep if i == self.config.n_layers - 1 else None)
+            inputs = (x, rope, kv, Past(cache, i, bias), keep if i == self.config.n_layers - 1 else None)
+            x = compute_again(layer, *inputs, use_reentrant=False) if checkpoint else layer(*inputs)
         if cache is not None:
             cache.used += tokens.shape[1]
         return self.norm(x)
