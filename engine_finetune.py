@@ -56,17 +56,18 @@ def train(settings: TrainSettings, device: torch.device) -> None:
     optimizer = make_optimizer(assembled.model, settings.weight_decay)
     run = Run(settings, assembled, optimizer, corpus)
     announce(run, assembled, corpus)
-    collate = Collator(corpus.store, corpus.modalities)
     rows = corpus.splits["train"]
-    while not run.finished:
-        for moment in train_one_epoch(model, optimizer, rows, collate, settings, device, run.position):
-            run.line(moment)
-            if moment.position.step % settings.save_steps == 0 and moment.position.step < moment.steps:
-                run.save()
-        scores = {"train": run.position.sums.over_ranks().means()}
-        if "dev" in corpus.splits:
-            scores["dev"] = evaluate(assembled.model, corpus.splits["dev"], collate, device, 2 * settings.batch_size)
-        run.end_epoch(scores)
+    with run.frozen_states(device) as states:
+        collate = Collator(corpus.store, corpus.modalities, states)
+        while not run.finished:
+            for moment in train_one_epoch(model, optimizer, rows, collate, settings, device, run.position):
+                run.line(moment)
+                if moment.position.step % settings.save_steps == 0 and moment.position.step < moment.steps:
+                    run.save()
+            scores = {"train": run.position.sums.over_ranks().means()}
+            if "dev" in corpus.splits:
+                scores["dev"] = evaluate(assembled.model, corpus.splits["dev"], collate, device, 2 * settings.batch_size)
+            run.end_epoch(scores)
     finish(run, tokenizer, device)
 
 

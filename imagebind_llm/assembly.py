@@ -147,7 +147,7 @@ def _prompts(settings: TrainSettings, start: Start, llama: LlamaConfig) -> Promp
             raise ValueError(f"--trainable {settings.trainable}: there is no LoRA to train; pass --lora_rank 8 or a --pretrained_path")
         layers = min(DEFAULT_LAYERS, llama.n_layers) if settings.adapter_layer is None else settings.adapter_layer
         prompts = DEFAULT_PROMPTS if settings.adapter_len is None else settings.adapter_len
-        return PromptConfig(layers, prompts, lora_rank=rank or 0, bias=bool(rank))
+        return PromptConfig(layers, prompts, lora_rank=rank or 0, bias=bool(rank), lora_layers=layers)
     for name in ("adapter_layer", "adapter_len"):
         flag, own = getattr(settings, name), getattr(given, name)
         if flag is not None and flag != own:
@@ -156,7 +156,7 @@ def _prompts(settings: TrainSettings, start: Start, llama: LlamaConfig) -> Promp
         raise ValueError(f"--lora_rank {rank}, but {settings.pretrained_path} has {given.lora_rank}: pass that or leave it out")
     if wants_lora and not (rank or given.lora_rank):
         raise ValueError(f"--trainable {settings.trainable}: {settings.pretrained_path} has no LoRA; pass --lora_rank 16 to add one")
-    return given if given.lora_rank or not rank else replace(given, lora_rank=rank, bias=True)
+    return given if given.lora_rank or not rank else replace(given, lora_rank=rank, bias=True, lora_layers=given.adapter_layer)
 
 
 def _bridge(settings: TrainSettings, start: Start, llama: LlamaConfig, embedding_width: int | None) -> BridgeConfig | None:

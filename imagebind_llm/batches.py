@@ -6,6 +6,7 @@ of a shuffled epoch, and the steps are shuffled again.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import torch
 from torch.utils.data import DataLoader
@@ -42,12 +43,18 @@ def _slices(rows: list[int], size: int) -> list[list[int]]:
     return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 
-class Collator:
-    """Makes Batches of sequences; reads the embeddings of those that have any."""
+class States(Protocol):
+    """Hidden states by row (frozen_states.py)."""
 
-    def __init__(self, store: Store | None, modalities: Iterable[str]):
+    def batch(self, rows: Sequence[Ids]) -> torch.Tensor: ...
+
+
+class Collator:
+    """Makes Batches of sequences; reads the embeddings of those that have any, and the `states` below the adapted layers."""
+
+    def __init__(self, store: Store | None, modalities: Iterable[str], states: "States | None" = None):
         """`modalities` of a clip that the model may know."""
-        self.store = store
+        self.store, self.states = store, states
         self.known = torch.tensor([name in modalities for name in MODALITIES])
 
     def __call__(self, rows: Sequence[Ids]) -> Batch:
@@ -67,6 +74,7 @@ class Collator:
             n_prompt=torch.tensor([row.n_prompt for row in rows]),
             intents=torch.tensor([IGNORE if row.intent is None else row.intent for row in rows]),
             keys=tuple(row.key for row in rows),
+            below=self.states.batch(rows) if self.states is not None else None,
         )
 
     def embeddings(self, rows: Sequence[Ids]) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:

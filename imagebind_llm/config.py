@@ -234,6 +234,7 @@ class PromptConfig:
     normalise_prefix: bool = True  # bring every prompt vector to unit RMS before wk and wv
     lora_rank: int = 0  # 0: no LoRA
     bias: bool = False  # ImageBind-LLM's biases on wq, wo, w1, w2, w3
+    lora_layers: int | None = None  # the top layers with LoRA and biases, whose norms may train; None: all (ImageBind-LLM)
 
 
 @dataclass(frozen=True)
@@ -308,7 +309,7 @@ class TrainSettings:
     trainable: str = flag("prompts", "prompts, gates and bridge; lora: LoRA, biases and norms; all: both", TRAINABLE)
     modalities: tuple[str, ...] = flag(MODALITIES, "what is known of a clip; none: its words alone", (*MODALITIES, NO_MODALITY))
     rationales: str = flag("", "JSONL of {key, rationale}; if not given, DATA_PATH/rationales.jsonl where there is one")
-    adapter_layer: int | None = flag(None, "top layers with prompts; if not given, 30 or what --pretrained_path has")
+    adapter_layer: int | None = flag(None, "top layers with prompts and LoRA; if not given, 30 or what --pretrained_path has")
     adapter_len: int | None = flag(None, "prompts per layer; if not given, 10 or what --pretrained_path has")
     lora_rank: int | None = flag(None, "of LoRA; if not given, what --pretrained_path has, or none")
     bridge_width: float = flag(1.0, "hidden width of the bridge in LLaMA widths; ImageBind-LLM: 4")
@@ -333,6 +334,7 @@ class TrainSettings:
     num_workers: int = flag(0, "processes that read embeddings ahead")
     device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
     dtype: str = flag("auto", "of frozen weights; auto: bfloat16 on a GPU, else float32", ("auto", "float32", "bfloat16"))
+    cache_gb: float = flag(4.0, "disk for states below the adapted layers, which are computed once a row; 0: none")
     checkpoint_activations: bool = flag(False, "compute layers again in the backward pass: less memory, more time")
 
     def __post_init__(self) -> None:

@@ -73,7 +73,7 @@ def wrap(model: nn.Module) -> nn.Module:
     """
     if not dist.is_initialized():
         return model
-    return DistributedDataParallel(model, broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(model, init_sync=False, gradient_as_bucket_view=True)
 
 
 def without_sync(model: nn.Module):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from imagebind_llm.bridge import Bridge
 from imagebind_llm.config import MODALITIES, TRAINABLE, BridgeConfig, LlamaConfig, PromptConfig
-from imagebind_llm.llama import Device, Llama, Prompts
+from imagebind_llm.llama import Device, Llama, Prompts, lowest_adapted
 from imagebind_llm.losses import token_logp
 from imagebind_llm.records import IGNORE, Batch, Output
 
@@ -123,7 +123,8 @@ class ITSL(nn.Module):
             keep = torch.cat([keep, rows + batch.n_prompt - 1])  # (N+B,)
         carried = self.carried(batch.embeddings, batch.present)
         prompts = self._prompts(carried, batch.present)
-        hidden = self.llama(batch.tokens, prompts, keep=keep, checkpoint=checkpoint)  # (N or N+B, D)
+        # (N or N+B, D)
+        hidden = self.llama(batch.tokens, prompts, keep=keep, checkpoint=checkpoint, below=batch.below)
         n = len(keep) - (len(mask) if asked else 0)
         found = token_logp(hidden[:n], self.llama.output_weight, batch.targets[mask])
         logp = torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, found)  # (B,T)
@@ -136,7 +137,7 @@ class ITSL(nn.Module):
         """
         if which not in TRAINABLE:
             raise ValueError(f"trainable {which!r}: expected one of {', '.join(TRAINABLE)}")
-        groups = {"prompts": self._is_prompt, "lora": _is_lora}
+        groups = {"prompts": self._is_prompt, "lora": self._is_lora}
         chosen = groups.values() if which == "all" else [groups[which]]
         return {name: p for name, p in self.named_parameters() if name.startswith(HEAD) or any(test(name) for test in chosen)}
 
@@ -151,7 +152,18 @@ class ITSL(nn.Module):
         if not name.startswith("llama."):
             return not name.startswith(HEAD)
         lowest = self.llama.config.n_layers - self.prompt_config.adapter_layer
-        return name.endswith(".gate") and int(name.split(".")[2]) >= lowest
+        return name.endswith(".gate") and _layer(name) >= lowest
+
+    def _is_lora(self, name: str) -> bool:
+        if not name.startswith("llama.") or not any(part in name for part in ("norm", "bias", "lora")):
+            return False
+        return _layer(name) >= lowest_adapted(self.llama.config, self.prompt_config)
+
+
+def _layer(name: str) -> int:
+    """The layer of a decoder's parameter; the last norm counts as above all."""
+    parts = name.split(".")
+    return int(parts[2]) if parts[1] == "layers" else 10**9
 
 
 def _queries(rows: int, dim: int, std: float) -> nn.Embedding:
@@ -162,7 +174,3 @@ def _queries(rows: int, dim: int, std: float) -> nn.Embedding:
     queries = nn.Embedding(rows, dim)
     nn.init.normal_(queries.weight, std=std)
     return queries
-
-
-def _is_lora(name: str) -> bool:
-    return name.startswith("llama.") and any(part in name for part in ("norm", "bias", "lora"))

@@ -73,6 +73,7 @@ class Batch:
     n_prompt: (B,) length of each prompt; the intent head reads its last position. None: no head is asked.
     intents: (B,) class indices, IGNORE where none is known.
     keys: what the rows are called in messages.
+    below: (B, T, D) states that enter the lowest adapted layer, where they are known; else they are computed.
     """
 
     tokens: Tensor
@@ -82,6 +83,7 @@ class Batch:
     n_prompt: Tensor | None = None
     intents: Tensor | None = None
     keys: tuple[str, ...] = ()
+    below: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""

@@ -8,6 +8,8 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,11 @@ from imagebind_llm.assembly import Assembled, llama_fingerprint
 from imagebind_llm.checkpoint import CheckpointError
 from imagebind_llm.config import TrainSettings
 from imagebind_llm.corpus import Corpus
+from imagebind_llm.frozen_states import FrozenStates, compute_states, states_size
 from imagebind_llm.store import write_atomic
 from imagebind_llm.training import Moment, Position, Sums
 
-FREE = {"resume", "num_workers", "device", "log_steps", "save_steps", "output_dir", "patience"}  # may change on the way
+FREE = {"resume", "num_workers", "device", "log_steps", "save_steps", "output_dir", "patience", "cache_gb"}  # may change on the way
 
 
 class Run:
@@ -49,6 +52,21 @@ class Run:
         """All epochs are done, or dev has not become better for --patience of them."""
         patience = self.settings.patience
         return self.position.epoch >= self.settings.epochs or bool(patience and self.stale >= patience)
+
+    @contextmanager
+    def frozen_states(self, device: torch.device) -> Iterator[FrozenStates | None]:
+        """States below the adapted layers of every row, if they fit into --cache_gb and save time; gone afterwards."""
+        rows = [row for split, rows in self.corpus.splits.items() if split in ("train", "dev") for row in rows]
+        llama = self.assembled.model.llama
+        if not 0 < states_size(rows, llama) <= self.settings.cache_gb * 1e9 or self.finished:
+            yield None
+            return
+        path = self.root / "frozen-states.tmp"
+        try:
+            yield compute_states(path, rows, llama, device, 2 * self.settings.batch_size)
+        finally:
+            if distributed.is_main():
+                path.unlink(missing_ok=True)
 
     # --- saving and continuing ----------------------------------------------------------------------------------------------
 
