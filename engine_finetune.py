@@ -1,9 +1,10 @@
 """Train ITSL: intent and rationale together, from clips' embeddings, on any number of GPUs or on a laptop.
 
-    torchrun --nproc_per_node 8 engine_finetune.py --model Llama7B_adapter --llama_model_path LLAMA --data_path alpaca_data.json \\
-        --adapter_layer 30 --adapter_len 10 --max_seq_len 512 --batch_size 4 --epochs 5 --warmup_epochs 2 --blr 9e-3 \\
-        --weight_decay 0.02 --output_dir ./checkpoint/
-    torchrun --nproc_per_node 2 engine_finetune.py --data_path data/demo/clips --emb_path runs/demo/emb --output_dir runs/demo/itsl
+    torchrun --nproc_per_node 8 engine_finetune.py --model Llama7B_adapter --llama_model_path LLAMA \\
+        --data_path alpaca_data.json --adapter_layer 30 --adapter_len 10 --max_seq_len 512 --batch_size 4 --epochs 5 \\
+        --warmup_epochs 2 --blr 9e-3 --weight_decay 0.02 --output_dir ./checkpoint/
+    torchrun --nproc_per_node 2 engine_finetune.py --data_path data/demo/clips --emb_path runs/demo/emb \\
+        --output_dir runs/demo/itsl
 
 Started again, an interrupted run continues and ends with the same weights. Only train is trained on, only dev is used to
 choose, and test is looked at once, at the end.

@@ -1,6 +1,7 @@
-"""Puts the model together: a LLaMA from its files, and bridge, prompts, LoRA and head anew, from an adapter, or from a checkpoint."""
+"""Puts the model together: a LLaMA from its files, and bridge, prompts, LoRA and head anew or from files."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,9 @@ def restore(folder: Path, llama_model_path: str, device: torch.device, dtype: to
     if llama != config.llama:
         raise CheckpointError(f"{folder}: trained on a LLaMA of other sizes than {path}; pass its own as --llama_model_path")
     if info["llama"] != llama_fingerprint(state):
-        raise CheckpointError(f"{folder}: trained on another LLaMA of the same sizes than {path}; pass its own as --llama_model_path")
+        raise CheckpointError(
+            f"{folder}: trained on another LLaMA of the same sizes than {path}; pass its own as --llama_model_path"
+        )
     return _around(config, state, checkpoint.read_tensors(folder), device), info
 
 
@@ -109,7 +112,7 @@ def frozen_dtype(name: str, device: torch.device) -> torch.dtype:
     return getattr(torch, name)
 
 
-def llama_fingerprint(state: dict[str, Tensor]) -> str:
+def llama_fingerprint(state: Mapping[str, Tensor]) -> str:
     """Tells LLaMAs of the same sizes apart, whatever dtype they are loaded in: a digest of some of their numbers."""
     digest = hashlib.sha256()
     for name in ("norm.weight", "tok_embeddings.weight"):
@@ -122,7 +125,7 @@ def taxonomy_of(info: dict[str, Any]) -> Taxonomy | None:
     return TAXONOMIES[info["taxonomy"]] if info["taxonomy"] else None
 
 
-# --- where training starts --------------------------------------------------------------------------------------------------
+# --- where training starts --------------------------------------------------------------------------------------------
 
 
 def _start(settings: TrainSettings) -> Start:
@@ -144,7 +147,9 @@ def _prompts(settings: TrainSettings, start: Start, llama: LlamaConfig) -> Promp
     rank = settings.lora_rank
     if given is None:
         if wants_lora and not rank:
-            raise ValueError(f"--trainable {settings.trainable}: there is no LoRA to train; pass --lora_rank 8 or a --pretrained_path")
+            raise ValueError(
+                f"--trainable {settings.trainable}: there is no LoRA to train; pass --lora_rank 8 or a --pretrained_path"
+            )
         layers = min(DEFAULT_LAYERS, llama.n_layers) if settings.adapter_layer is None else settings.adapter_layer
         prompts = DEFAULT_PROMPTS if settings.adapter_len is None else settings.adapter_len
         return PromptConfig(layers, prompts, lora_rank=rank or 0, bias=bool(rank), lora_layers=layers)
@@ -155,7 +160,9 @@ def _prompts(settings: TrainSettings, start: Start, llama: LlamaConfig) -> Promp
     if given.lora_rank and rank not in (None, given.lora_rank):
         raise ValueError(f"--lora_rank {rank}, but {settings.pretrained_path} has {given.lora_rank}: pass that or leave it out")
     if wants_lora and not (rank or given.lora_rank):
-        raise ValueError(f"--trainable {settings.trainable}: {settings.pretrained_path} has no LoRA; pass --lora_rank 16 to add one")
+        raise ValueError(
+            f"--trainable {settings.trainable}: {settings.pretrained_path} has no LoRA; pass --lora_rank 16 to add one"
+        )
     return given if given.lora_rank or not rank else replace(given, lora_rank=rank, bias=True, lora_layers=given.adapter_layer)
 
 

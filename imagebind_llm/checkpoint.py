@@ -29,8 +29,10 @@ class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged or of another run; the message says what to do."""
 
 
-def save(root: Path, step: int, adapter: dict[str, Tensor], optimizer: dict[str, Tensor], info: dict[str, Any], best: bool) -> None:
-    """Write checkpoint-STEP, make it `last` and, if it is, `best`. OSError (a full disk, say) leaves the old ones as they are."""
+def save(
+    root: Path, step: int, adapter: dict[str, Tensor], optimizer: dict[str, Tensor], info: dict[str, Any], best: bool
+) -> None:
+    """Write checkpoint-STEP, make it `last` and, if it is, `best`. An OSError (a full disk) leaves the old ones."""
     root.mkdir(parents=True, exist_ok=True)
     folder = root / f"checkpoint-{step:07d}"
     temporary = root / f".{folder.name}.{os.getpid()}.tmp"

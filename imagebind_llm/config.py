@@ -120,8 +120,7 @@ def imagebind_tiny() -> ImageBindConfig:
 ENCODERS = {"imagebind_huge": imagebind_huge, "imagebind_tiny": imagebind_tiny}
 
 
-
-# --- Extraction (avt_get_emb.py) ----------------------------------------------------------------------------------------
+# --- Extraction (avt_get_emb.py) --------------------------------------------------------------------------------------
 
 WINDOW_RULES = ("to_end", "before_end")
 
@@ -155,7 +154,7 @@ class ExtractSettings:
             raise ValueError(f"--modalities {' '.join(self.modalities)}: name each once")
 
 
-# --- The demo world (python -m imagebind_llm.demo_world) ----------------------------------------------------------------
+# --- The demo world (python -m imagebind_llm.demo_world) --------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -288,7 +287,7 @@ class GenerateSettings:
             raise ValueError(f"--top_p {self.top_p}: above 0 and at most 1")
 
 
-# --- Training (engine_finetune.py) --------------------------------------------------------------------------------------
+# --- Training (engine_finetune.py) ------------------------------------------------------------------------------------
 
 STAGES = ("finetune", "pretrain")
 TRAINABLE = ("prompts", "lora", "all")
@@ -345,6 +344,41 @@ class TrainSettings:
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"--{name} {getattr(self, name)}: at least 0, and finite")
         if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"--warmup_epochs {self.warmup_epochs:g} --epochs {self.epochs}: the warm-up must end before the last")
+            raise ValueError(
+                f"--warmup_epochs {self.warmup_epochs:g} --epochs {self.epochs}: the warm-up must end before the last"
+            )
         if len(self.modalities) > 1 and (NO_MODALITY in self.modalities or len(set(self.modalities)) < len(self.modalities)):
             raise ValueError(f"--modalities {' '.join(self.modalities)}: name each once, and none alone")
+
+
+# --- Answers (explain.py) ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ExplainSettings:
+    """The flags of explain.py."""
+
+    checkpoint: str = flag(help="a checkpoint folder of engine_finetune.py, such as runs/demo/itsl/best")
+    clip: str = flag("", "a video file; --text says what is said in it")
+    text: str = flag("", "the words")
+    data_path: str = flag("", "instead of --clip: a data set whose embeddings are in --emb_path")
+    emb_path: str = flag("", "its embedding store")
+    key: str = flag("", "one clip of it")
+    batch: str = flag("", "all clips of --split: write their answers here, one JSON a line; continues if interrupted")
+    split: str = flag("test", "for --batch")
+    llama_model_path: str = flag("", "the LLaMA, if it is not where it was when the checkpoint was made")
+    encoder_weights: str = flag("", "weights of the encoder for --clip; if not given, checkpoints/ENCODER.safetensors or .pth")
+    max_new_tokens: int = flag(96, "longest rationale")
+    batch_size: int = flag(32, "clips that are answered side by side")
+    device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
+    dtype: str = flag("auto", "of frozen weights; auto: bfloat16 on a GPU, else float32", ("auto", "float32", "bfloat16"))
+
+    def __post_init__(self) -> None:
+        if bool(self.clip or (self.text and not self.data_path)) == bool(self.data_path):
+            raise ValueError(
+                'say what to explain: --clip FILE --text "...", or --data_path and --emb_path with --key or --batch'
+            )
+        if self.data_path and bool(self.key) == bool(self.batch):
+            raise ValueError("--data_path wants --key KEY for one clip, or --batch FILE for all of a split")
+        if self.max_new_tokens < 1 or self.batch_size < 1:
+            raise ValueError(f"--max_new_tokens {self.max_new_tokens} --batch_size {self.batch_size}: at least 1")

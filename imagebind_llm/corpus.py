@@ -1,8 +1,8 @@
 """What is trained on: a MIntRec-like folder, a JSON of instructions or a JSON of captions, as token sequences by split.
 
-    MIntRec, MIntRec2.0   every clip asks for its intent and, where rationales.jsonl has one, for its rationale
-    instructions.json     [{"instruction", "input", "output"}, ...]; optionally "key" or "clip", "intent", "rationale", "split"
-    captions.json         [{"key" or "clip", "caption"}, ...]; optionally "split": the first stage
+MIntRec, MIntRec2.0   every clip asks for its intent and, where rationales.jsonl has one, for its rationale
+instructions.json     [{"instruction", "input", "output"}, ...]; optionally "key" or "clip", "intent", "rationale", "split"
+captions.json         [{"key" or "clip", "caption"}, ...]; optionally "split": the first stage
 """
 
 import json
@@ -69,7 +69,7 @@ def _clips_of(settings: TrainSettings) -> str:
     return str(path if path.is_dir() else path.parent)
 
 
-# --- folders ------------------------------------------------------------------------------------------------------------
+# --- folders ----------------------------------------------------------------------------------------------------------
 
 
 def _read_folder(path: Path, settings: TrainSettings) -> tuple[dict[str, list[Exchange]], Taxonomy | None]:
@@ -82,7 +82,9 @@ def _read_folder(path: Path, settings: TrainSettings) -> tuple[dict[str, list[Ex
     if "train" not in dataset.splits:
         raise DataError(f"{path}: no train.tsv; there are: {', '.join(dataset.splits)}")
     splits = with_rationales(dataset.splits, rationales_file(dataset.root, settings.rationales))
-    return {name: [ask(e, dataset.taxonomy, settings.modalities) for e in rows] for name, rows in splits.items()}, dataset.taxonomy
+    return {
+        name: [ask(e, dataset.taxonomy, settings.modalities) for e in rows] for name, rows in splits.items()
+    }, dataset.taxonomy
 
 
 def ask(example: Example, taxonomy: Taxonomy | None, modalities: tuple[str, ...], order: str = "label") -> Exchange:
@@ -113,7 +115,7 @@ def with_rationales(splits: dict[str, list[Example]], file: Path | None) -> dict
     return {name: [replace(e, rationale=known.get(e.key)) for e in rows] for name, rows in splits.items()}
 
 
-# --- JSON ---------------------------------------------------------------------------------------------------------------
+# --- JSON -------------------------------------------------------------------------------------------------------------
 
 
 def _read_json(path: Path, settings: TrainSettings) -> tuple[dict[str, list[Exchange]], Taxonomy | None]:
@@ -170,4 +172,6 @@ def _json_exchange(path: Path, number: int, row: dict, taxonomy: Taxonomy | None
         raise DataError(f"{path}, row {number}: expected an output (or an intent), got neither")
     known = {"intent": taxonomy.index(label) if taxonomy and label else None}
     embedded = clip is not None and NO_MODALITY not in settings.modalities
-    return instruction_exchange(clip or f"row {number}", row["instruction"], str(row.get("input") or ""), answer, embedded=embedded, **known)
+    return instruction_exchange(
+        clip or f"row {number}", row["instruction"], str(row.get("input") or ""), answer, embedded=embedded, **known
+    )

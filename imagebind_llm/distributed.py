@@ -86,7 +86,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def choose_device(name: str) -> str:
-    """"auto" as cuda where there is one. Raises ValueError for a cuda that is not there, or has fewer cards than ranks."""
+    """ "auto" as cuda where there is one. Raises ValueError for a cuda that is not there, or has fewer cards than ranks."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():

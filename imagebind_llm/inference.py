@@ -5,6 +5,7 @@ The head and the decoder both know the intent; `share` and `temperature` are cho
 highest probability is then put into the answer, and the decoder goes on with the rationale: so the two always agree.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -109,12 +110,24 @@ class Explainer:
         assembled, info = restore(folder, llama_model_path, place, frozen_dtype(dtype, place))
         taxonomy = taxonomy_of(info)
         if taxonomy is None or assembled.model.intent_head is None:
-            raise CheckpointError(f"{folder}: trained without intents (--stage {info['settings']['stage']}); it cannot name any")
+            raise CheckpointError(
+                f"{folder}: trained without intents (--stage {info['settings']['stage']}); it cannot name any"
+            )
         _, tokenizer = open_language(llama_model_path or info["settings"]["llama_model_path"])
         path = Path(folder) / CALIBRATION
         calibration = Calibration(**json.loads(path.read_text())) if path.is_file() else None
         settings = info["settings"]
         return cls(assembled, tokenizer, taxonomy, info["modalities"], settings["max_seq_len"], calibration, info["store"])
+
+    @property
+    def digest(self) -> str:
+        """Tells models apart: of what was trained."""
+        parts = (
+            self.model.prefix_query.weight,
+            *(p for n, p in self.model.named_parameters() if n.endswith(("gate", "head.linear.bias"))),
+        )
+        numbers = torch.cat([p.detach().float().flatten().cpu() for p in parts]).numpy().tobytes()
+        return hashlib.sha256(numbers + repr(self.calibration).encode()).hexdigest()[:16]
 
     @property
     def needs_embeddings(self) -> bool:
@@ -130,7 +143,7 @@ class Explainer:
                 f"python avt_get_emb.py --data_path DATA --output_dir EMB --encoder {ours['encoder']}"
             )
 
-    # --- intents ------------------------------------------------------------------------------------------------------------
+    # --- intents ------------------------------------------------------------------------------------------------------
 
     def prompts(self, examples: Sequence[Example]) -> list[list[int]]:
         """The token ids of the question about each clip."""
@@ -160,7 +173,7 @@ class Explainer:
         """p(intent | clip): (N,C), calibrated."""
         return self.calibration.probabilities(*self.intents(examples, embeddings, present))
 
-    # --- rationales -----------------------------------------------------------------------------------------------------------
+    # --- rationales ---------------------------------------------------------------------------------------------------
 
     def explain(
         self,

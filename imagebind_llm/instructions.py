@@ -55,7 +55,9 @@ def caption_exchange(key: str, caption: str) -> Exchange:
     return Exchange(key, CAPTION_REQUEST, "", "", caption, embedded=True)
 
 
-def clip_exchange(example: Example, taxonomy: Taxonomy | None, with_text: bool, embedded: bool, order: str = "label") -> Exchange:
+def clip_exchange(
+    example: Example, taxonomy: Taxonomy | None, with_text: bool, embedded: bool, order: str = "label"
+) -> Exchange:
     """The question about a clip. `with_text`: its words are in the prompt; else it is only seen and heard."""
     before, after = ('A person says: "', '"\n') if with_text else ("A person is seen and heard.\n", "")
     answer = ""

@@ -24,7 +24,6 @@ from imagebind_llm.llama import Device, Llama, Prompts, lowest_adapted
 from imagebind_llm.losses import token_logp
 from imagebind_llm.records import IGNORE, Batch, Output
 
-
 HEAD = "intent_head."
 
 
@@ -117,18 +116,18 @@ class ITSL(nn.Module):
         mask = batch.targets != IGNORE
         mask[:, 0] = False  # nothing precedes it
         keep = mask.flatten().nonzero().squeeze(1) - 1  # (N,), the position before each target
-        asked = self.intent_head is not None and batch.n_prompt is not None
-        if asked:
+        n = len(keep)
+        asked = batch.n_prompt if self.intent_head is not None else None
+        if asked is not None:
             rows = torch.arange(len(mask), device=mask.device) * mask.shape[1]
-            keep = torch.cat([keep, rows + batch.n_prompt - 1])  # (N+B,)
+            keep = torch.cat([keep, rows + asked - 1])  # (N+B,)
         carried = self.carried(batch.embeddings, batch.present)
         prompts = self._prompts(carried, batch.present)
         # (N or N+B, D)
         hidden = self.llama(batch.tokens, prompts, keep=keep, checkpoint=checkpoint, below=batch.below)
-        n = len(keep) - (len(mask) if asked else 0)
         found = token_logp(hidden[:n], self.llama.output_weight, batch.targets[mask])
         logp = torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, found)  # (B,T)
-        return Output(logp, mask, self.intent_logits(hidden[n:], carried, batch.present) if asked else None)
+        return Output(logp, mask, self.intent_logits(hidden[n:], carried, batch.present) if asked is not None else None)
 
     def trainable_parameters(self, which: str) -> dict[str, nn.Parameter]:
         """Parameters by name. "prompts": prompts, gates of the prompted layers, bridge (ImageBind-LLM's first stage).

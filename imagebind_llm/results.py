@@ -1,6 +1,6 @@
 """What a training run ends with: the best checkpoint calibrated on dev, then the test split looked at once.
 
-    OUTPUT_DIR/best/calibration.json    OUTPUT_DIR/results.json    OUTPUT_DIR/predictions_{dev,test}.jsonl
+OUTPUT_DIR/best/calibration.json    OUTPUT_DIR/results.json    OUTPUT_DIR/predictions_{dev,test}.jsonl
 """
 
 import json
@@ -47,7 +47,9 @@ def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
             "head": _scores(head.exp(), gold),
             "decoder": _scores(decoder.exp(), gold),
         }
-        _write_predictions(run.root / f"predictions_{split}.jsonl", corpus.splits[split], taxonomy.labels, head, decoder, calibration)
+        _write_predictions(
+            run.root / f"predictions_{split}.jsonl", corpus.splits[split], taxonomy.labels, head, decoder, calibration
+        )
         run.say(f"{split}: " + "; ".join(_line(name, scores) for name, scores in results[split].items()))
     write_atomic(run.root / "results.json", json.dumps(results, indent=1).encode())
 

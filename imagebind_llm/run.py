@@ -1,6 +1,6 @@
 """One training run on disk: continue or start, save, log; and what it ends with.
 
-    OUTPUT_DIR/{last, best} (checkpoint.py)   log.txt: one JSON an epoch   tensorboard/
+OUTPUT_DIR/{last, best} (checkpoint.py)   log.txt: one JSON an epoch   tensorboard/
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,16 @@ from imagebind_llm.frozen_states import FrozenStates, compute_states, states_siz
 from imagebind_llm.store import write_atomic
 from imagebind_llm.training import Moment, Position, Sums
 
-FREE = {"resume", "num_workers", "device", "log_steps", "save_steps", "output_dir", "patience", "cache_gb"}  # may change on the way
+FREE = {
+    "resume",
+    "num_workers",
+    "device",
+    "log_steps",
+    "save_steps",
+    "output_dir",
+    "patience",
+    "cache_gb",
+}  # may change on the way
 
 
 class Run:
@@ -35,7 +44,8 @@ class Run:
         """Continues from OUTPUT_DIR/last if there is one and --resume allows it. Raises CheckpointError if it does not fit."""
         self.settings, self.assembled, self.optimizer, self.corpus = settings, assembled, optimizer, corpus
         self.root = Path(settings.output_dir)
-        self.position, self.best, self.stale = Position(), None, 0
+        self.position, self.stale = Position(), 0
+        self.best: float | None = None
         self.history: list[dict[str, Any]] = []
         self._about = self._describe()
         if settings.resume == "no":
@@ -68,7 +78,7 @@ class Run:
             if distributed.is_main():
                 path.unlink(missing_ok=True)
 
-    # --- saving and continuing ----------------------------------------------------------------------------------------------
+    # --- saving and continuing ----------------------------------------------------------------------------------------
 
     def save(self, best: bool = False) -> None:
         """Write a checkpoint of this moment (on the main rank). Collective: every rank calls it."""
@@ -137,20 +147,19 @@ class Run:
             other.append(f"{info['world_size']} ranks -> {self._about['world_size']}")
         if other:
             raise CheckpointError(
-                f"{folder} was made with other settings ({', '.join(other)}); give another --output_dir, or start over with --resume no"
+                f"{folder} was made with other settings ({', '.join(other)});"
+                " give another --output_dir, or start over with --resume no"
             )
 
     def _describe(self) -> dict[str, Any]:
-        settings = {f.name: getattr(self.settings, f.name) for f in fields(self.settings)}
         digest = hashlib.sha256()
         for split, rows in self.corpus.splits.items():
             digest.update(repr((split, [(row.key, row.ids, row.intent) for row in rows])).encode())
         store = self.corpus.store
-        llama = {n: p for n, p in self.assembled.model.llama.named_parameters() if n in ("norm.weight", "tok_embeddings.weight")}
         return {
-            "settings": json.loads(json.dumps(settings)),
+            "settings": json.loads(json.dumps(asdict(self.settings))),
             "model": checkpoint.config_to_json(self.assembled.config),
-            "llama": llama_fingerprint(llama),
+            "llama": llama_fingerprint(dict(self.assembled.model.llama.named_parameters())),
             "data": digest.hexdigest()[:16],
             "taxonomy": self.corpus.taxonomy.name if self.corpus.taxonomy else None,
             "modalities": list(self.settings.modalities),
@@ -165,7 +174,7 @@ class Run:
             for part, value in self.optimizer.state.get(parameter, {}).items()
         }
 
-    # --- what a person sees ---------------------------------------------------------------------------------------------------
+    # --- what a person sees -------------------------------------------------------------------------------------------
 
     def say(self, text: str) -> None:
         """One line, on the main rank."""
@@ -211,8 +220,9 @@ def _selection(scores: dict[str, float] | None) -> float | None:
 
 
 def _epoch_line(row: dict[str, Any], better: bool) -> str:
-    parts = [f"{split} " + " ".join(f"{k} {v:.4f}" for k, v in row[split].items()) for split in ("train", "dev") if split in row]
-    return f"epoch {row['epoch']} done: {';  '.join(parts)}{'  (best)' if better else ''}"
+    scores = {split: " ".join(f"{k} {v:.4f}" for k, v in row[split].items()) for split in ("train", "dev") if split in row}
+    parts = ";  ".join(f"{split} {shown}" for split, shown in scores.items())
+    return f"epoch {row['epoch']} done: {parts}{'  (best)' if better else ''}"
 
 
 def _memory() -> str:

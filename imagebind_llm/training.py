@@ -31,7 +31,7 @@ class TrainingError(ValueError):
     """Training cannot go on; the message says why and what to change."""
 
 
-# --- schedule and optimizer -------------------------------------------------------------------------------------------------
+# --- schedule and optimizer -------------------------------------------------------------------------------------------
 
 
 def peak_lr(settings: TrainSettings, ranks: int) -> float:
@@ -63,7 +63,7 @@ def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=0.0, betas=BETAS, eps=EPS, fused=True)
 
 
-# --- one step -----------------------------------------------------------------------------------------------------------------
+# --- one step ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _not_finite(bad: list[str], passes: Sequence[Batch]) -> TrainingError:
     )
 
 
-# --- an epoch -----------------------------------------------------------------------------------------------------------------
+# --- an epoch ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -214,7 +214,7 @@ def train_one_epoch(
         yield Moment(position, len(steps), lr, norm, position.sums.means(), speed)
 
 
-# --- evaluation -----------------------------------------------------------------------------------------------------------------
+# --- evaluation -------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()

@@ -8,12 +8,14 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "imagebind_llm"
 ROWS = (
     "config records labels gguf_header",
-    "tokenizers distributed metrics store attention fused linear mel crops",
-    "instructions media encoder llama losses zeroshot probe verifier",
-    "bridge rationales rewards datasets report checkpoint demo_world",
-    "model weights",
-    "generate extraction",
-    "training faithfulness",
+    "tokenizers distributed metrics text_metrics store attention fused linear mel crops",
+    "instructions media encoder llama losses zeroshot probe verifier batches",
+    "bridge rationales rewards datasets report checkpoint demo_world frozen_states",
+    "model weights corpus",
+    "generate extraction assembly",
+    "inference training",
+    "answers run faithfulness",
+    "results",
 )
 ROW = {name: number for number, row in enumerate(ROWS) for name in row.split()}
 FILES = sorted(PACKAGE.rglob("*.py"))
