@@ -1,7 +1,7 @@
 """The types that cross module borders, and nothing else."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +96,8 @@ class Batch:
         return self._with_tensors(lambda tensor: tensor.pin_memory())
 
     def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        moved: Any = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
-        return replace(self, **{name: change(tensor) for name, tensor in moved.items()})
+        fields_of: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{k: change(v) if isinstance(v, Tensor) else v for k, v in fields_of.items()})
 
 
 @dataclass(frozen=True)
