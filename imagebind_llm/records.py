@@ -97,7 +97,7 @@ class Batch:
 
     def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         fields_of: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{k: change(v) if isinstance(v, Tensor) else v for k, v in fields_of.items()})
+        return Batch(**{k: change(v) if isinstance(v, Tensor) else v for k, v in fields_of.items()})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
