@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "imagebind_llm"
 ROWS = (
     "config records labels gguf_header",
-    "tokenizers distributed metrics store attention fused linear mel crops",
+    "tokenizers distributed metrics text_metrics store attention fused linear mel crops",
     "instructions media encoder llama losses zeroshot probe verifier",
     "bridge rationales rewards datasets report checkpoint demo_world",
     "model weights",
