@@ -48,3 +48,13 @@ def token_logp(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 def rationale_nll(logp: Tensor, mask: Tensor) -> Tensor:
     """Mean negative log-likelihood of the answer tokens: logp and mask (B,T). 0 if no token carries a target."""
     return -(logp * mask).sum() / mask.sum().clamp(min=1)
+
+
+def self_critical(logp: Tensor, mask: Tensor, advantage: Tensor, max_tokens: int) -> Tensor:
+    """- 1/(R max_tokens) * sum over answer tokens, EOS included, of advantage * log p(token): REINFORCE with a baseline.
+
+    logp and mask (R,T) of the R = B*K sampled answers, advantage (R,). max_tokens is the sampling limit, a constant, so that
+    no answer gains by being short or long.
+    """
+    weighted = advantage.detach()[:, None].to(logp.dtype) * logp.masked_fill(~mask, 0)  # (R,T)
+    return -weighted.sum() / (advantage.numel() * max_tokens)
