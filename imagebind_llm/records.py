@@ -17,6 +17,7 @@ class Example:
     clip: Path | None  # None: the data set names no clip for this row
     text: str
     intent: str | None = None  # canonical label of the taxonomy
+    speaker: str | None = None  # where the data set names one
 
 
 @dataclass(frozen=True)

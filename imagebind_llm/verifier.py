@@ -18,8 +18,6 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from imagebind_llm.labels import Taxonomy
@@ -186,6 +184,8 @@ def fit_verifier(
 
     The same rationales give the same verifier. Raises VerifierError unless two intents occur.
     """
+    from sklearn.linear_model import LogisticRegression  # here: it takes seconds to import, and masking needs none of it
+
     classes = [label for label in taxonomy.labels if label in set(intents)]
     if len(classes) < 2:
         raise VerifierError(
@@ -205,7 +205,10 @@ def fit_verifier(
     return verifier
 
 
-def _vectorizer(taxonomy: Taxonomy, **more) -> TfidfVectorizer:
+def _vectorizer(taxonomy: Taxonomy, **more):
+    """scikit-learn's TF-IDF over the terms of label-masked texts."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     return TfidfVectorizer(analyzer=lambda text: _terms(mask_labels(text, taxonomy)), sublinear_tf=True, **more)
 
 

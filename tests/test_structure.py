@@ -10,8 +10,8 @@ ROWS = (
     "config records labels gguf_header",
     "tokenizers distributed metrics text_metrics store attention fused linear mel crops",
     "instructions media encoder llama losses zeroshot probe verifier",
-    "bridge rationales rewards datasets report checkpoint demo_world",
-    "model weights",
+    "bridge rewards datasets report checkpoint demo_world",
+    "model weights rationales",
     "generate extraction",
     "training faithfulness",
 )
