@@ -63,3 +63,13 @@ def intent_cross_entropy(logits: Tensor, intents: Tensor, count: Tensor | int | 
 
 def _positive(count: Tensor | int) -> Tensor | int:
     return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
+
+
+def self_critical(logp: Tensor, mask: Tensor, advantage: Tensor, max_tokens: int) -> Tensor:
+    """- 1/(R max_tokens) * sum over answer tokens, EOS included, of advantage * log p(token): REINFORCE with a baseline.
+
+    logp and mask (R,T) of the R = B*K sampled answers, advantage (R,). max_tokens is the sampling limit, a constant, so that
+    no answer gains by being short or long.
+    """
+    weighted = advantage.detach()[:, None].to(logp.dtype) * logp.masked_fill(~mask, 0)  # (R,T)
+    return -weighted.sum() / (advantage.numel() * max_tokens)

@@ -20,6 +20,7 @@ class Example:
     clip: Path | None  # None: the data set names no clip for this row
     text: str
     intent: str | None = None  # canonical label of the taxonomy
+    speaker: str | None = None  # where the data set names one
     rationale: str | None = None  # why, in a sentence or two
 
 
