@@ -12,12 +12,15 @@ import sys
 import time
 from pathlib import Path
 
+from imagebind_llm.checkpoint import CheckpointError
 from imagebind_llm.config import ClassifierSettings, parse
 from imagebind_llm.datasets import DataError
 from imagebind_llm.evaluation import PREDICTIONS, evaluate, predictions_table, results
 from imagebind_llm.intent_report import console, write_page
+from imagebind_llm.methods import METHODS
 from imagebind_llm.protocol import load_protocol
 from imagebind_llm.store import StoreError, write_atomic
+from imagebind_llm.tokenizers import TokenizerError
 from imagebind_llm.weights import WeightsError
 
 
@@ -25,7 +28,7 @@ def main() -> int:
     settings = parse(ClassifierSettings, description=__doc__)
     try:
         run(settings)
-    except (DataError, StoreError, WeightsError, OSError) as error:
+    except (CheckpointError, DataError, StoreError, TokenizerError, WeightsError, OSError) as error:
         return fail(str(error))
     except KeyboardInterrupt:
         return fail("interrupted; nothing was written")
@@ -41,13 +44,12 @@ def run(settings: ClassifierSettings) -> None:
     """Read, evaluate, print, write."""
     started = time.monotonic()
     protocol = load_protocol(settings)
-    subsets = evaluate(protocol, settings)
+    subsets = evaluate(protocol, settings, METHODS[settings.method])
     found = results(protocol, subsets, settings) | {"seconds": round(time.monotonic() - started, 1)}
     print(console(found))
     output = Path(settings.output_dir)
-    seeds = settings.seeds[: len(subsets[-1].answers.probabilities)]
     write_atomic(output / "results.json", (json.dumps(found, indent=1) + "\n").encode())
-    write_atomic(output / PREDICTIONS, predictions_table(subsets[-1].answers, protocol, seeds).encode())
+    write_atomic(output / PREDICTIONS, predictions_table(subsets[-1], protocol).encode())
     write_atomic(output / "report.html", write_page(protocol, subsets, found, output / "report.html").encode())
     print(f"{time.monotonic() - started:.1f} s; written to {output}: results.json, {PREDICTIONS}, report.html")
 

@@ -10,6 +10,7 @@ VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "imagebind_llm" / "__init_
 REQUIREMENTS = [
     line.strip() for line in (HERE / "requirements.txt").read_text().splitlines() if line.strip() and not line.startswith("#")
 ]
+OPENAI = "openai>=1.40"
 
 setup(
     name="itsl",
@@ -23,7 +24,11 @@ setup(
     install_requires=REQUIREMENTS,
     extras_require={
         # accelerate: transformers' GGUF loader, the oracle for ours; peft: the peer of benchmark.py
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.6", "mypy>=1.11", "accelerate>=1", "peft>=0.15"],
+        "dev": [
+            *("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.6", "mypy>=1.11", "accelerate>=1", "peft>=0.15"),
+            OPENAI,
+        ],
+        "rationales": [OPENAI],  # write_rationales.py
         # independent oracles in tests, where a build for this machine can be imported; the main path never needs them
         "vision": ["torchvision"],
         "audio": ["torchaudio"],

@@ -120,8 +120,7 @@ def imagebind_tiny() -> ImageBindConfig:
 ENCODERS = {"imagebind_huge": imagebind_huge, "imagebind_tiny": imagebind_tiny}
 
 
-
-# --- Extraction (avt_get_emb.py) ----------------------------------------------------------------------------------------
+# --- Extraction (avt_get_emb.py) --------------------------------------------------------------------------------------
 
 WINDOW_RULES = ("to_end", "before_end")
 
@@ -155,7 +154,7 @@ class ExtractSettings:
             raise ValueError(f"--modalities {' '.join(self.modalities)}: name each once")
 
 
-# --- The demo world (python -m imagebind_llm.demo_world) ----------------------------------------------------------------
+# --- The demo world (python -m imagebind_llm.demo_world) --------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -234,6 +233,7 @@ class PromptConfig:
     normalise_prefix: bool = True  # bring every prompt vector to unit RMS before wk and wv
     lora_rank: int = 0  # 0: no LoRA
     bias: bool = False  # ImageBind-LLM's biases on wq, wo, w1, w2, w3
+    lora_layers: int | None = None  # the top layers with LoRA and biases, whose norms may train; None: all (ImageBind-LLM)
 
 
 @dataclass(frozen=True)
@@ -248,6 +248,16 @@ class BridgeConfig:
     embedding_width: int = EMBEDDING_WIDTH
     fusion: str = "separate"
     legacy: bool = False  # ImageBind-LLM's first release: LayerNorm and biases
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that builds an ITSL around a LLaMA; a checkpoint's JSON holds it."""
+
+    llama: LlamaConfig
+    prompts: PromptConfig
+    bridge: BridgeConfig | None = None  # None: text only
+    n_intents: int = 0  # 0: no intent head
 
 
 # The names that --model takes, by the sizes they stand for; "auto" takes any LLaMA with the sizes of its own files.
@@ -275,6 +285,135 @@ class GenerateSettings:
             raise ValueError(f"--temperature {self.temperature}: at least 0, and finite")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"--top_p {self.top_p}: above 0 and at most 1")
+
+
+# --- Training (engine_finetune.py) ------------------------------------------------------------------------------------
+
+STAGES = ("finetune", "pretrain")
+TRAINABLE = ("prompts", "lora", "all")
+NO_MODALITY = "none"
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """The flags of engine_finetune.py."""
+
+    data_path: str = flag(help="MIntRec or MIntRec2.0 folder, or a JSON list of {instruction, input, output} or {key, caption}")
+    output_dir: str = flag("./output_dir", "checkpoints and logs")
+    emb_path: str = flag("", "embedding store of the clips, made by avt_get_emb.py")
+    llama_model_path: str = flag("", "a LLaMA: Meta or Hugging Face folder or .gguf; if not given, SmolLM2 from `make setup`")
+    model: str = flag("auto", "sizes that the LLaMA must have; auto: its own", ("auto", *LLAMA_PRESETS))
+    stage: str = flag("finetune", "pretrain: captions, finetune: intent and rationale, or instructions", STAGES)
+    pretrained_path: str = flag("", "start from this checkpoint folder of ours or adapter of ImageBind-LLM")
+    trainable: str = flag("prompts", "prompts, gates and bridge; lora: LoRA, biases and norms; all: both", TRAINABLE)
+    modalities: tuple[str, ...] = flag(MODALITIES, "what is known of a clip; none: its words alone", (*MODALITIES, NO_MODALITY))
+    rationales: str = flag("", "JSONL of {key, rationale}; if not given, DATA_PATH/rationales.jsonl where there is one")
+    adapter_layer: int | None = flag(None, "top layers with prompts and LoRA; if not given, 30 or what --pretrained_path has")
+    adapter_len: int | None = flag(None, "prompts per layer; if not given, 10 or what --pretrained_path has")
+    lora_rank: int | None = flag(None, "of LoRA; if not given, what --pretrained_path has, or none")
+    bridge_width: float = flag(1.0, "hidden width of the bridge in LLaMA widths; ImageBind-LLM: 4")
+    fusion: str = flag("separate", "a prompt for each modality, or one for their average", ("separate", "average"))
+    max_seq_len: int = flag(512, "tokens of prompt and answer; longer ones lose context, never answer")
+    batch_size: int = flag(64, "rows a rank and forward pass")
+    accum_iter: int = flag(1, "forward passes a step")
+    epochs: int = flag(400, "at most")
+    warmup_epochs: float = flag(40.0, "epochs in which the learning rate rises")
+    lr: float | None = flag(None, "peak learning rate; if not given, BLR * rows a step / 256")
+    blr: float = flag(1e-3, "learning rate for 256 rows a step")
+    min_lr: float = flag(0.0, "the half cosine ends here")
+    weight_decay: float = flag(0.05, "of matrices, prompts and gates; never of biases and norms")
+    clip_grad: float = flag(1.0, "largest norm of the gradient; 0: unlimited")
+    w_intent: float = flag(1.0, "weight of the intent head's cross-entropy")
+    w_rationale: float = flag(1.0, "weight of the answer's negative log-likelihood")
+    patience: int = flag(8, "stop after so many epochs without a better dev score; 0: never")
+    seed: int = flag(0, "of initial weights and of the order of the rows")
+    save_steps: int = flag(500, "steps between checkpoints inside an epoch; one is written at its end anyway")
+    log_steps: int = flag(10, "steps between lines on the console")
+    resume: str = flag("auto", "auto: continue what is in --output_dir; no: start over", ("auto", "no"))
+    num_workers: int = flag(0, "processes that read embeddings ahead")
+    device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
+    dtype: str = flag("auto", "of frozen weights; auto: bfloat16 on a GPU, else float32", ("auto", "float32", "bfloat16"))
+    cache_gb: float = flag(4.0, "disk for states below the adapted layers, which are computed once a row; 0: none")
+    checkpoint_activations: bool = flag(False, "compute layers again in the backward pass: less memory, more time")
+
+    def __post_init__(self) -> None:
+        for name in ("max_seq_len", "batch_size", "accum_iter", "epochs", "save_steps", "log_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} {getattr(self, name)}: at least 1")
+        for name in ("warmup_epochs", "blr", "min_lr", "weight_decay", "clip_grad", "w_intent", "w_rationale", "patience"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"--{name} {getattr(self, name)}: at least 0, and finite")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"--warmup_epochs {self.warmup_epochs:g} --epochs {self.epochs}: the warm-up must end before the last"
+            )
+        if len(self.modalities) > 1 and (NO_MODALITY in self.modalities or len(set(self.modalities)) < len(self.modalities)):
+            raise ValueError(f"--modalities {' '.join(self.modalities)}: name each once, and none alone")
+
+
+# --- Answers (explain.py) ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ExplainSettings:
+    """The flags of explain.py."""
+
+    checkpoint: str = flag(help="a checkpoint folder of engine_finetune.py, such as runs/demo/itsl/best")
+    clip: str = flag("", "a video file; --text says what is said in it")
+    text: str = flag("", "the words")
+    data_path: str = flag("", "instead of --clip: a data set whose embeddings are in --emb_path")
+    emb_path: str = flag("", "its embedding store")
+    key: str = flag("", "one clip of it")
+    batch: str = flag("", "all clips of --split: write their answers here, one JSON a line; continues if interrupted")
+    split: str = flag("test", "for --batch")
+    llama_model_path: str = flag("", "the LLaMA, if it is not where it was when the checkpoint was made")
+    encoder_weights: str = flag("", "weights of the encoder for --clip; if not given, checkpoints/ENCODER.safetensors or .pth")
+    max_new_tokens: int = flag(96, "longest rationale")
+    batch_size: int = flag(32, "clips that are answered side by side")
+    device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
+    dtype: str = flag("auto", "of frozen weights; auto: bfloat16 on a GPU, else float32", ("auto", "float32", "bfloat16"))
+
+    def __post_init__(self) -> None:
+        if bool(self.clip or (self.text and not self.data_path)) == bool(self.data_path):
+            raise ValueError(
+                'say what to explain: --clip FILE --text "...", or --data_path and --emb_path with --key or --batch'
+            )
+        if self.data_path and bool(self.key) == bool(self.batch):
+            raise ValueError("--data_path wants --key KEY for one clip, or --batch FILE for all of a split")
+        if self.max_new_tokens < 1 or self.batch_size < 1:
+            raise ValueError(f"--max_new_tokens {self.max_new_tokens} --batch_size {self.batch_size}: at least 1")
+
+
+# --- Rationales by a large model (write_rationales.py) -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RationaleSettings:
+    """The flags of write_rationales.py. Sampling flags that are not given are not sent: the server's defaults hold."""
+
+    data_path: str = flag(help="MIntRec or MIntRec2.0 folder; clips are needed for --frames only")
+    output: str = flag(help="JSONL of accepted rationales; a run that was interrupted continues it")
+    model: str = flag(help="the model's name at the endpoint")
+    base_url: str = flag("", "an OpenAI-compatible endpoint, e.g. http://localhost:8000/v1; if not given, OpenAI's own")
+    splits: tuple[str, ...] = flag(("train",), "which splits; test only for scoring", ("train", "dev", "test"))
+    evidence: str = flag("", "what is seen and heard: a TSV with the columns key and text, or captions.json of the demo world")
+    frames: int = flag(0, "frames of the clip to attach, for models that see")
+    context: int = flag(3, "utterances of the dialogue before it to show (MIntRec2.0)")
+    limit: int = flag(0, "only the first clips of each split; 0: all")
+    concurrency: int = flag(8, "requests under way at a time")
+    retries: int = flag(6, "more tries after too many requests, a server error or a time-out")
+    timeout: float = flag(120.0, "seconds to wait for one answer")
+    temperature: float | None = flag(None, "of sampling, if the endpoint is to be told one")
+    max_tokens: int | None = flag(None, "longest answer, if the endpoint is to be told; give 200 to small local models")
+    dry_run: bool = flag(False, "send nothing: print the first requests and how many tokens all would take")
+
+    def __post_init__(self) -> None:
+        if self.concurrency < 1 or self.timeout <= 0 or min(self.retries, self.frames, self.context, self.limit) < 0:
+            raise ValueError("--concurrency and --timeout must be above 0, --retries --frames --context --limit at least 0")
+        if not self.model.strip():
+            raise ValueError("--model is empty: give the model's name at the endpoint")
+        if not self.output.endswith(".jsonl"):
+            raise ValueError(f"--output {self.output}: the name must end in .jsonl; the review page goes beside it as .html")
 
 
 # --- The classifier (classifier.py) -----------------------------------------------------------------------------------
@@ -306,6 +445,9 @@ class ClassifierSettings:
     class_weights: bool = flag(False, "weigh classes by the inverse of their frequency")
     sentences: str = flag("names", "zeroshot compares with label names or with their definitions", ("names", "definitions"))
     encoder_weights: str = flag("", "zeroshot: the encoder's weight file; if not given, the one in checkpoints/")
+    checkpoint: tuple[str, ...] = flag((), "itsl: checkpoint folders of engine_finetune.py, one for each of its seeds")
+    llama_model_path: str = flag("", "itsl: the LLaMA, if it is not where it was when the checkpoint was made")
+    device: str = flag("auto", "itsl: auto is cuda where there is one", ("auto", "cpu", "cuda"))
     needed_modality: str = flag("", "a TSV with MIntRec's columns and Modality: what people need to see or hear, for slices")
     compare: str = flag("", "the output_dir of another run on the same rows: paired tests against it")
 
@@ -315,6 +457,8 @@ class ClassifierSettings:
         for name in ("modalities", "seeds", "train_splits"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"--{name} {' '.join(map(str, getattr(self, name)))}: name each once")
+        if bool(self.checkpoint) != (self.method == "itsl"):
+            raise ValueError("--method itsl needs --checkpoint FOLDER, which engine_finetune.py makes; no other method takes one")
         if self.epochs < 1 or min(self.hidden) < 1:
             raise ValueError(f"--epochs {self.epochs} --hidden {' '.join(map(str, self.hidden))}: at least 1")
         if not 0 <= self.episode_fold < 5:

@@ -119,7 +119,8 @@ def _release_rows(table: Path, split: str, layout: Layout, clips: Path | None) -
         except ValueError as error:
             raise DataError(f"{table}, line {line}: {error}") from error
         clip = clips / layout.clip(row) if clips else None
-        yield Example(layout.key(row), split, clip, row[layout.text], intent)
+        speaker = row.get("speakername") or row.get("speaker_name") or None
+        yield Example(layout.key(row), split, clip, row[layout.text], intent, speaker)
 
 
 def _read_plain(root: Path, wanted: tuple[str, ...]) -> Dataset:

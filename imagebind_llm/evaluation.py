@@ -1,7 +1,7 @@
 """What a method is worth on the reported rows: its answers, by subset of modalities, by slice, beside another run's.
 
-A method is one function, METHODS[name](protocol, modalities, settings, tick) -> predictor: it fits itself to what it may
-see, and the predictor turns Rows into probabilities (S,N,C), one row of answers for each seed.
+A Method (methods.py has them) fits itself to what it may see of a Protocol; the predictor that it becomes turns Rows into
+probabilities (S,N,C), answers for each seed.
 """
 
 import csv
@@ -13,15 +13,10 @@ import numpy as np
 from tqdm import tqdm
 
 from imagebind_llm import metrics
-from imagebind_llm.config import ENCODERS, MODALITIES, ClassifierSettings, ProbeConfig
+from imagebind_llm.config import MODALITIES, ClassifierSettings
 from imagebind_llm.datasets import DataError
 from imagebind_llm.demo_world import cues
-from imagebind_llm.probe import Scaling, fit_logistic, train_probes
 from imagebind_llm.protocol import Protocol, Rows
-from imagebind_llm.store import Identity, StoreError
-from imagebind_llm.tokenizers import ClipBPE
-from imagebind_llm.weights.imagebind import file_sha256, find_imagebind, load_imagebind
-from imagebind_llm.zeroshot import label_sentences, nearest_label
 
 Predictor = Callable[[Rows], np.ndarray]
 WORDS = ((1, 4), (5, 8), (9, 12), (13, 10**6))
@@ -55,93 +50,51 @@ class Subset:
     answers: Answers
     masked: Answers | None
     baseline: Answers | None
+    seeds: tuple[int, ...]
     epochs: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        return " + ".join(self.modalities)
-
-
-# --- methods ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A method after fitting: the predictor, its plain baseline (if it has one), the epochs that were chosen."""
+    """A method after fitting: the predictor, the seed of each of its answers, its plain baseline (if it has one), the
+    epochs that were chosen."""
 
     predict: Predictor
+    seeds: tuple[int, ...]
     baseline: Predictor | None = None
     epochs: tuple[int, ...] = ()
 
 
-def fit_probe(protocol: Protocol, modalities: tuple[str, ...], settings: ClassifierSettings, tick) -> Fitted:
-    """The MLP, `settings.seeds` times, and logistic regression, on the concatenated embeddings of these modalities."""
-    columns = [MODALITIES.index(name) for name in modalities]
-    train, select = protocol.train, protocol.select
-    assert train is not None
-    scaling = Scaling.of(train.vectors[:, columns], train.present[:, columns])
-
-    def inputs(rows: Rows):
-        return scaling.apply(rows.vectors[:, columns], rows.present[:, columns])
-
-    selection = (inputs(select), select.classes) if select else None
-    config = ProbeConfig(hidden=settings.hidden, epochs=settings.epochs, class_weights=settings.class_weights)
-    known, n_classes = (inputs(train), train.classes), len(protocol.classes)
-    probes = train_probes(*known, selection, n_classes, config, settings.seeds, tick)
-    logistic = fit_logistic(*known, selection, n_classes, settings.class_weights)
-    return Fitted(
-        lambda rows: probes.probabilities(inputs(rows)), lambda rows: logistic(inputs(rows))[None], tuple(probes.epochs)
-    )
-
-
-def fit_zeroshot(protocol: Protocol, modalities: tuple[str, ...], settings: ClassifierSettings, tick) -> Fitted:
-    """Nothing is fitted: the label sentences are encoded by the encoder that made the store."""
-    sentences = label_sentences(protocol.classes, settings.sentences)
-    vectors = encode_sentences(sentences, protocol.identity, settings)
-    tick()
-    return Fitted(lambda rows: nearest_label(rows.vectors, rows.present, vectors, modalities).numpy()[None])
-
-
-def encode_sentences(sentences: list[str], identity: Identity, settings: ClassifierSettings):
-    """(C,E) public text vectors. Raises StoreError unless the weights at hand are those that made the store."""
-    if identity.encoder not in ENCODERS or ENCODERS[identity.encoder]().out_width != identity.width:
-        raise StoreError(
-            f"{settings.emb_path}: made by {identity.encoder}, width {identity.width}; zero-shot needs the encoder to read "
-            f"the label sentences too, and knows {' and '.join(ENCODERS)} (width {ENCODERS['imagebind_huge']().out_width})"
-        )
-    weights = find_imagebind(identity.encoder, settings.encoder_weights)
-    if identity.weights_sha256 and file_sha256(weights) != identity.weights_sha256:
-        raise StoreError(
-            f"{settings.emb_path}: made by other weights of {identity.encoder} (sha256 {identity.weights_sha256[:12]}...) than "
-            f"{weights}; give theirs by --encoder_weights, or embed the clips again with these"
-        )
-    return load_imagebind(weights, identity.encoder).encode("text", ClipBPE().encode(sentences)).detach()
-
-
-METHODS = {"probe": fit_probe, "zeroshot": fit_zeroshot}
+Method = Callable[[Protocol, tuple[str, ...], ClassifierSettings, Callable[[], object]], Fitted]
 
 
 # --- subsets of modalities --------------------------------------------------------------------------------------------
 
 
-def evaluate(protocol: Protocol, settings: ClassifierSettings) -> list[Subset]:
-    """The method on `settings.modalities`; with --ablate on every subset of them too, small ones first."""
+def evaluate(protocol: Protocol, settings: ClassifierSettings, fit: Method) -> list[Subset]:
+    """A method on `settings.modalities`; with --ablate on every subset of them too, small ones first.
+
+    The probe is trained anew for each subset. The other methods are what they are: their rows of the table are answers
+    to masked clips.
+    """
     wanted = tuple(name for name in MODALITIES if name in settings.modalities)
     chosen = [subset for subset in cues.subsets() if set(subset) <= set(wanted)] if settings.ablate else [wanted]
-    gold = protocol.report.classes.numpy()
-    found: dict[tuple[str, ...], Subset] = {}
-    masked: dict[tuple[str, ...], Answers] = {}
-    n_ticks = len(chosen) * (settings.epochs if settings.method == "probe" else 1)
-    with tqdm(total=n_ticks, desc=settings.method, unit="epoch" if settings.method == "probe" else "subset") as bar:
-        for subset in reversed(chosen):  # the whole first: the others need its answers to masked rows
-            bar.set_postfix_str("+".join(subset))
-            fitted = METHODS[settings.method](protocol, subset, settings, bar.update)
-            if subset == wanted and settings.method != "zeroshot":
-                masked = {other: Answers(fitted.predict(protocol.report.only(other)), gold) for other in chosen}
-            answers = Answers(fitted.predict(protocol.report), gold)
-            baseline = Answers(fitted.baseline(protocol.report), gold) if fitted.baseline else None
-            found[subset] = Subset(subset, answers, masked.get(subset) if settings.ablate else None, baseline, fitted.epochs)
-    return [found[subset] for subset in chosen]
+    trains = settings.method == "probe"
+    n_ticks = len(chosen) * settings.epochs if trains else 1
+    with tqdm(total=n_ticks, desc=settings.method, unit="epoch" if trains else "step") as bar:
+        whole = fit(protocol, wanted, settings, bar.update)
+        fitted = {subset: fit(protocol, subset, settings, bar.update) for subset in chosen if trains and subset != wanted}
+    return [_subset(subset, fitted.get(subset), whole, protocol.report, settings.ablate) for subset in chosen]
+
+
+def _subset(modalities: tuple[str, ...], alone: Fitted | None, whole: Fitted, report: Rows, ablate: bool) -> Subset:
+    """Answers on the reported rows by what was trained on these modalities alone, or by the whole with the others masked."""
+    gold, masked_rows = report.classes.numpy(), report.only(modalities)
+    own = alone or whole
+    answers = Answers(own.predict(masked_rows), gold)
+    masked = Answers(whole.predict(masked_rows), gold) if ablate and whole.baseline else None
+    baseline = Answers(own.baseline(masked_rows), gold) if own.baseline else None
+    return Subset(modalities, answers, masked, baseline, own.seeds, own.epochs)
 
 
 def ceilings(root: Path) -> dict[tuple[str, ...], float]:
@@ -251,7 +204,7 @@ def results(protocol: Protocol, subsets: list[Subset], settings: ClassifierSetti
         "settings": asdict(settings),
     }
     if settings.compare:
-        found["comparison"] = comparison(whole, protocol, Path(settings.compare), settings.seeds)
+        found["comparison"] = comparison(whole, protocol, Path(settings.compare), subsets[-1].seeds)
     return found
 
 
@@ -261,12 +214,13 @@ PREDICTIONS = "predictions.tsv"
 COLUMNS = ("seed", "key", "text", "gold", "predicted", "confidence")
 
 
-def predictions_table(answers: Answers, protocol: Protocol, seeds: tuple[int, ...]) -> str:
+def predictions_table(subset: Subset, protocol: Protocol) -> str:
     """A line a seed and reported row: key, text, gold, predicted, confidence and the probability of every class."""
 
     def rows() -> Iterator[list[str]]:
         yield [*COLUMNS, *(f"p({name})" for name in protocol.classes)]
-        for seed, predicted, probabilities in zip(seeds, answers.predicted, answers.probabilities, strict=True):
+        answers = subset.answers
+        for seed, predicted, probabilities in zip(subset.seeds, answers.predicted, answers.probabilities, strict=True):
             for example, gold, said, p in zip(protocol.report.examples, answers.gold, predicted, probabilities, strict=True):
                 named = [" ".join(example.text.split()), protocol.classes[gold], protocol.classes[said], f"{p[said]:.4f}"]
                 yield [str(seed), example.key, *named, *(f"{one:.4f}" for one in p)]

@@ -51,7 +51,7 @@ class Protocol:
     """
 
     dataset: Dataset
-    identity: Identity
+    store: Store | PtFolders
     classes: tuple[str, ...]
     express: np.ndarray | None
     train: Rows | None
@@ -86,7 +86,7 @@ def load_protocol(settings: ClassifierSettings) -> Protocol:
     coarse = _coarse(dataset.taxonomy, classes)
     repeated = repeated_texts(report.examples, train.examples if train else [])
     notes = _notes(parts, rows, missing, repeated, classes, settings)
-    return Protocol(dataset, store.identity, classes, coarse, train, select, report, repeated, missing, notes)
+    return Protocol(dataset, store, classes, coarse, train, select, report, repeated, missing, notes)
 
 
 # --- splits -----------------------------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ class StoreWriter:
         self.root, self.identity, self.writer = Path(root), identity, writer
         self.shard_rows, self.flush_s = shard_rows, flush_s
         self.root.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(self.root / f"writer-{writer}.lock")
+        self._lock = locked(self.root / f"writer-{writer}.lock")
         existing = _manifests(self.root)
         for manifest in existing.values():
             check_identity(self.root, Identity(**_tupled(manifest["identity"])), identity)
@@ -333,7 +333,7 @@ def clear(root: Path) -> None:
     Raises StoreError while another run writes it.
     """
     for lock in Path(root).glob("writer-*.lock"):
-        _locked(lock).close()
+        locked(lock).close()
     for pattern in ("manifest-*.json", "shards/*.safetensors", "*.tmp", "shards/*.tmp"):
         for path in Path(root).glob(pattern):
             path.unlink()
@@ -355,8 +355,8 @@ def _tupled(fields: dict) -> dict:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
-def _locked(path: Path):
-    """An open file that holds an exclusive lock for as long as it is open.
+def locked(path: Path, otherwise: str = "--output_dir"):
+    """An open file that holds an exclusive lock for as long as it is open. Raises StoreError, naming the flag `otherwise`.
 
     A POSIX lock, which forked decoding processes do not inherit: they may outlive a killed run by seconds.
     """
@@ -365,5 +365,5 @@ def _locked(path: Path):
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:
         file.close()
-        raise StoreError(f"{path.parent}: another run is writing here; wait for it or give another --output_dir") from error
+        raise StoreError(f"{path.parent}: another run is writing here; wait for it or give another {otherwise}") from error
     return file

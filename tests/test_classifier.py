@@ -22,6 +22,7 @@ from imagebind_llm.demo_world import cues
 from imagebind_llm.evaluation import Answers, evaluate, predictions_table, read_needed, results, slices, summary
 from imagebind_llm.intent_report import PUBLISHED_F1, project
 from imagebind_llm.labels import MINTREC
+from imagebind_llm.methods import fit_probe
 from imagebind_llm.protocol import load_protocol
 from imagebind_llm.store import Store, StoreError
 from imagebind_llm.tokenizers import ClipBPE
@@ -118,7 +119,7 @@ def test_what_the_reported_rows_are_labelled_changes_no_answer(toy, tmp_path):
     splits = {split: rows_of(split, n) for split, n in ROWS.items()}
     splits["test"] = [(*row[:4], LABELS[(i + 1) % 4]) for i, row in enumerate(splits["test"])]
     other = replace(toy, data_path=str(write_tables(tmp_path / "relabelled", splits)))
-    ours, theirs = (evaluate(load_protocol(one), one)[0] for one in (toy, other))
+    ours, theirs = (evaluate(load_protocol(one), one, fit_probe)[0] for one in (toy, other))
     assert np.array_equal(ours.answers.probabilities, theirs.answers.probabilities)
     assert np.array_equal(ours.baseline.probabilities, theirs.baseline.probabilities)
     assert ours.epochs == theirs.epochs and not np.array_equal(ours.answers.gold, theirs.answers.gold)
@@ -128,8 +129,8 @@ def test_label_order_changes_columns_only(toy):
     itsl = replace(toy, label_order="itsl")
     for settings in (toy, itsl):
         protocol = load_protocol(settings)
-        answers = evaluate(protocol, settings)[0]
-        head = predictions_table(answers.answers, protocol, settings.seeds).splitlines()[0]
+        answers = evaluate(protocol, settings, fit_probe)[0]
+        head = predictions_table(answers, protocol).splitlines()[0]
         assert head.split("\t")[6:] == [f"p({name})" for name in protocol.classes]
         assert summary(answers.baseline, protocol)["accuracy"]["mean"] > 0.6
 
@@ -137,7 +138,7 @@ def test_label_order_changes_columns_only(toy):
 def test_coarse_labels_are_a_task_of_their_own(toy):
     coarse = replace(toy, labels="coarse")
     protocol = load_protocol(coarse)
-    scores = summary(evaluate(protocol, coarse)[0].answers, protocol)
+    scores = summary(evaluate(protocol, coarse, fit_probe)[0].answers, protocol)
     assert scores["accuracy"]["mean"] > 0.6 and "coarse_accuracy" not in scores
 
 
@@ -167,7 +168,7 @@ def test_slices_partition_the_rows_and_follow_what_people_say(toy, tmp_path):
     assert found["1 to 4 words"].all() and "5 to 8 words" not in found  # "words test number 7"
     assert found["text does not occur in training"].all() and "text occurs in training" not in found
     settings = replace(toy, needed_modality=str(table))
-    numbers = results(protocol, evaluate(protocol, settings), settings)["subsets"][0]["slices"]
+    numbers = results(protocol, evaluate(protocol, settings, fit_probe), settings)["subsets"][0]["slices"]
     assert numbers["1 to 4 words"]["n"] == 40 and numbers["people need more, or something else"]["n"] == 2
 
 
@@ -284,7 +285,7 @@ def test_the_demo_worlds_ceilings_stand_beside_the_scores(toy, tmp_path):
     (root / "world.json").write_text("{}")
     settings = replace(toy, data_path=str(root), ablate=True, modalities=("text", "vision"))
     protocol = load_protocol(settings)
-    found = results(protocol, evaluate(protocol, settings), settings)
+    found = results(protocol, evaluate(protocol, settings, fit_probe), settings)
     assert [one["best_reachable"] for one in found["subsets"]] == [
         cues.bayes_accuracy(subset) for subset in (("text",), ("vision",), ("text", "vision"))
     ]
@@ -311,4 +312,4 @@ def test_published_figures_name_every_intent_and_the_projection_every_row(toy):
     assert set(PUBLISHED_F1) == set(MINTREC.labels)
     protocol = load_protocol(toy)
     assert project(protocol.report, protocol.train).shape == (40, 2)
-    assert protocol.identity.width == WIDTH
+    assert protocol.store.identity.width == WIDTH

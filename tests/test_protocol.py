@@ -44,6 +44,8 @@ def three(n=40, **changed):
         (["--select_split", "test"], "--report_split test is also --select_split: the best of 100 looks"),
         (["--train_splits", "train", "dev"], "--select_split dev is also in --train_splits"),
         (["--method", "itsl", "--train_splits", "test"], "--report_split test is also in --train_splits"),
+        (["--method", "itsl"], "--method itsl needs --checkpoint FOLDER"),
+        (["--checkpoint", "runs/x"], "no other method takes one"),
         (["--seeds", "1", "1"], "--seeds 1 1: name each once"),
         (["--hidden", "0"], "at least 1"),
         (["--episode_fold", "5"], "0 to 4"),

@@ -8,13 +8,14 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "imagebind_llm"
 ROWS = (
     "config records labels gguf_header",
-    "tokenizers distributed metrics store attention fused linear mel crops",
-    "instructions media encoder llama losses zeroshot probe verifier",
-    "bridge rationales rewards datasets report checkpoint demo_world",
-    "model weights protocol",
-    "generate extraction",
-    "training faithfulness evaluation",
-    "intent_report",
+    "tokenizers distributed metrics text_metrics store attention fused linear mel crops",
+    "instructions media encoder llama losses zeroshot probe verifier batches",
+    "bridge rewards datasets report checkpoint demo_world frozen_states",
+    "model weights corpus rationales protocol",
+    "generate extraction assembly evaluation",
+    "inference training intent_report",
+    "answers run faithfulness methods",
+    "results",
 )
 ROW = {name: number for number, row in enumerate(ROWS) for name in row.split()}
 FILES = sorted(PACKAGE.rglob("*.py"))

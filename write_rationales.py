@@ -1,0 +1,64 @@
+"""A train split to rationales.jsonl, through any OpenAI-compatible chat endpoint; rationales are accepted by rules.
+
+    python write_rationales.py --data_path MIntRec --output rationales.jsonl --model NAME --dry_run
+    python write_rationales.py --data_path MIntRec --output rationales.jsonl --model NAME --base_url http://localhost:8000/v1
+
+The key is read from OPENAI_API_KEY. Started again, an interrupted run continues and asks nothing twice. Rationales of the
+test split (--splits test) are for scoring only: never train on them.
+"""
+
+import sys
+from pathlib import Path
+
+from imagebind_llm.config import RationaleSettings, parse
+from imagebind_llm.datasets import DataError
+from imagebind_llm.rationales.client import RationalesError
+from imagebind_llm.rationales.review import review_page
+from imagebind_llm.rationales.writing import Summary, preview, write_rationales
+from imagebind_llm.store import StoreError, write_atomic
+
+LISTED = 10
+
+
+def main() -> int:
+    settings = parse(RationaleSettings, description=__doc__)
+    try:
+        if settings.dry_run:
+            print(preview(settings))
+            return 0
+        summary = write_rationales(settings)
+        page = Path(settings.output).with_suffix(".html")
+        write_atomic(page, review_page(summary, f"Rationales of {settings.data_path}", settings.model).encode())
+    except (DataError, RationalesError, StoreError) as error:
+        return fail(str(error))
+    except OSError as error:
+        return fail(f"{error}; answers that were recorded before are kept: mend this and start again")
+    except KeyboardInterrupt:
+        return fail(f"interrupted; every answer so far is kept beside {settings.output}: start again to continue")
+    report(summary, settings.output, page)
+    return 0
+
+
+def fail(message: str) -> int:
+    print(f"write_rationales.py: {message}", file=sys.stderr)
+    return 2
+
+
+def report(summary: Summary, output: str, page: Path) -> None:
+    """The acceptance table, what has no rationale, and where to look."""
+    for name, count in summary.table():
+        print(f"{count:6d}  {name}")
+    if (rate := summary.agreement_rate) is not None:
+        print(f"{100 * rate:5.1f}%  agree with a verifier that reads the label-masked rationale (cross-fitted)")
+    spent = f"{summary.prompt_tokens:,} tokens sent, {summary.completion_tokens:,} received"
+    print(f"{summary.n_asked} requests answered now: {spent}; {summary.n_without_intent} rows have no intent to explain")
+    missing = [o for o in summary.outcomes if o.status != "accepted"]
+    for outcome in missing[:LISTED]:
+        print(f"  no rationale for {outcome.item.example.key}: {outcome.error or outcome.rows[-1]['reason']}")
+    if len(missing) > LISTED:
+        print(f"  and {len(missing) - LISTED} more, all on the review page")
+    print(f"rationales: {output}   to look at: {page}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
