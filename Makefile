@@ -24,6 +24,7 @@ $(VENV)/.ready: requirements.txt setup.py
 demo: setup
 	$(BIN)/python -m imagebind_llm.demo_world --output_dir data/demo/clips --seed 0
 	$(BIN)/python avt_get_emb.py --data_path data/demo/clips --output_dir runs/demo/emb --encoder imagebind_tiny
+	$(BIN)/python classifier.py --data_path data/demo/clips --emb_path runs/demo/emb --output_dir runs/demo/probe --ablate --seeds 0 1 2
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
