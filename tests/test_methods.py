@@ -1,4 +1,4 @@
-"""Trained checkpoints as a method: their own answers, in our classes, to what a row knows; never on rows they were trained on."""
+"""Trained checkpoints as a method: their own answers, in our classes, to what a row knows, and never on rows they have seen."""
 
 import json
 from dataclasses import asdict, replace
