@@ -6,10 +6,9 @@ position at which the decoder chooses the label. A prompt and its answer are tok
 """
 
 import re
-from dataclasses import dataclass
 
 from imagebind_llm.labels import Taxonomy
-from imagebind_llm.records import Example, Exchange, Sequence
+from imagebind_llm.records import Answer, Example, Exchange, Sequence
 from imagebind_llm.tokenizers import LlamaTokenizer
 
 ALONE = "Write a response that appropriately completes the request."
@@ -17,7 +16,6 @@ PAIRED = "Below is an instruction that describes a task, paired with an input th
 SINGLE = "Below is an instruction that describes a task."
 CAPTION_REQUEST = "Describe what is seen and heard.\n"
 QUESTION = "What is the intent of the speaker, and why?\n"
-ORDERS = ("label", "rationale")
 LEAD = {"label": "Intent:", "rationale": "Rationale:"}  # how every answer about a clip begins; the end of its prompt
 _LABEL_FIRST = re.compile(r"\s*Intent:\s*(?P<label>[^.]*)\.(?:\s*Rationale:\s*(?P<rationale>.*))?", re.DOTALL)
 _RATIONALE_FIRST = re.compile(r"\s*Rationale:\s*(?P<rationale>.*?)\s*Intent:\s*(?P<label>[^.]*)\.?\s*", re.DOTALL)
@@ -25,14 +23,6 @@ _RATIONALE_FIRST = re.compile(r"\s*Rationale:\s*(?P<rationale>.*?)\s*Intent:\s*(
 
 class InstructionError(ValueError):
     """A row that cannot be made to fit; the message says which and what to change."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What an answer says: the intent's label (None: none that the taxonomy has) and the rationale (None: none)."""
-
-    intent: str | None
-    rationale: str | None
 
 
 def alpaca_prompt(instruction: str, given: str = "") -> str:
@@ -65,7 +55,8 @@ def clip_exchange(
         answer = answer_text(example.intent, example.rationale, order).removeprefix(LEAD[order])
     intent = taxonomy.index(example.intent) if taxonomy and example.intent is not None else None
     context = example.text.strip() if with_text else ""
-    return Exchange(example.key, before, context, after + QUESTION + LEAD[order], answer, intent, embedded)
+    question = after + QUESTION + LEAD[order]
+    return Exchange(example.key, before, context, question, answer, intent, embedded, example.rationale)
 
 
 def answer_text(intent: str, rationale: str | None, order: str = "label") -> str:
@@ -109,7 +100,7 @@ def encode_exchange(exchange: Exchange, tokenizer: LlamaTokenizer, max_len: int)
                 f"raise --max_seq_len or shorten the answer"
             )
         prompt, ids, cut = [ids[0], *prompt[1 + excess :]], [ids[0], *ids[1 + excess :]], True
-    return Sequence(exchange.key, tuple(ids), len(prompt), exchange.intent, exchange.embedded, cut)
+    return Sequence(exchange.key, tuple(ids), len(prompt), exchange.intent, exchange.embedded, cut, exchange.rationale)
 
 
 def _ids(exchange: Exchange, context: str, tokenizer: LlamaTokenizer) -> tuple[list[int], list[int]]:
