@@ -13,7 +13,7 @@ from imagebind_llm import checkpoint
 from imagebind_llm.checkpoint import CheckpointError
 from imagebind_llm.config import BridgeConfig, LlamaConfig, ModelConfig, PromptConfig, TrainSettings
 from imagebind_llm.labels import MINTREC, MINTREC2, Taxonomy
-from imagebind_llm.model import ITSL
+from imagebind_llm.model import HEAD, ITSL
 from imagebind_llm.tokenizers import LlamaTokenizer, check_vocabulary, load_tokenizer
 from imagebind_llm.weights import WeightsError, assign, load_llama, open_adapter, open_llama, smollm2_path
 from imagebind_llm.weights.llama_checkpoint import expected_shapes
@@ -53,14 +53,19 @@ def open_language(path: str, model: str = "auto") -> tuple[LlamaConfig, LlamaTok
     return config, tokenizer
 
 
-def build(settings: TrainSettings, n_intents: int, embedding_width: int | None, device: torch.device) -> Assembled:
-    """The model that a run trains, its trainable parameters chosen. `embedding_width` None: no clip has embeddings."""
-    start = _start(settings)
+def build(settings: TrainSettings, taxonomy: Taxonomy | None, embedding_width: int | None, device: torch.device) -> Assembled:
+    """The model that a run trains, its trainable parameters chosen. `embedding_width` None: no clip has embeddings.
+
+    Without a taxonomy it has no intent head; that of --pretrained_path goes on if it is for the same taxonomy.
+    """
+    start = _start(settings, taxonomy)
     llama, state = load_llama(
         settings.llama_model_path or smollm2_path(), frozen_dtype(settings.dtype, device), device, settings.model
     )
     prompts = _prompts(settings, start, llama)
-    config = ModelConfig(llama, prompts, _bridge(settings, start, llama, embedding_width), n_intents)
+    config = ModelConfig(
+        llama, prompts, _bridge(settings, start, llama, embedding_width), len(taxonomy.labels) if taxonomy else 0
+    )
     torch.manual_seed(settings.seed)
     assembled = _around(config, state, start.tensors or {}, device)
     assembled.model.train_only(settings.trainable)
@@ -128,13 +133,16 @@ def taxonomy_of(info: dict[str, Any]) -> Taxonomy | None:
 # --- where training starts --------------------------------------------------------------------------------------------
 
 
-def _start(settings: TrainSettings) -> Start:
+def _start(settings: TrainSettings, taxonomy: Taxonomy | None) -> Start:
     if not settings.pretrained_path:
         return Start()
     path = Path(settings.pretrained_path)
     if path.is_dir():
-        config = checkpoint.config_from_json(checkpoint.read_info(path)["model"])
-        tensors = {name: t for name, t in checkpoint.read_tensors(path).items() if not name.startswith("intent_head.")}
+        info = checkpoint.read_info(path)
+        config = checkpoint.config_from_json(info["model"])
+        tensors = checkpoint.read_tensors(path)
+        if (taxonomy.name if taxonomy else None) != info["taxonomy"]:  # the head is for other labels
+            tensors = {name: t for name, t in tensors.items() if not name.startswith(HEAD)}
         return Start(config.prompts, config.bridge, tensors)
     adapter = open_adapter(path, settings.adapter_layer)
     return Start(adapter.prompts, adapter.bridge, adapter.read())

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,13 @@ class CheckpointError(ValueError):
 
 
 def save(
-    root: Path, step: int, adapter: dict[str, Tensor], optimizer: dict[str, Tensor], info: dict[str, Any], best: bool
+    root: Path,
+    step: int,
+    adapter: dict[str, Tensor],
+    optimizer: dict[str, Tensor],
+    info: dict[str, Any],
+    best: bool,
+    write_more: Callable[[Path], None] | None = None,
 ) -> None:
     """Write checkpoint-STEP, make it `last` and, if it is, `best`. An OSError (a full disk) leaves the old ones."""
     root.mkdir(parents=True, exist_ok=True)
@@ -42,6 +49,8 @@ def save(
         save_file(adapter, temporary / ADAPTER)
         save_file(optimizer, temporary / OPTIMIZER)
         (temporary / INFO).write_text(json.dumps({"format": FORMAT, **info}, indent=1))
+        if write_more is not None:
+            write_more(temporary)
         for path in temporary.iterdir():
             _sync(path)
         if folder.exists():  # the same step again, after an interruption between this rename and the link
@@ -81,7 +90,8 @@ def clear(root: Path) -> None:
     for link in ("last", "best"):
         (root / link).unlink(missing_ok=True)
     _prune(root)
-    (root / "log.txt").unlink(missing_ok=True)
+    for name in ("log.txt", "reference.safetensors"):
+        (root / name).unlink(missing_ok=True)
     shutil.rmtree(root / "tensorboard", ignore_errors=True)
 
 

@@ -153,9 +153,7 @@ class Critic:
         """The sampled answers as rows to be scored: prompt, answer and, where it ended by itself, its end token."""
         k = self.settings.samples
         eos = [self.tokenizer.eos_id]
-        rows = [
-            [*prompts[i // k], *ids, *(eos if len(ids) < self.max_new else [])] for i, ids in enumerate(drawn)
-        ]
+        rows = [[*prompts[i // k], *ids, *(eos if len(ids) < self.max_new else [])] for i, ids in enumerate(drawn)]
         longest = max(map(len, rows))
         device = batch.tokens.device
         tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)

@@ -13,8 +13,9 @@ ROWS = (
     "bridge rewards datasets report checkpoint demo_world frozen_states",
     "model weights corpus rationales",
     "generate extraction assembly",
-    "inference training",
-    "answers run faithfulness",
+    "inference self_critical",
+    "answers training faithfulness",
+    "run",
     "results",
 )
 ROW = {name: number for number, row in enumerate(ROWS) for name in row.split()}
