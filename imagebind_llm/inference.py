@@ -3,6 +3,9 @@
     p(y | clip) = softmax over y of (share * log p_head(y) + (1 - share) * log p_decoder("Intent: y")) / temperature
 The head and the decoder both know the intent; `share` and `temperature` are chosen on dev (Calibration). The label with the
 highest probability is then put into the answer, and the decoder goes on with the rationale: so the two always agree.
+
+The model criticises its own answer (spec: p(y | clip) * q(y | rationale)^alpha, alpha from dev): q is the verifier's reading of
+the rationale with every label word masked. Where that would change the intent, the answer is flagged as inconsistent.
 """
 
 import hashlib
@@ -26,9 +29,12 @@ from imagebind_llm.records import Example
 from imagebind_llm.records import Sequence as Ids
 from imagebind_llm.store import Store, write_atomic
 from imagebind_llm.tokenizers import LlamaTokenizer
+from imagebind_llm.verifier import Verifier
 
 CALIBRATION = "calibration.json"
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
+SMALLEST = 1e-6  # of a probability that is to be raised to a power
 TEMPERATURES = tuple(float(f"{2 ** (i / 4):.4g}") for i in range(-8, 17))  # a quarter to sixteen
 
 
@@ -38,22 +44,36 @@ class Calibration:
 
     share: float = 0.5  # of the head
     temperature: float = 1.0
+    alpha: float = 0.0  # weight of the verifier's reading of the rationale; 0 also without a verifier
 
     def probabilities(self, head: Tensor, decoder: Tensor) -> Tensor:
         """(N,C) from the log-probabilities of both, (N,C) each."""
         return ((self.share * head + (1 - self.share) * decoder) / self.temperature).softmax(1)
 
+    def criticised(self, p: Tensor, q: Tensor) -> Tensor:
+        """p * q^alpha, normalised: (N,C) each."""
+        scores = p * q.clamp(min=SMALLEST) ** self.alpha
+        return scores / scores.sum(1, keepdim=True)
+
 
 @dataclass(frozen=True)
 class Explanation:
     """An answer about one clip: probabilities (C,) in the taxonomy's order, the likeliest intent, why, and whether the
-    rationale was ended by the model (or ran into the limit)."""
+    rationale was ended by the model (or ran into the limit).
+
+    `criticised` (C,): the probabilities after reading the rationale; `consistent`: they have the same likeliest intent.
+    """
 
     key: str
     probabilities: Tensor
     intent: str
     rationale: str
     finished: bool
+    criticised: Tensor
+
+    @property
+    def consistent(self) -> bool:
+        return bool(self.criticised.argmax() == self.probabilities.argmax())
 
     def runners_up(self, labels: Sequence[str], count: int = 3) -> list[tuple[str, float]]:
         """The next likeliest intents with their probabilities."""
@@ -69,6 +89,16 @@ def calibrate(head: Tensor, decoder: Tensor, gold: Tensor) -> Calibration:
         key=lambda c: float(c.probabilities(head, decoder)[rows, gold].clamp(min=1e-30).log().mean()),
     )
     return best
+
+
+def choose_alpha(p: Tensor, q: Tensor, gold: Tensor) -> float:
+    """How much the rationale should count: the alpha under which the gold intents (N,) of dev are likeliest. p, q (N,C)."""
+    rows = torch.arange(len(gold))
+
+    def likelihood(alpha: float) -> float:
+        return float(Calibration(alpha=alpha).criticised(p, q)[rows, gold].clamp(min=1e-30).log().mean())
+
+    return max(ALPHAS, key=likelihood)
 
 
 class Explainer:
@@ -91,10 +121,11 @@ class Explainer:
         max_seq_len: int,
         calibration: Calibration | None = None,
         store_identity: dict | None = None,
+        verifier: Verifier | None = None,
     ):
         self.model, self.tokenizer, self.taxonomy = assembled.model, tokenizer, taxonomy
         self.modalities, self.calibration = tuple(modalities), calibration or Calibration()
-        self.store_identity = store_identity
+        self.store_identity, self.verifier = store_identity, verifier
         self.device = self.model.prefix_query.weight.device
         self.max_len = min(max_seq_len, assembled.config.llama.max_seq_len)
         self._known = Collator(None, self.modalities).known
@@ -116,8 +147,9 @@ class Explainer:
         _, tokenizer = open_language(llama_model_path or info["settings"]["llama_model_path"])
         path = Path(folder) / CALIBRATION
         calibration = Calibration(**json.loads(path.read_text())) if path.is_file() else None
-        settings = info["settings"]
-        return cls(assembled, tokenizer, taxonomy, info["modalities"], settings["max_seq_len"], calibration, info["store"])
+        verifier = Verifier.load(Path(folder)) if (Path(folder) / "verifier.json").is_file() else None
+        longest, store = info["settings"]["max_seq_len"], info["store"]
+        return cls(assembled, tokenizer, taxonomy, info["modalities"], longest, calibration, store, verifier)
 
     @property
     def digest(self) -> str:
@@ -190,8 +222,16 @@ class Explainer:
             probabilities = self.calibration.probabilities(*self.score(prompts[part], vectors, there))
             intents = [self.taxonomy.labels[i] for i in probabilities.argmax(1).tolist()]
             written = self.write(prompts[part], intents, vectors, there, max_new_tokens)
-            for example, p, intent, (rationale, finished) in zip(examples[part], probabilities, intents, written, strict=True):
-                yield Explanation(example.key, p, intent, rationale, finished)
+            criticised = self.calibration.criticised(probabilities, self.read(probabilities, [text for text, _ in written]))
+            found = zip(examples[part], probabilities, intents, written, criticised, strict=True)
+            for example, p, intent, (rationale, finished), after in found:
+                yield Explanation(example.key, p, intent, rationale, finished, after)
+
+    def read(self, probabilities: Tensor, rationales: Sequence[str]) -> Tensor:
+        """q(intent | rationale with its label words masked), (N,C); without a verifier every intent alike."""
+        if self.verifier is None:
+            return torch.full_like(probabilities, 1 / probabilities.shape[1])
+        return self.verifier.predict_proba(rationales)
 
     @torch.no_grad()
     def write(
