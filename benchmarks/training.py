@@ -6,6 +6,7 @@ SmolLM2's shape with random weights, adapters in the top 12 layers, the demo's r
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -82,8 +83,8 @@ def shares() -> str:
     for _ in range(2):  # the first warms up
         spent = {}
         samples = _timed(spent, "sampling", parts.sample)
-        _timed(spent, "scoring and backward", lambda: parts.forward_backward(samples))
-        _timed(spent, "KL reference", lambda: parts.reference(samples))
+        _timed(spent, "scoring and backward", partial(parts.forward_backward, samples))
+        _timed(spent, "KL reference", partial(parts.reference, samples))
     total = sum(spent.values())
     return ", ".join(f"{name} {100 * seconds / total:.0f} %" for name, seconds in spent.items()) + f" of {total:.1f} s"
 
@@ -96,8 +97,10 @@ class _CriticParts:
         self.prompts = self.batch.tokens[:, :PROMPT].tolist()
 
     def sample(self) -> Batch:
-        known = {"embeddings": self.batch.embeddings, "present": self.batch.present}
-        answers = generate(self.model, self.prompts, NEW, None, sampling=ON_POLICY, n_samples=SAMPLES, **known)
+        vectors, present = self.batch.embeddings, self.batch.present
+        answers = generate(
+            self.model, self.prompts, NEW, None, embeddings=vectors, present=present, sampling=ON_POLICY, n_samples=SAMPLES
+        )
         tokens = torch.tensor([[*p, *ids] for p, own in zip(self.prompts, answers, strict=True) for ids in own])
         targets = tokens.masked_fill(torch.arange(PROMPT + NEW) < PROMPT, IGNORE)
         repeated = torch.arange(len(self.prompts)).repeat_interleave(SAMPLES)
