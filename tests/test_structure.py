@@ -11,7 +11,7 @@ ROWS = (
     "tokenizers distributed metrics text_metrics store attention fused linear mel crops",
     "instructions media encoder llama losses zeroshot probe verifier",
     "bridge rewards datasets report checkpoint demo_world",
-    "model weights rationales",
+    "model weights rationales scoring",
     "generate extraction",
     "training faithfulness",
 )
