@@ -120,7 +120,7 @@ def imagebind_tiny() -> ImageBindConfig:
 ENCODERS = {"imagebind_huge": imagebind_huge, "imagebind_tiny": imagebind_tiny}
 
 
-# --- Extraction (avt_get_emb.py) ----------------------------------------------------------------------------------------
+# --- Extraction (avt_get_emb.py) --------------------------------------------------------------------------------------
 
 WINDOW_RULES = ("to_end", "before_end")
 
@@ -154,7 +154,7 @@ class ExtractSettings:
             raise ValueError(f"--modalities {' '.join(self.modalities)}: name each once")
 
 
-# --- The demo world (python -m imagebind_llm.demo_world) ----------------------------------------------------------------
+# --- The demo world (python -m imagebind_llm.demo_world) --------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -233,6 +233,7 @@ class PromptConfig:
     normalise_prefix: bool = True  # bring every prompt vector to unit RMS before wk and wv
     lora_rank: int = 0  # 0: no LoRA
     bias: bool = False  # ImageBind-LLM's biases on wq, wo, w1, w2, w3
+    lora_layers: int | None = None  # the top layers with LoRA and biases, whose norms may train; None: all (ImageBind-LLM)
 
 
 @dataclass(frozen=True)
@@ -247,6 +248,16 @@ class BridgeConfig:
     embedding_width: int = EMBEDDING_WIDTH
     fusion: str = "separate"
     legacy: bool = False  # ImageBind-LLM's first release: LayerNorm and biases
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that builds an ITSL around a LLaMA; a checkpoint's JSON holds it."""
+
+    llama: LlamaConfig
+    prompts: PromptConfig
+    bridge: BridgeConfig | None = None  # None: text only
+    n_intents: int = 0  # 0: no intent head
 
 
 # The names that --model takes, by the sizes they stand for; "auto" takes any LLaMA with the sizes of its own files.
@@ -276,7 +287,136 @@ class GenerateSettings:
             raise ValueError(f"--top_p {self.top_p}: above 0 and at most 1")
 
 
-# --- Rationales by a large model (write_rationales.py) ------------------------------------------------------------------
+# --- Training (engine_finetune.py) ------------------------------------------------------------------------------------
+
+STAGES = ("finetune", "pretrain")
+TRAINABLE = ("prompts", "lora", "all")
+NO_MODALITY = "none"
+BASELINES = ("greedy", "loo", "group")
+REWARD_NORMS = ("group", "none")
+REWARD_PARTS = ("intent", "rationale", "consistency", "format")
+ANSWER_ORDERS = ("label", "rationale")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """The flags of engine_finetune.py."""
+
+    data_path: str = flag(help="MIntRec or MIntRec2.0 folder, or a JSON list of {instruction, input, output} or {key, caption}")
+    output_dir: str = flag("./output_dir", "checkpoints and logs")
+    emb_path: str = flag("", "embedding store of the clips, made by avt_get_emb.py")
+    llama_model_path: str = flag("", "a LLaMA: Meta or Hugging Face folder or .gguf; if not given, SmolLM2 from `make setup`")
+    model: str = flag("auto", "sizes that the LLaMA must have; auto: its own", ("auto", *LLAMA_PRESETS))
+    stage: str = flag("finetune", "pretrain: captions, finetune: intent and rationale, or instructions", STAGES)
+    pretrained_path: str = flag("", "start from this checkpoint folder of ours or adapter of ImageBind-LLM")
+    trainable: str = flag("prompts", "prompts, gates and bridge; lora: LoRA, biases and norms; all: both", TRAINABLE)
+    modalities: tuple[str, ...] = flag(MODALITIES, "what is known of a clip; none: its words alone", (*MODALITIES, NO_MODALITY))
+    rationales: str = flag("", "JSONL of {key, rationale}; if not given, DATA_PATH/rationales.jsonl where there is one")
+    adapter_layer: int | None = flag(None, "top layers with prompts and LoRA; if not given, 30 or what --pretrained_path has")
+    adapter_len: int | None = flag(None, "prompts per layer; if not given, 10 or what --pretrained_path has")
+    lora_rank: int | None = flag(None, "of LoRA; if not given, what --pretrained_path has, or none")
+    bridge_width: float = flag(1.0, "hidden width of the bridge in LLaMA widths; ImageBind-LLM: 4")
+    fusion: str = flag("separate", "a prompt for each modality, or one for their average", ("separate", "average"))
+    max_seq_len: int = flag(512, "tokens of prompt and answer; longer ones lose context, never answer")
+    batch_size: int = flag(64, "rows a rank and forward pass")
+    accum_iter: int = flag(1, "forward passes a step")
+    epochs: int = flag(400, "at most")
+    warmup_epochs: float = flag(40.0, "epochs in which the learning rate rises")
+    lr: float | None = flag(None, "peak learning rate; if not given, BLR * rows a step / 256")
+    blr: float = flag(1e-3, "learning rate for 256 rows a step")
+    min_lr: float = flag(0.0, "the half cosine ends here")
+    weight_decay: float = flag(0.05, "of matrices, prompts and gates; never of biases and norms")
+    clip_grad: float = flag(1.0, "largest norm of the gradient; 0: unlimited")
+    w_intent: float = flag(1.0, "weight of the intent head's cross-entropy")
+    w_rationale: float = flag(1.0, "weight of the answer's negative log-likelihood")
+    patience: int = flag(8, "stop after so many epochs without a better dev score; 0: never")
+    seed: int = flag(0, "of initial weights and of the order of the rows")
+    save_steps: int = flag(500, "steps between checkpoints inside an epoch; one is written at its end anyway")
+    log_steps: int = flag(10, "steps between lines on the console")
+    resume: str = flag("auto", "auto: continue what is in --output_dir; no: start over", ("auto", "no"))
+    num_workers: int = flag(0, "processes that read embeddings ahead")
+    device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
+    dtype: str = flag("auto", "of frozen weights; auto: bfloat16 on a GPU, else float32", ("auto", "float32", "bfloat16"))
+    w_critic: float = flag(0.0, "weight of the self-critical loss, reached an epoch after --critic_start; 0: supervised only")
+    samples: int = flag(4, "answers sampled for each clip")
+    baseline: str = flag("loo", "what an answer is compared with: the greedy one, the other samples, the group", BASELINES)
+    critic_start: float = flag(0.0, "epoch in which the self-critical loss begins")
+    kl: float = flag(0.03, "weight of the divergence from the model at --critic_start, taken off an answer's reward")
+    reward_weights: str = flag("intent=1,rationale=.5,consistency=.5,format=.1", "parts of the reward; what is left out is 0")
+    reward_norm: str = flag("group", "group: normalise each part among a clip's answers; none: sum them raw", REWARD_NORMS)
+    answer_order: str = flag("label", "what an answer begins with", ANSWER_ORDERS)
+    cache_gb: float = flag(4.0, "disk for states below the adapted layers, which are computed once a row; 0: none")
+    checkpoint_activations: bool = flag(False, "compute layers again in the backward pass: less memory, more time")
+
+    def __post_init__(self) -> None:
+        for name in ("max_seq_len", "batch_size", "accum_iter", "epochs", "save_steps", "log_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} {getattr(self, name)}: at least 1")
+        for name in ("warmup_epochs", "blr", "min_lr", "weight_decay", "clip_grad", "w_intent", "w_rationale", "patience"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"--{name} {getattr(self, name)}: at least 0, and finite")
+        for name in ("w_critic", "critic_start", "kl"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"--{name} {getattr(self, name)}: at least 0, and finite")
+        if self.samples < (1 if self.baseline == "greedy" else 2):
+            raise ValueError(f"--samples {self.samples}: --baseline {self.baseline} compares samples, give at least 2")
+        if not any(self.rewards().values()):
+            raise ValueError(f"--reward_weights {self.reward_weights}: every part weighs 0, nothing is left to reward")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"--warmup_epochs {self.warmup_epochs:g} --epochs {self.epochs}: the warm-up must end before the last"
+            )
+        if len(self.modalities) > 1 and (NO_MODALITY in self.modalities or len(set(self.modalities)) < len(self.modalities)):
+            raise ValueError(f"--modalities {' '.join(self.modalities)}: name each once, and none alone")
+
+    def rewards(self) -> dict[str, float]:
+        """--reward_weights as {part: weight}. Raises ValueError for a part that there is not, or a weight that is none."""
+        found: dict[str, float] = {}
+        for item in self.reward_weights.split(","):
+            name, _, weight = item.partition("=")
+            try:
+                found[name.strip()] = float(weight)
+            except ValueError:
+                raise ValueError(f"--reward_weights {self.reward_weights}: expected NAME=NUMBER, got {item!r}") from None
+        if wrong := [f"{n}={w:g}" for n, w in found.items() if n not in REWARD_PARTS or not 0 <= w < float("inf")]:
+            raise ValueError(f"--reward_weights: {', '.join(wrong)}; expected weights >= 0 of {', '.join(REWARD_PARTS)}")
+        return found
+
+
+# --- Answers (explain.py) ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ExplainSettings:
+    """The flags of explain.py."""
+
+    checkpoint: str = flag(help="a checkpoint folder of engine_finetune.py, such as runs/demo/itsl/best")
+    clip: str = flag("", "a video file; --text says what is said in it")
+    text: str = flag("", "the words")
+    data_path: str = flag("", "instead of --clip: a data set whose embeddings are in --emb_path")
+    emb_path: str = flag("", "its embedding store")
+    key: str = flag("", "one clip of it")
+    batch: str = flag("", "all clips of --split: write their answers here, one JSON a line; continues if interrupted")
+    split: str = flag("test", "for --batch")
+    llama_model_path: str = flag("", "the LLaMA, if it is not where it was when the checkpoint was made")
+    encoder_weights: str = flag("", "weights of the encoder for --clip; if not given, checkpoints/ENCODER.safetensors or .pth")
+    max_new_tokens: int = flag(96, "longest rationale")
+    batch_size: int = flag(32, "clips that are answered side by side")
+    device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
+    dtype: str = flag("auto", "of frozen weights; auto: bfloat16 on a GPU, else float32", ("auto", "float32", "bfloat16"))
+
+    def __post_init__(self) -> None:
+        if bool(self.clip or (self.text and not self.data_path)) == bool(self.data_path):
+            raise ValueError(
+                'say what to explain: --clip FILE --text "...", or --data_path and --emb_path with --key or --batch'
+            )
+        if self.data_path and bool(self.key) == bool(self.batch):
+            raise ValueError("--data_path wants --key KEY for one clip, or --batch FILE for all of a split")
+        if self.max_new_tokens < 1 or self.batch_size < 1:
+            raise ValueError(f"--max_new_tokens {self.max_new_tokens} --batch_size {self.batch_size}: at least 1")
+
+
+# --- Rationales by a large model (write_rationales.py) -----------------------------------------------------------------
 
 
 @dataclass(frozen=True)

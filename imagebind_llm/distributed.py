@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 def rank() -> int:
@@ -54,3 +56,41 @@ def gather_objects(value) -> list:
     values: list = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def all_sum(values: torch.Tensor) -> torch.Tensor:
+    """The sum over all ranks, elementwise, of a small tensor."""
+    if dist.is_initialized():
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
+def wrap(model: nn.Module) -> nn.Module:
+    """The model as every rank trains it: gradients are averaged over ranks. Alone, the model itself.
+
+    Every rank built the same model from the same seed and files, so nothing is sent around at the start.
+    """
+    if not dist.is_initialized():
+        return model
+    return DistributedDataParallel(model, init_sync=False, gradient_as_bucket_view=True)
+
+
+def without_sync(model: nn.Module):
+    """A context in which backward passes only add to this rank's gradients: all but the last of a step."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def choose_device(name: str) -> str:
+    """ "auto" as cuda where there is one. Raises ValueError for a cuda that is not there, or has fewer cards than ranks."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no CUDA device here; use --device cpu, or install torch's CUDA build")
+    if name == "cuda" and int(os.environ.get("LOCAL_RANK", 0)) >= torch.cuda.device_count():
+        raise ValueError(f"more ranks than the {torch.cuda.device_count()} GPUs here; lower --nproc_per_node")
+    return name

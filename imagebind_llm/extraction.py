@@ -220,13 +220,10 @@ def _bar_title() -> str:
 
 
 def _device(name: str) -> str:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise DataError("--device cuda: torch sees no CUDA device here; use --device cpu, or install torch's CUDA build")
-    if name == "cuda" and int(os.environ.get("LOCAL_RANK", 0)) >= torch.cuda.device_count():
-        raise DataError(f"more ranks than the {torch.cuda.device_count()} GPUs here; lower --nproc_per_node")
-    return name
+    try:
+        return distributed.choose_device(name)
+    except ValueError as error:
+        raise DataError(str(error)) from error
 
 
 def _refuse_missing_clips(dataset, settings: ExtractSettings) -> None:

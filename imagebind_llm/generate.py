@@ -34,7 +34,10 @@ GREEDY = Sampling()
 
 
 class Rows:
-    """A batch in the middle of decoding: its cache, each row's next position, and the logits (R,V) of its next token."""
+    """A batch in the middle of decoding: its cache, each row's next position, and the logits (R,V) of its next token.
+
+    `read` (B,D) is the normed hidden state at the last prompt position, which an intent head takes.
+    """
 
     def __init__(
         self, model: ITSL, prompts: Sequence[Ids], new: int, embeddings: Tensor | None = None, present: Tensor | None = None
@@ -52,8 +55,8 @@ class Rows:
         self.positions = lengths
         last = torch.arange(len(prompts), device=device) * longest + lengths - 1  # (B,)
         tokens = torch.tensor(padded, device=device)  # (B,T)
-        hidden = self.llama(tokens, model.prompts(embeddings, present), keep=last, cache=self.cache)
-        self.logits = self.llama.logits(hidden)  # (B,V)
+        self.read = self.llama(tokens, model.prompts(embeddings, present), keep=last, cache=self.cache)
+        self.logits = self.llama.logits(self.read)  # (B,V)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -151,10 +154,24 @@ def score_answers(
     The prompts are read once; then all answers stand side by side in one sequence whose mask lets each see the prompt
     and itself alone, at the positions it would have on its own.
     """
+    return score_rows(read_prompts(model, prompts, answers, embeddings, present), answers)
+
+
+@torch.no_grad()
+def read_prompts(
+    model: ITSL, prompts: Sequence[Ids], answers: Sequence[Ids], embeddings: Tensor | None = None, present: Tensor | None = None
+) -> Rows:
+    """The prompts read into a cache that has room for scoring these answers. Raises ValueError for an empty answer."""
     if not answers or not all(len(answer) for answer in answers):
         raise ValueError("every answer needs at least one token")
     _check(prompts, max(map(len, answers)), model)
-    rows = Rows(model, prompts, sum(len(answer) - 1 for answer in answers), embeddings, present)
+    return Rows(model, prompts, sum(len(answer) - 1 for answer in answers), embeddings, present)
+
+
+@torch.no_grad()
+def score_rows(rows: Rows, answers: Sequence[Ids]) -> Tensor:
+    """log p(answer c | prompt b) of prompts that `read_prompts` has read: float32 (B,C). Uses the rows up."""
+    prompts = range(len(rows))
     device = rows.positions.device
     first = torch.tensor([answer[0] for answer in answers], device=device)
     scores = rows.logits.log_softmax(1)[:, first]  # (B,C)

@@ -34,6 +34,13 @@ class Taxonomy:
             raise ValueError(f"label {label!r} is not one of {self.name}'s {len(self.labels)} intents{hint}")
         return found
 
+    def knows(self, label: str) -> bool:
+        """Whether `canonical` accepts the label."""
+        try:
+            return bool(self.canonical(label))
+        except ValueError:
+            return False
+
     def index(self, label: str) -> int:
         """Class index of a label, 0-based in official order; the out-of-scope label comes after the last."""
         name = self.canonical(label)

@@ -12,12 +12,13 @@ Frozen weights need no gradient, so autograd itself keeps nothing for the layers
 Trained parameters may be float32 above bf16 weights: they are cast where they meet the activations.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as compute_again
 
 from imagebind_llm.attention import cached_attention, causal_attention, gated_attention
 from imagebind_llm.config import LlamaConfig, PromptConfig, RopeScaling
@@ -47,6 +48,11 @@ def check_context(length: int, config: LlamaConfig) -> None:
             f"{length} positions, but the context of this LLaMA is {config.max_seq_len}; "
             "shorten the prompt or ask for fewer new tokens"
         )
+
+
+def lowest_adapted(config: LlamaConfig, prompts: PromptConfig | None) -> int:
+    """Index of the lowest layer that has LoRA and biases, if any has."""
+    return config.n_layers - prompts.lora_layers if prompts and prompts.lora_layers is not None else 0
 
 
 class KVCache:
@@ -252,7 +258,10 @@ class Llama(nn.Module):
             )
         self.config = config
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim, device=device)
-        self.layers = nn.ModuleList(Block(config, prompts, device) for _ in range(config.n_layers))
+        plain = prompts and replace(prompts, lora_rank=0, bias=False)
+        lowest = lowest_adapted(config, prompts)
+        self.lowest = min(lowest, config.n_layers - prompts.adapter_layer) if prompts else 0  # layers below never change
+        self.layers = nn.ModuleList(Block(config, prompts if i >= lowest else plain, device) for i in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         if not config.tied:
             self.output = nn.Linear(config.dim, config.vocab_size, bias=False, device=device)
@@ -275,26 +284,41 @@ class Llama(nn.Module):
         cache: KVCache | None = None,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
+        checkpoint: bool = False,
+        below: Tensor | None = None,
     ) -> Tensor:
         """Normed hidden states (B,T,D) of tokens (B,T), or (N,D) at the flat positions `keep` (b*T+t).
 
         Without `positions` and `mask`: causal, from position 0; rows are padded on the right. After columns that a cache
         already holds, give each token's `positions` (B,T) and the `mask` (B,1,T,S) bool of the columns it may see (None:
         up to its own). Prompts are read in the first pass into a cache and come from the cache afterwards.
+        `checkpoint`: in training, keep only the layers' inputs and compute the rest again in the backward pass.
+        `below` (B,T,D): what `lower` returned for these tokens; only the layers above are computed.
         """
         if positions is None:
             check_context(tokens.shape[1], self.config)
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]  # (1,T)
         table = rope_table(positions, self.config)
         rope = Rope(table * (self.config.dim // self.config.n_heads) ** -0.5, table)
-        x = self.tok_embeddings(tokens)
+        x = self.tok_embeddings(tokens) if below is None else below
         bias = cache.bias(tokens.shape[1], mask, like=x) if cache is not None and cache.used else None
-        for i, layer in enumerate(self.layers):
-            kv = self._prompt_kv(i, prompts, cache)
-            x = layer(x, rope, kv, Past(cache, i, bias), keep if i == self.config.n_layers - 1 else None)
+        for i in range(0 if below is None else self.lowest, self.config.n_layers):
+            layer, kv = self.layers[i], self._prompt_kv(i, prompts, cache)
+            inputs = (x, rope, kv, Past(cache, i, bias), keep if i == self.config.n_layers - 1 else None)
+            x = compute_again(layer, *inputs, use_reentrant=False) if checkpoint else layer(*inputs)
         if cache is not None:
             cache.used += tokens.shape[1]
         return self.norm(x)
+
+    def lower(self, tokens: Tensor) -> Tensor:
+        """States (B,T,D) that enter the lowest layer with prompts, LoRA or biases: they depend on the tokens (B,T) alone."""
+        check_context(tokens.shape[1], self.config)
+        table = rope_table(torch.arange(tokens.shape[1], device=tokens.device)[None], self.config)
+        rope = Rope(table * (self.config.dim // self.config.n_heads) ** -0.5, table)
+        x = self.tok_embeddings(tokens)
+        for i in range(self.lowest):
+            x = self.layers[i](x, rope, None, Past(None, i, None), None)
+        return x
 
     def _prompt_kv(self, i: int, prompts: Prompts | None, cache: KVCache | None) -> PromptKV | None:
         if cache is not None and cache.used:

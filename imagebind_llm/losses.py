@@ -8,9 +8,11 @@ is computed together with the value and kept, (N, D) numbers; no logits survive 
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from imagebind_llm.linear import linear
+from imagebind_llm.records import IGNORE
 
 CHUNK_ENTRIES = 4_000_000  # logits of one chunk: 16 MB in float32, small enough for a last-level cache
 
@@ -45,9 +47,22 @@ def token_logp(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return _TokenLogp.apply(hidden, weight, targets)
 
 
-def rationale_nll(logp: Tensor, mask: Tensor) -> Tensor:
-    """Mean negative log-likelihood of the answer tokens: logp and mask (B,T). 0 if no token carries a target."""
-    return -(logp * mask).sum() / mask.sum().clamp(min=1)
+def rationale_nll(logp: Tensor, mask: Tensor, count: Tensor | int | None = None) -> Tensor:
+    """Negative log-likelihood of the answer tokens, logp and mask (B,T), over their number; 0 without any.
+
+    `count` is the number to divide by if this batch is a part of a larger one (other ranks, other forward passes).
+    """
+    return -(logp * mask).sum() / _positive(mask.sum() if count is None else count)
+
+
+def intent_cross_entropy(logits: Tensor, intents: Tensor, count: Tensor | int | None = None) -> Tensor:
+    """Cross-entropy of the intent head, logits (B,C) float32, intents (B,) or IGNORE, over the known ones' number."""
+    total = F.cross_entropy(logits, intents, ignore_index=IGNORE, reduction="sum")
+    return total / _positive((intents != IGNORE).sum() if count is None else count)
+
+
+def _positive(count: Tensor | int) -> Tensor | int:
+    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
 
 
 def self_critical(logp: Tensor, mask: Tensor, advantage: Tensor, max_tokens: int) -> Tensor:

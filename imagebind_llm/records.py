@@ -1,8 +1,11 @@
 """The types that cross module borders, and nothing else."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
 IGNORE = -100  # target of a token position that carries no loss (torch's own convention)
@@ -18,6 +21,47 @@ class Example:
     text: str
     intent: str | None = None  # canonical label of the taxonomy
     speaker: str | None = None  # where the data set names one
+    rationale: str | None = None  # why, in a sentence or two
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What the model is asked, and what it should answer: `before + context + after` is the prompt.
+
+    Only the context may be shortened to fit a sequence. `intent` is a class index.
+    """
+
+    key: str  # names it in messages; the clip's key in the embedding store if it is `embedded`
+    before: str
+    context: str
+    after: str
+    answer: str = ""
+    intent: int | None = None
+    embedded: bool = False
+    rationale: str | None = None  # the reference, as it stands in the answer
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """An exchange as token ids: prompt and answer in one, the first `n_prompt` are the prompt; `cut` if context was lost."""
+
+    key: str
+    ids: tuple[int, ...]
+    n_prompt: int
+    intent: int | None = None
+    embedded: bool = False
+    cut: bool = False
+    rationale: str | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an answer says: a label of the taxonomy or None, a rationale or None; `finished`: it ended by itself (EOS), not at
+    the length limit."""
+
+    intent: str | None
+    rationale: str | None
+    finished: bool = True
 
 
 @dataclass(frozen=True)
@@ -41,12 +85,32 @@ class Batch:
     targets: (B, T) the answer's own tokens in place, IGNORE elsewhere: position t-1 is what predicts targets[:, t].
     embeddings: (B, M, E) L2-normalised embeddings in the order text, audio, vision; None for text-only rows.
     present: (B, M) bool, which of them the row really has; what stands in an absent slot is never looked at.
+    n_prompt: (B,) length of each prompt; the intent head reads its last position. None: no head is asked.
+    intents: (B,) class indices, IGNORE where none is known.
+    keys: what the rows are called in messages.
+    below: (B, T, D) states that enter the lowest adapted layer, where they are known; else they are computed.
     """
 
     tokens: Tensor
     targets: Tensor
     embeddings: Tensor | None = None
     present: Tensor | None = None
+    n_prompt: Tensor | None = None
+    intents: Tensor | None = None
+    keys: tuple[str, ...] = ()
+    below: Tensor | None = None
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device."""
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory; data loaders call it."""
+        return self._with_tensors(lambda tensor: tensor.pin_memory())
+
+    def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        fields_of: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{k: change(v) if isinstance(v, Tensor) else v for k, v in fields_of.items()})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -55,7 +119,9 @@ class Output:
 
     logp: (B, T) float32, log p(targets[:, t] | everything before t), 0 where there is no target.
     mask: (B, T) bool, where there is one.
+    intent_logits: (B, C) float32, of the intent head; None without a head or without `n_prompt`.
     """
 
     logp: Tensor
     mask: Tensor
+    intent_logits: Tensor | None = None

@@ -42,10 +42,11 @@ def test_adapter_over_a_plain_llama_is_the_whole_public_model(tmp_path, case):
 
 def test_settings_are_those_of_the_public_model(tmp_path):
     found = open_adapter(released("b_ib_finetune", tmp_path / "adapter.pth"))
-    assert dataclasses.astuple(found.prompts) == (3, 1, False, 4, True)
+    assert dataclasses.astuple(found.prompts) == (3, 1, False, 4, True, None)
     assert dataclasses.astuple(found.bridge) == (128, 48, "average", False)
     assert open_adapter(released("d_ib_legacy", tmp_path / "adapter.pth")).bridge.legacy
-    assert dataclasses.astuple(open_adapter(released("a_v1", tmp_path / "adapter.pth")).prompts) == (3, 5, False, 0, False)
+    v1 = open_adapter(released("a_v1", tmp_path / "adapter.pth"))
+    assert dataclasses.astuple(v1.prompts) == (3, 5, False, 0, False, None)
 
 
 def test_old_spelling_of_llama_is_understood(tmp_path):

@@ -9,11 +9,14 @@ PACKAGE = Path(__file__).parent.parent / "imagebind_llm"
 ROWS = (
     "config records labels gguf_header",
     "tokenizers distributed metrics text_metrics store attention fused linear mel crops",
-    "instructions media encoder llama losses zeroshot probe verifier",
-    "bridge rewards datasets report checkpoint demo_world",
-    "model weights rationales scoring",
-    "generate extraction",
-    "training faithfulness",
+    "instructions media encoder llama losses zeroshot probe verifier batches",
+    "bridge rewards datasets report checkpoint demo_world frozen_states",
+    "model weights corpus rationales scoring",
+    "generate extraction assembly",
+    "inference self_critical",
+    "answers training faithfulness",
+    "run",
+    "results",
 )
 ROW = {name: number for number, row in enumerate(ROWS) for name in row.split()}
 FILES = sorted(PACKAGE.rglob("*.py"))

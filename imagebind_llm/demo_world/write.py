@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from imagebind_llm.config import DemoWorldSettings
 from imagebind_llm.demo_world import cues, face, texts, voice
-from imagebind_llm.demo_world.phrases import rationale
+from imagebind_llm.demo_world.phrases import caption, rationale
 from imagebind_llm.store import write_atomic
 
 SPLITS = ("train", "dev", "test")
@@ -84,7 +84,9 @@ def _row(seed: int, split: str, index: int, known: frozenset[str] | None) -> Row
 
 
 def write_world(settings: DemoWorldSettings) -> list[Row]:
-    """Make the clips that are missing under `output_dir`, then the TSVs and rationales.jsonl. Returns the rows.
+    """Make the clips that are missing under `output_dir`, then the TSVs, rationales.jsonl and captions.json. Returns the rows.
+
+    captions.json names every cue of the train and dev clips, for a first training stage; never those of the test split.
 
     Raises DemoWorldError if the folder holds another world.
     """
@@ -101,6 +103,8 @@ def write_world(settings: DemoWorldSettings) -> list[Row]:
     for split in SPLITS:
         write_atomic(root / f"{split}.tsv", _tsv([row for row in made if row.split == split]).encode())
     write_atomic(root / "rationales.jsonl", "".join(json.dumps(_reference(row)) + "\n" for row in made).encode())
+    captions = [_caption(row) for row in made if row.split != "test"]
+    write_atomic(root / "captions.json", (json.dumps(captions, indent=0) + "\n").encode())
     return made
 
 
@@ -181,3 +185,7 @@ def _tsv(some: list[Row]) -> str:
 
 def _reference(row: Row) -> dict:
     return {"key": row.key, "intent": row.scene.intent, "rationale": row.rationale, "cues": row.scene.cues}
+
+
+def _caption(row: Row) -> dict:
+    return {"key": row.key, "split": row.split, "caption": caption(row.scene.cues)}

@@ -1,0 +1,111 @@
+"""Train ITSL: intent and rationale together, from clips' embeddings, on any number of GPUs or on a laptop.
+
+    torchrun --nproc_per_node 8 engine_finetune.py --model Llama7B_adapter --llama_model_path LLAMA \\
+        --data_path alpaca_data.json --adapter_layer 30 --adapter_len 10 --max_seq_len 512 --batch_size 4 --epochs 5 \\
+        --warmup_epochs 2 --blr 9e-3 --weight_decay 0.02 --output_dir ./checkpoint/
+    torchrun --nproc_per_node 2 engine_finetune.py --data_path data/demo/clips --emb_path runs/demo/emb \\
+        --output_dir runs/demo/itsl
+
+Started again, an interrupted run continues and ends with the same weights. Only train is trained on, only dev is used to
+choose, and test is looked at once, at the end.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from imagebind_llm import distributed
+from imagebind_llm.assembly import Assembled, build, open_language
+from imagebind_llm.batches import Collator
+from imagebind_llm.checkpoint import CheckpointError
+from imagebind_llm.config import TrainSettings, parse
+from imagebind_llm.corpus import Corpus, load_corpus
+from imagebind_llm.datasets import DataError
+from imagebind_llm.instructions import InstructionError
+from imagebind_llm.llama import ContextError
+from imagebind_llm.results import finish
+from imagebind_llm.run import Run
+from imagebind_llm.self_critical import Critic
+from imagebind_llm.store import StoreError
+from imagebind_llm.tokenizers import LlamaTokenizer, TokenizerError
+from imagebind_llm.training import TrainingError, evaluate, make_optimizer, over_ranks, train_one_epoch
+from imagebind_llm.weights import WeightsError
+
+
+def main() -> int:
+    settings = parse(TrainSettings, description=__doc__)
+    try:
+        with distributed.process_group(distributed.choose_device(settings.device)) as device:
+            train(settings, device)
+    except (CheckpointError, ContextError, DataError, InstructionError, StoreError, TokenizerError, TrainingError) as error:
+        return fail(str(error))
+    except (WeightsError, ValueError) as error:
+        return fail(str(error))
+    except OSError as error:
+        return fail(f"{error}; mend this and start again: the run continues")
+    except KeyboardInterrupt:
+        return fail("interrupted; start again to continue")
+    return 0
+
+
+def train(settings: TrainSettings, device: torch.device) -> None:
+    llama, tokenizer = open_language(settings.llama_model_path, settings.model)
+    corpus = load_corpus(settings, tokenizer, min(settings.max_seq_len, llama.max_seq_len))
+    assembled = build(settings, corpus.taxonomy, corpus.store.identity.width if corpus.store else None, device)
+    model = distributed.wrap(assembled.model)
+    optimizer = make_optimizer(assembled.model, settings.weight_decay)
+    run = Run(settings, assembled, optimizer, corpus)
+    announce(run, assembled, corpus)
+    rows = corpus.splits["train"]
+    with run.frozen_states(device) as states:
+        collate = Collator(corpus.store, corpus.modalities, states)
+        look = partial(evaluate, assembled.model, corpus.splits.get("dev", []), collate, device, 2 * settings.batch_size)
+        critic = None
+        while not run.finished:
+            critic = critic or begin_criticism(run, tokenizer, look)
+            for moment in train_one_epoch(model, optimizer, rows, collate, settings, device, run.position, critic):
+                run.line(moment)
+                if moment.position.step % settings.save_steps == 0 and moment.position.step < moment.steps:
+                    run.save()
+            scores = {"train": over_ranks(run.position.sums).means() | over_ranks(run.position.critic).means()}
+            scores["dev"], right = look()
+            run.end_epoch(scores, right)
+    finish(run, tokenizer, device)
+
+
+def begin_criticism(run: Run, tokenizer: LlamaTokenizer, look: Callable[[], tuple[dict, list[bool]]]) -> Critic | None:
+    """The critic, from the epoch of --critic_start on; the model of that moment is what it is held against."""
+    settings, taxonomy = run.settings, run.corpus.taxonomy
+    if not settings.w_critic or run.position.epoch + 1 <= settings.critic_start:
+        return None
+    if taxonomy is None or run.verifier is None:
+        raise DataError("--w_critic needs intents and reference rationales: pass --rationales, a JSONL of {key, rationale}")
+    critic = Critic(settings, tokenizer, taxonomy, run.corpus.splits["train"], run.verifier, run.reference())
+    if not run.guard.right:
+        run.begin_criticism(*look())
+    return critic
+
+
+def announce(run: Run, assembled: Assembled, corpus: Corpus) -> None:
+    """What is trained on what."""
+    trained = {name: p.numel() for name, p in assembled.model.named_parameters() if p.requires_grad}
+    run.say(f"trained parameters: {sum(trained.values()):,} of {sum(p.numel() for p in assembled.model.parameters()):,}")
+    run.say("rows: " + ", ".join(f"{name} {len(rows)}" for name, rows in corpus.splits.items()))
+    if corpus.n_cut:
+        run.say(f"rows that lost context to fit --max_seq_len {run.settings.max_seq_len}: {corpus.n_cut}")
+    if len(corpus.splits["train"]) < distributed.world_size():
+        raise DataError(f"{len(corpus.splits['train'])} rows for {distributed.world_size()} ranks; lower --nproc_per_node")
+
+
+def fail(message: str) -> int:
+    """Say what is wrong, and on which rank: it may be wrong on one alone."""
+    rank = f" (rank {os.environ['RANK']})" if "RANK" in os.environ else ""
+    print(f"engine_finetune.py{rank}: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""What does this person mean, and why? One clip, one row of a data set, or a whole split.
+
+python explain.py --checkpoint runs/demo/itsl/best --clip data/demo/clips/raw_data/S03/E01/1.mp4 --text "what is said"
+python explain.py --checkpoint runs/demo/itsl/best --data_path data/demo/clips --emb_path runs/demo/emb --key S03_E01_1
+python explain.py --checkpoint runs/demo/itsl/best --data_path data/demo/clips --emb_path runs/demo/emb --batch answers.jsonl
+"""
+
+import sys
+from pathlib import Path
+
+from imagebind_llm import distributed
+from imagebind_llm.answers import answer_split, embed_clip, open_store, shown
+from imagebind_llm.checkpoint import CheckpointError
+from imagebind_llm.config import ExplainSettings, parse
+from imagebind_llm.datasets import DataError, load_dataset
+from imagebind_llm.inference import Explainer
+from imagebind_llm.records import Example
+from imagebind_llm.store import StoreError
+
+
+def main() -> int:
+    settings = parse(ExplainSettings, description=__doc__)
+    try:
+        device = distributed.choose_device(settings.device)
+        explainer = Explainer.load(Path(settings.checkpoint), settings.llama_model_path, device, settings.dtype)
+        if settings.batch:
+            answer_split(explainer, settings)
+        else:
+            one(explainer, settings)
+    except (CheckpointError, DataError, StoreError, ValueError, OSError) as error:
+        print(f"explain.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("explain.py: interrupted; the same command continues", file=sys.stderr)
+        return 2
+    return 0
+
+
+def one(explainer: Explainer, settings: ExplainSettings) -> None:
+    """Explain one clip and print the answer."""
+    if settings.data_path:
+        examples = [e for e in load_dataset(settings.data_path).examples if e.key == settings.key]
+        if not examples:
+            raise DataError(f"{settings.data_path}: no clip with the key {settings.key}")
+        store = open_store(explainer, settings)
+        vectors, present = store.read([settings.key]) if store else (None, None)
+    else:
+        clip = Path(settings.clip) if settings.clip else None
+        examples = [Example(settings.clip or "text", "all", clip, settings.text)]
+        vectors, present = embed_clip(explainer, examples[0], settings)
+    [explanation] = explainer.explain(examples, vectors, present, settings.max_new_tokens)
+    print(shown(explanation, explainer.taxonomy.labels, examples[0]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

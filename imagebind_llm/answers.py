@@ -1,0 +1,129 @@
+"""Answers about clips, for people and for files: what explain.py prints and writes."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from imagebind_llm.config import ExplainSettings, ExtractSettings
+from imagebind_llm.datasets import DataError, load_dataset
+from imagebind_llm.extraction import BatchReader, embed
+from imagebind_llm.inference import Explainer, Explanation
+from imagebind_llm.records import Example
+from imagebind_llm.store import Store, write_atomic
+from imagebind_llm.weights.imagebind import find_imagebind, load_imagebind
+
+
+def embed_clip(explainer: Explainer, example: Example, settings: ExplainSettings) -> tuple[Tensor | None, Tensor | None]:
+    """Embeddings (1,M,E) and presence (1,M) of a clip, made as those that the model was trained on.
+
+    What cannot be read of it counts as absent, and is said. Raises DataError if nothing can.
+    """
+    identity = explainer.store_identity
+    if not explainer.needs_embeddings or identity is None:
+        return None, None
+    wanted = [
+        name for name in explainer.modalities if name in identity["modalities"] and (name != "text" or example.text.strip())
+    ]
+    if example.clip is None:
+        wanted = [name for name in wanted if name == "text"]
+    recipe = ExtractSettings(
+        data_path="",
+        output_dir="",
+        encoder=identity["encoder"],
+        modalities=tuple(wanted),
+        window_rule=identity["window_rule"],
+        clean_audio=identity["clean_audio"],
+    )
+    encoder = load_imagebind(find_imagebind(recipe.encoder, settings.encoder_weights), recipe.encoder, torch.float32)
+    vectors, present, failures = embed(encoder, BatchReader([[example]], recipe)[0])
+    for failure in failures:
+        print(f"not used, {failure.modality}: {failure.reason}")
+    if not present.any():
+        raise DataError(f"{example.clip}: nothing of it can be used: {'; '.join(f.reason for f in failures) or 'no words'}")
+    return vectors, present
+
+
+def shown(explanation: Explanation, labels: Sequence[str], example: Example) -> str:
+    """The answer as a person reads it."""
+    lines = [f"Intent:     {explanation.intent} ({float(explanation.probabilities.max()):.2f})"]
+    lines.append("Or:         " + ", ".join(f"{label} ({p:.2f})" for label, p in explanation.runners_up(labels)))
+    lines.append(f"Rationale:  {explanation.rationale}{'' if explanation.finished else ' ... (cut at --max_new_tokens)'}")
+    if not explanation.consistent:
+        other = labels[int(explanation.criticised.argmax())]
+        lines.append(f"Careful:    the rationale speaks for {other} rather than {explanation.intent}")
+    if example.intent is not None:
+        lines.append(f"Labelled:   {example.intent}")
+    return "\n".join(lines)
+
+
+def answer_split(explainer: Explainer, settings: ExplainSettings) -> None:
+    """Write an answer a line for every clip of a split; rows that an interrupted run wrote are kept."""
+    dataset = load_dataset(settings.data_path, (settings.split,))
+    examples = dataset.splits[settings.split]
+    path = Path(settings.batch)
+    stamp = {"model": explainer.digest}
+    done = _written(path, stamp)
+    todo = [example for example in examples if example.key not in done]
+    store = open_store(explainer, settings)
+    with tqdm(total=len(examples), initial=len(examples) - len(todo), unit="clip", desc="explaining", smoothing=0.1) as bar:
+        for start in range(0, len(todo), settings.batch_size):
+            part = todo[start : start + settings.batch_size]
+            vectors, present = store.read([e.key for e in part]) if store else (None, None)
+            for example, found in zip(part, explainer.explain(part, vectors, present, settings.max_new_tokens), strict=True):
+                done[example.key] = row(explainer, example, found) | stamp
+            lines = [json.dumps(done[example.key]) for example in examples if example.key in done]
+            write_atomic(path, ("\n".join(lines) + "\n").encode())
+            bar.update(len(part))
+    unfinished = sum(not done[example.key]["finished"] for example in examples)
+    doubtful = sum(not done[example.key]["consistent"] for example in examples)
+    print(f"{len(examples)} answers in {path}; {doubtful} whose rationale speaks for another intent (consistent: false)")
+    if unfinished:
+        print(f"{unfinished} rationales were cut at --max_new_tokens {settings.max_new_tokens}")
+
+
+def row(explainer: Explainer, example: Example, found: Explanation) -> dict:
+    """One line of the file: what rationales.jsonl has, and what the model thought."""
+    return {
+        "key": example.key,
+        "gold": example.intent,
+        "intent": found.intent,
+        "probability": round(float(found.probabilities.max()), 5),
+        "runners_up": [[label, round(p, 5)] for label, p in found.runners_up(explainer.taxonomy.labels)],
+        "rationale": found.rationale,
+        "finished": found.finished,
+        "consistent": found.consistent,
+        "criticised": explainer.taxonomy.labels[int(found.criticised.argmax())],
+    }
+
+
+def _written(path: Path, stamp: dict) -> dict[str, dict]:
+    """Rows of this very model that are there already; a last line that was cut off is forgotten."""
+    if not path.is_file():
+        return {}
+    rows = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if {name: found.get(name) for name in stamp} == stamp:
+            rows[found["key"]] = found
+    return rows
+
+
+def open_store(explainer: Explainer, settings: ExplainSettings) -> Store | None:
+    """--emb_path, checked; None for a model that knows words alone."""
+    if not explainer.needs_embeddings:
+        return None
+    if not settings.emb_path:
+        raise DataError(
+            f"this model looks at {' '.join(explainer.modalities)}: pass --emb_path, a store made by: "
+            f"python avt_get_emb.py --data_path {settings.data_path} --output_dir EMB"
+        )
+    store = Store(Path(settings.emb_path))
+    explainer.check_store(store)
+    return store

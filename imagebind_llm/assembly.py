@@ -1,0 +1,186 @@
+"""Puts the model together: a LLaMA from its files, and bridge, prompts, LoRA and head anew or from files."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imagebind_llm import checkpoint
+from imagebind_llm.checkpoint import CheckpointError
+from imagebind_llm.config import BridgeConfig, LlamaConfig, ModelConfig, PromptConfig, TrainSettings
+from imagebind_llm.labels import MINTREC, MINTREC2, Taxonomy
+from imagebind_llm.model import HEAD, ITSL
+from imagebind_llm.tokenizers import LlamaTokenizer, check_vocabulary, load_tokenizer
+from imagebind_llm.weights import WeightsError, assign, load_llama, open_adapter, open_llama, smollm2_path
+from imagebind_llm.weights.llama_checkpoint import expected_shapes
+
+DEFAULT_LAYERS, DEFAULT_PROMPTS = 30, 10  # LLaMA-Adapter's
+TAXONOMIES = {taxonomy.name: taxonomy for taxonomy in (MINTREC, MINTREC2)}
+
+
+@dataclass
+class Assembled:
+    """A model, what it was built from, and the names of the parameters that are not simply its LLaMA's."""
+
+    model: ITSL
+    config: ModelConfig
+    own: frozenset[str]
+
+    def adapter(self) -> dict[str, Tensor]:
+        """What a checkpoint holds: everything that the LLaMA's own files do not."""
+        return {name: p.detach().cpu().contiguous() for name, p in self.model.named_parameters() if name in self.own}
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where training starts from: settings that are given, and the tensors that go with them."""
+
+    prompts: PromptConfig | None = None
+    bridge: BridgeConfig | None = None
+    tensors: dict[str, Tensor] | None = None
+
+
+def open_language(path: str, model: str = "auto") -> tuple[LlamaConfig, LlamaTokenizer]:
+    """Sizes and tokenizer of a LLaMA, without reading its weights; "" is SmolLM2. Raises WeightsError, TokenizerError."""
+    path = path or str(smollm2_path())
+    config = open_llama(path, model).config
+    tokenizer = load_tokenizer(path)
+    check_vocabulary(tokenizer, config.vocab_size)
+    return config, tokenizer
+
+
+def build(settings: TrainSettings, taxonomy: Taxonomy | None, embedding_width: int | None, device: torch.device) -> Assembled:
+    """The model that a run trains, its trainable parameters chosen. `embedding_width` None: no clip has embeddings.
+
+    Without a taxonomy it has no intent head; that of --pretrained_path goes on if it is for the same taxonomy.
+    """
+    start = _start(settings, taxonomy)
+    llama, state = load_llama(
+        settings.llama_model_path or smollm2_path(), frozen_dtype(settings.dtype, device), device, settings.model
+    )
+    prompts = _prompts(settings, start, llama)
+    config = ModelConfig(
+        llama, prompts, _bridge(settings, start, llama, embedding_width), len(taxonomy.labels) if taxonomy else 0
+    )
+    torch.manual_seed(settings.seed)
+    assembled = _around(config, state, start.tensors or {}, device)
+    assembled.model.train_only(settings.trainable)
+    if embedding_width is None:  # nothing would ever reach them
+        for name, parameter in assembled.model.named_parameters():
+            if name.startswith(("bridge.", "modality_query.")):
+                parameter.requires_grad_(False)
+    trained = {name for name, p in assembled.model.named_parameters() if p.requires_grad}
+    assembled.own = assembled.own | trained
+    return assembled
+
+
+def restore(folder: Path, llama_model_path: str, device: torch.device, dtype: torch.dtype) -> tuple[Assembled, dict[str, Any]]:
+    """The model of a checkpoint around its LLaMA ("": the one it names), frozen, and the checkpoint's JSON.
+
+    Raises CheckpointError if the checkpoint or the LLaMA does not fit.
+    """
+    info = checkpoint.read_info(folder)
+    config = checkpoint.config_from_json(info["model"])
+    path = llama_model_path or info["settings"]["llama_model_path"] or smollm2_path()
+    llama, state = load_llama(path, dtype, device)
+    if llama != config.llama:
+        raise CheckpointError(f"{folder}: trained on a LLaMA of other sizes than {path}; pass its own as --llama_model_path")
+    if info["llama"] != llama_fingerprint(state):
+        raise CheckpointError(
+            f"{folder}: trained on another LLaMA of the same sizes than {path}; pass its own as --llama_model_path"
+        )
+    return _around(config, state, checkpoint.read_tensors(folder), device), info
+
+
+def _around(config: ModelConfig, state: dict[str, Tensor], own: dict[str, Tensor], device: torch.device) -> Assembled:
+    """ITSL around a LLaMA's parameters; `own` replaces what was drawn at random."""
+    model = ITSL(config.llama, config.prompts, config.bridge, "meta", config.n_intents)
+    assign(model.llama, {name: tensor for name, tensor in state.items()})
+    parameters = dict(model.named_parameters())
+    unknown = sorted(set(own) - set(parameters))
+    if unknown:
+        raise WeightsError(f"the adapter has {len(unknown)} tensors that the model does not have, {unknown[0]} for one")
+    assign(model, own)
+    base = {f"llama.{name}" for name in expected_shapes(config.llama)}
+    names = frozenset(name for name in parameters if name not in base or name in own)
+    return Assembled(model.to(device), config, names)
+
+
+def frozen_dtype(name: str, device: torch.device) -> torch.dtype:
+    """ "auto": bfloat16 on a GPU, float32 on a CPU."""
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" else "float32"
+    return getattr(torch, name)
+
+
+def llama_fingerprint(state: Mapping[str, Tensor]) -> str:
+    """Tells LLaMAs of the same sizes apart, whatever dtype they are loaded in: a digest of some of their numbers."""
+    some = state["tok_embeddings.weight"][:256]  # never trained; the norms are
+    numbers = some.detach().to("cpu", torch.bfloat16).view(torch.int16).contiguous().numpy()
+    return hashlib.sha256(numbers.tobytes()).hexdigest()[:16]
+
+
+def taxonomy_of(info: dict[str, Any]) -> Taxonomy | None:
+    """The taxonomy that a checkpoint was trained with."""
+    return TAXONOMIES[info["taxonomy"]] if info["taxonomy"] else None
+
+
+# --- where training starts --------------------------------------------------------------------------------------------
+
+
+def _start(settings: TrainSettings, taxonomy: Taxonomy | None) -> Start:
+    if not settings.pretrained_path:
+        return Start()
+    path = Path(settings.pretrained_path)
+    if path.is_dir():
+        info = checkpoint.read_info(path)
+        config = checkpoint.config_from_json(info["model"])
+        tensors = checkpoint.read_tensors(path)
+        if (taxonomy.name if taxonomy else None) != info["taxonomy"]:  # the head is for other labels
+            tensors = {name: t for name, t in tensors.items() if not name.startswith(HEAD)}
+        return Start(config.prompts, config.bridge, tensors)
+    adapter = open_adapter(path, settings.adapter_layer)
+    return Start(adapter.prompts, adapter.bridge, adapter.read())
+
+
+def _prompts(settings: TrainSettings, start: Start, llama: LlamaConfig) -> PromptConfig:
+    """The shape of prompts and LoRA: that of the start, where there is one; a flag that disagrees is an error."""
+    given = start.prompts
+    wants_lora = settings.trainable != "prompts"
+    rank = settings.lora_rank
+    if given is None:
+        if wants_lora and not rank:
+            raise ValueError(
+                f"--trainable {settings.trainable}: there is no LoRA to train; pass --lora_rank 8 or a --pretrained_path"
+            )
+        layers = min(DEFAULT_LAYERS, llama.n_layers) if settings.adapter_layer is None else settings.adapter_layer
+        prompts = DEFAULT_PROMPTS if settings.adapter_len is None else settings.adapter_len
+        return PromptConfig(layers, prompts, lora_rank=rank or 0, bias=bool(rank), lora_layers=layers)
+    for name in ("adapter_layer", "adapter_len"):
+        flag, own = getattr(settings, name), getattr(given, name)
+        if flag is not None and flag != own:
+            raise ValueError(f"--{name} {flag}, but {settings.pretrained_path} has {own}: pass --{name} {own} or leave it out")
+    if given.lora_rank and rank not in (None, given.lora_rank):
+        raise ValueError(f"--lora_rank {rank}, but {settings.pretrained_path} has {given.lora_rank}: pass that or leave it out")
+    if wants_lora and not (rank or given.lora_rank):
+        raise ValueError(
+            f"--trainable {settings.trainable}: {settings.pretrained_path} has no LoRA; pass --lora_rank 16 to add one"
+        )
+    return given if given.lora_rank or not rank else replace(given, lora_rank=rank, bias=True, lora_layers=given.adapter_layer)
+
+
+def _bridge(settings: TrainSettings, start: Start, llama: LlamaConfig, embedding_width: int | None) -> BridgeConfig | None:
+    if start.bridge is not None:
+        if embedding_width not in (None, start.bridge.embedding_width):
+            raise ValueError(
+                f"{settings.pretrained_path} takes embeddings of width {start.bridge.embedding_width}, "
+                f"{settings.emb_path} holds {embedding_width}; make them with the encoder that it was trained with"
+            )
+        return start.bridge
+    if embedding_width is None:
+        return None
+    return BridgeConfig(round(settings.bridge_width * llama.dim), embedding_width, settings.fusion)

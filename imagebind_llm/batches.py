@@ -1,0 +1,113 @@
+"""Sequences to batches: which rows a step sees, who computes which of them, and how they are padded.
+
+The rows of a step depend on (seed, epoch, rows a step) alone. Ranks and forward passes share them out, so that one rank with
+a batch of 8 and two ranks with 4 take the same steps. Rows of similar length meet in a step: they are sorted inside chunks
+of a shuffled epoch, and the steps are shuffled again.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from imagebind_llm.config import MODALITIES
+from imagebind_llm.records import IGNORE, Batch
+from imagebind_llm.records import Sequence as Ids
+from imagebind_llm.store import Store
+
+CHUNK_STEPS = 8  # steps whose rows are sorted by length together
+
+
+def steps_of_epoch(lengths: Sequence[int], rows_a_step: int, seed: int, epoch: int) -> list[list[int]]:
+    """Every row once, in steps of `rows_a_step` (the last may be shorter), of similar length, in an order of its own."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    chunks = _slices(order, rows_a_step * CHUNK_STEPS)
+    steps = [step for chunk in chunks for step in _slices(sorted(chunk, key=lambda row: lengths[row]), rows_a_step)]
+    return [steps[i] for i in torch.randperm(len(steps), generator=generator).tolist()]
+
+
+def shares(step: list[int], ranks: int, passes: int) -> list[list[list[int]]]:
+    """A step's rows for [rank][forward pass], dealt out in turn; some of a short last step may be empty."""
+    return [[step[rank * passes + number :: ranks * passes] for number in range(passes)] for rank in range(ranks)]
+
+
+def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """All rows in batches of similar length, for evaluation."""
+    return _slices(sorted(range(len(lengths)), key=lambda row: lengths[row]), size)
+
+
+def _slices(rows: list[int], size: int) -> list[list[int]]:
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+
+class States(Protocol):
+    """Hidden states by row (frozen_states.py)."""
+
+    def batch(self, rows: Sequence[Ids]) -> torch.Tensor: ...
+
+
+class Collator:
+    """Makes Batches of sequences; reads the embeddings of those that have any, and the `states` below the adapted layers."""
+
+    def __init__(self, store: Store | None, modalities: Iterable[str], states: "States | None" = None):
+        """`modalities` of a clip that the model may know."""
+        self.store, self.states = store, states
+        self.known = torch.tensor([name in modalities for name in MODALITIES])
+
+    def __call__(self, rows: Sequence[Ids]) -> Batch:
+        longest = max(len(row.ids) for row in rows)
+        tokens = torch.zeros(len(rows), longest, dtype=torch.long)
+        targets = torch.full_like(tokens, IGNORE)
+        for i, row in enumerate(rows):
+            ids = torch.tensor(row.ids)
+            tokens[i, : len(ids)] = ids
+            targets[i, row.n_prompt : len(ids)] = ids[row.n_prompt :]
+        embeddings, present = self.embeddings(rows)
+        return Batch(
+            tokens,
+            targets,
+            embeddings,
+            present,
+            n_prompt=torch.tensor([row.n_prompt for row in rows]),
+            intents=torch.tensor([IGNORE if row.intent is None else row.intent for row in rows]),
+            keys=tuple(row.key for row in rows),
+            below=self.states.batch(rows) if self.states is not None else None,
+        )
+
+    def embeddings(self, rows: Sequence[Ids]) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
+        """(B,M,E) and (B,M); zeros and False for rows that have no clip. Nothing at all without a store."""
+        if self.store is None:
+            return None, None
+        vectors = torch.zeros(len(rows), len(MODALITIES), self.store.identity.width)
+        present = torch.zeros(len(rows), len(MODALITIES), dtype=torch.bool)
+        there = [i for i, row in enumerate(rows) if row.embedded]
+        if there:
+            vectors[there], present[there] = self.store.read([rows[i].key for i in there])
+        return vectors, present & self.known
+
+    def without_targets(self, row: Ids) -> Batch:
+        """A batch that has no effect: what a rank computes when a short step has no row for it."""
+        return self([Ids(row.key, row.ids, len(row.ids), None, row.embedded)])
+
+
+class _Planned(TorchDataset):
+    def __init__(self, sequences: Sequence[Ids], plan: list[list[int]], collate: Collator):
+        self.sequences, self.plan, self.collate = sequences, plan, collate
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, index: int) -> Batch:
+        rows = [self.sequences[row] for row in self.plan[index]]
+        return self.collate(rows) if rows else self.collate.without_targets(self.sequences[0])
+
+
+def load(
+    sequences: Sequence[Ids], plan: list[list[int]], collate: Collator, num_workers: int, device: torch.device
+) -> Iterable[Batch]:
+    """The batches of a plan (rows of each), in order, read ahead by `num_workers` processes."""
+    pin = device.type == "cuda"
+    return DataLoader(_Planned(sequences, plan, collate), batch_size=None, num_workers=num_workers, pin_memory=pin)

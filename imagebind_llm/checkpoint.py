@@ -1,0 +1,145 @@
+"""Checkpoints of what we train, never of the frozen LLaMA: safetensors and JSON, written whole or not at all.
+
+    OUTPUT_DIR/checkpoint-0000120/{adapter.safetensors, optimizer.safetensors, checkpoint.json}
+    OUTPUT_DIR/last -> checkpoint-0000120        OUTPUT_DIR/best -> checkpoint-0000090
+
+A folder appears under its name when everything in it is on disk; then the links move, each in one rename; then folders
+that no link names are deleted. Whatever moment a run is killed, `last` and `best` are whole.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from imagebind_llm.config import BridgeConfig, LlamaConfig, ModelConfig, PromptConfig, RopeScaling
+
+FORMAT = 1
+ADAPTER, OPTIMIZER, INFO = "adapter.safetensors", "optimizer.safetensors", "checkpoint.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged or of another run; the message says what to do."""
+
+
+def save(
+    root: Path,
+    step: int,
+    adapter: dict[str, Tensor],
+    optimizer: dict[str, Tensor],
+    info: dict[str, Any],
+    best: bool,
+    write_more: Callable[[Path], None] | None = None,
+) -> None:
+    """Write checkpoint-STEP, make it `last` and, if it is, `best`. An OSError (a full disk) leaves the old ones."""
+    root.mkdir(parents=True, exist_ok=True)
+    folder = root / f"checkpoint-{step:07d}"
+    temporary = root / f".{folder.name}.{os.getpid()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        save_file(adapter, temporary / ADAPTER)
+        save_file(optimizer, temporary / OPTIMIZER)
+        (temporary / INFO).write_text(json.dumps({"format": FORMAT, **info}, indent=1))
+        if write_more is not None:
+            write_more(temporary)
+        for path in temporary.iterdir():
+            _sync(path)
+        if folder.exists():  # the same step again, after an interruption between this rename and the link
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"{folder} could not be written ({error}); `last` and `best` are as they were") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _link(root / "last", folder.name)
+    if best:
+        _link(root / "best", folder.name)
+    _prune(root)
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _link(link: Path, target: str) -> None:
+    temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    os.replace(temporary, link)
+
+
+def _prune(root: Path) -> None:
+    named = {os.readlink(root / link) for link in ("last", "best") if (root / link).is_symlink()}
+    for folder in root.glob("checkpoint-*"):
+        if folder.name not in named:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def clear(root: Path) -> None:
+    """Delete a run's checkpoints and log, and nothing else in the folder."""
+    for link in ("last", "best"):
+        (root / link).unlink(missing_ok=True)
+    _prune(root)
+    for name in ("log.txt", "reference.safetensors"):
+        (root / name).unlink(missing_ok=True)
+    shutil.rmtree(root / "tensorboard", ignore_errors=True)
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """A checkpoint's JSON. Raises CheckpointError, saying what was expected, if it is none."""
+    path = Path(folder) / INFO
+    if not path.is_file():
+        there = next((Path(folder) / name for name in ("best", "last") if (Path(folder) / name / INFO).is_file()), None)
+        hint = f"; did you mean {there}?" if there else "; make one with engine_finetune.py"
+        raise CheckpointError(f"{folder}: expected a checkpoint folder with {INFO}{hint}")
+    try:
+        info = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: damaged ({error}); take another checkpoint") from error
+    if info.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: checkpoint format {info.get('format')}, this version reads {FORMAT}")
+    return info
+
+
+def read_tensors(folder: Path, name: str = ADAPTER) -> dict[str, Tensor]:
+    """The tensors of `adapter.safetensors` or `optimizer.safetensors`."""
+    try:
+        return load_file(Path(folder) / name)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{Path(folder) / name}: cannot be read ({error}); take another checkpoint") from error
+
+
+def config_to_json(config: ModelConfig) -> dict[str, Any]:
+    return asdict(config)
+
+
+def config_from_json(fields: dict[str, Any]) -> ModelConfig:
+    """The inverse of `config_to_json`."""
+    llama = dict(fields["llama"])
+    scaling = llama.pop("rope_scaling")
+    return ModelConfig(
+        LlamaConfig(**llama, rope_scaling=RopeScaling(**scaling) if scaling else None),
+        PromptConfig(**fields["prompts"]),
+        BridgeConfig(**fields["bridge"]) if fields["bridge"] else None,
+        fields["n_intents"],
+    )
+
+
+def code_commit() -> str:
+    """The git commit of the code, "unknown" outside a repository."""
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False)
+    except OSError:
+        return "unknown"
+    return done.stdout.strip() if done.returncode == 0 else "unknown"

@@ -1,0 +1,82 @@
+"""Hidden states below the lowest adapted layer: nothing there trains and no prompt reaches it, so a row needs them once.
+
+With prompts and LoRA in the top 12 of 30 layers a step costs 12 forward and 12 backward layers instead of 30 and 12.
+They lie in one file that all ranks of a machine map; each rank computes a share of the rows.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from imagebind_llm import distributed
+from imagebind_llm.batches import Collator, by_length
+from imagebind_llm.llama import Llama
+from imagebind_llm.records import Sequence as Ids
+
+WORTH = 4  # at least a quarter of the layers must lie below
+
+
+class FrozenStates:
+    """States entering the lowest adapted layer, (T,D) of every distinct row of token ids, in a mapped file."""
+
+    def __init__(self, path: Path, rows: Sequence[Ids], width: int, dtype: torch.dtype):
+        """Maps `path`, which is made if it is not there. Raises OSError if the disk has no room for it."""
+        self._places: dict[tuple[int, ...], int] = {}
+        total = 0
+        for row in rows:
+            if row.ids not in self._places:
+                self._places[row.ids] = total
+                total += len(row.ids)
+        n_bytes = total * width * dtype.itemsize
+        with open(path, "ab") as file:
+            os.posix_fallocate(file.fileno(), 0, n_bytes)  # now, or a full disk would end a later write with a signal
+        self._states = torch.from_file(str(path), shared=True, size=total * width, dtype=dtype).view(total, width)
+
+    def __contains__(self, row: Ids) -> bool:
+        return row.ids in self._places
+
+    def put(self, row: Ids, states: Tensor) -> None:
+        """Keep states (T,D) of a row."""
+        start = self._places[row.ids]
+        self._states[start : start + len(row.ids)] = states
+
+    def batch(self, rows: Sequence[Ids]) -> Tensor:
+        """(B,T,D), zeros where a row is padded."""
+        longest = max(len(row.ids) for row in rows)
+        out = self._states.new_zeros(len(rows), longest, self._states.shape[1])
+        for i, row in enumerate(rows):
+            start = self._places[row.ids]
+            out[i, : len(row.ids)] = self._states[start : start + len(row.ids)]
+        return out  # (B,T,D)
+
+
+def states_size(rows: Sequence[Ids], llama: Llama) -> int:
+    """Bytes that the states of these rows take; 0 if too few layers lie below to be worth it."""
+    if llama.lowest * WORTH < llama.config.n_layers:
+        return 0
+    return sum(map(len, {row.ids for row in rows})) * llama.config.dim * llama.norm.weight.element_size()
+
+
+def compute_states(path: Path, rows: Sequence[Ids], llama: Llama, device: torch.device, batch_size: int) -> FrozenStates:
+    """The states of all rows. Collective: the ranks share the work; the file is anew each time."""
+    if distributed.is_main():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+    distributed.barrier()
+    dtype = llama.tok_embeddings.weight.dtype
+    found = FrozenStates(path, rows, llama.config.dim, dtype)
+    distinct = list({row.ids: row for row in rows}.values())
+    plan = by_length([len(row.ids) for row in distinct], batch_size)[distributed.rank() :: distributed.world_size()]
+    collate = Collator(None, ())
+    for picked in tqdm(plan, desc="frozen layers", unit="batch", disable=not distributed.is_main(), leave=False):
+        own = [distinct[row] for row in picked]
+        with torch.no_grad():
+            states = llama.lower(collate(own).tokens.to(device)).to("cpu")
+        for row, state in zip(own, states, strict=True):
+            found.put(row, state[: len(row.ids)])
+    distributed.barrier()
+    return found

@@ -1,0 +1,274 @@
+"""Clips in, intents and rationales out: a trained model's answers, in batches.
+
+    p(y | clip) = softmax over y of (share * log p_head(y) + (1 - share) * log p_decoder("Intent: y")) / temperature
+The head and the decoder both know the intent; `share` and `temperature` are chosen on dev (Calibration). The label with the
+highest probability is then put into the answer, and the decoder goes on with the rationale: so the two always agree.
+
+The model criticises its own answer (spec: p(y | clip) * q(y | rationale)^alpha, alpha from dev): q is the verifier's reading of
+the rationale with every label word masked. Where that would change the intent, the answer is flagged as inconsistent.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from imagebind_llm.assembly import Assembled, frozen_dtype, open_language, restore, taxonomy_of
+from imagebind_llm.batches import Collator
+from imagebind_llm.checkpoint import CheckpointError
+from imagebind_llm.config import NO_MODALITY
+from imagebind_llm.corpus import ask
+from imagebind_llm.generate import generate, read_prompts, score_rows
+from imagebind_llm.instructions import LEAD, answer_text, encode_prompt
+from imagebind_llm.labels import Taxonomy
+from imagebind_llm.records import Example
+from imagebind_llm.records import Sequence as Ids
+from imagebind_llm.store import Store, write_atomic
+from imagebind_llm.tokenizers import LlamaTokenizer
+from imagebind_llm.verifier import Verifier
+
+CALIBRATION = "calibration.json"
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
+SMALLEST = 1e-6  # of a probability that is to be raised to a power
+TEMPERATURES = tuple(float(f"{2 ** (i / 4):.4g}") for i in range(-8, 17))  # a quarter to sixteen
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How head and decoder are mixed and how sure they are together; chosen on dev by likelihood."""
+
+    share: float = 0.5  # of the head
+    temperature: float = 1.0
+    alpha: float = 0.0  # weight of the verifier's reading of the rationale; 0 also without a verifier
+
+    def probabilities(self, head: Tensor, decoder: Tensor) -> Tensor:
+        """(N,C) from the log-probabilities of both, (N,C) each."""
+        return ((self.share * head + (1 - self.share) * decoder) / self.temperature).softmax(1)
+
+    def criticised(self, p: Tensor, q: Tensor) -> Tensor:
+        """p * q^alpha, normalised: (N,C) each."""
+        scores = p * q.clamp(min=SMALLEST) ** self.alpha
+        return scores / scores.sum(1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """An answer about one clip: probabilities (C,) in the taxonomy's order, the likeliest intent, why, and whether the
+    rationale was ended by the model (or ran into the limit).
+
+    `criticised` (C,): the probabilities after reading the rationale; `consistent`: they have the same likeliest intent.
+    """
+
+    key: str
+    probabilities: Tensor
+    intent: str
+    rationale: str
+    finished: bool
+    criticised: Tensor
+
+    @property
+    def consistent(self) -> bool:
+        return bool(self.criticised.argmax() == self.probabilities.argmax())
+
+    def runners_up(self, labels: Sequence[str], count: int = 3) -> list[tuple[str, float]]:
+        """The next likeliest intents with their probabilities."""
+        order = self.probabilities.argsort(descending=True)[1 : count + 1]
+        return [(labels[i], float(self.probabilities[i])) for i in order.tolist()]
+
+
+def calibrate(head: Tensor, decoder: Tensor, gold: Tensor) -> Calibration:
+    """The share and temperature under which the gold intents (N,) of a dev split are likeliest. head, decoder (N,C)."""
+    rows = torch.arange(len(gold))
+    best = max(
+        (Calibration(share, temperature) for share in SHARES for temperature in TEMPERATURES),
+        key=lambda c: float(c.probabilities(head, decoder)[rows, gold].clamp(min=1e-30).log().mean()),
+    )
+    return best
+
+
+def choose_alpha(p: Tensor, q: Tensor, gold: Tensor) -> float:
+    """How much the rationale should count: the alpha under which the gold intents (N,) of dev are likeliest. p, q (N,C)."""
+    rows = torch.arange(len(gold))
+
+    def likelihood(alpha: float) -> float:
+        return float(Calibration(alpha=alpha).criticised(p, q)[rows, gold].clamp(min=1e-30).log().mean())
+
+    return max(ALPHAS, key=likelihood)
+
+
+class Explainer:
+    """A trained model, ready to answer.
+
+        explainer = Explainer.load(Path("runs/demo/itsl/best"))
+        vectors, present = store.read([example.key for example in examples])
+        for explanation in explainer.explain(examples, vectors, present): ...
+
+    `embeddings` (N,M,E) as the store has them and `present` (N,M) bool; change or drop rows of them to see what an answer
+    depends on. Modalities that the model was not trained with are never looked at.
+    """
+
+    def __init__(
+        self,
+        assembled: Assembled,
+        tokenizer: LlamaTokenizer,
+        taxonomy: Taxonomy,
+        modalities: Sequence[str],
+        max_seq_len: int,
+        calibration: Calibration | None = None,
+        store_identity: dict | None = None,
+        verifier: Verifier | None = None,
+    ):
+        self.model, self.tokenizer, self.taxonomy = assembled.model, tokenizer, taxonomy
+        self.modalities, self.calibration = tuple(modalities), calibration or Calibration()
+        self.store_identity, self.verifier = store_identity, verifier
+        self.device = self.model.prefix_query.weight.device
+        self.max_len = min(max_seq_len, assembled.config.llama.max_seq_len)
+        self._known = Collator(None, self.modalities).known
+        lead = tokenizer.encode(LEAD["label"])
+        whole = [tokenizer.encode(answer_text(label, None)) for label in taxonomy.labels]
+        assert all(ids[: len(lead)] == lead for ids in whole), "a label changes the tokens before it"
+        self._labels = [ids[len(lead) :] for ids in whole]
+
+    @classmethod
+    def load(cls, folder: Path, llama_model_path: str = "", device: str = "cpu", dtype: str = "auto") -> "Explainer":
+        """A checkpoint folder. Raises CheckpointError, also for one that was trained on instructions or captions alone."""
+        place = torch.device(device)
+        assembled, info = restore(folder, llama_model_path, place, frozen_dtype(dtype, place))
+        taxonomy = taxonomy_of(info)
+        if taxonomy is None or assembled.model.intent_head is None:
+            raise CheckpointError(
+                f"{folder}: trained without intents (--stage {info['settings']['stage']}); it cannot name any"
+            )
+        _, tokenizer = open_language(llama_model_path or info["settings"]["llama_model_path"])
+        path = Path(folder) / CALIBRATION
+        calibration = Calibration(**json.loads(path.read_text())) if path.is_file() else None
+        verifier = Verifier.load(Path(folder)) if (Path(folder) / "verifier.json").is_file() else None
+        longest, store = info["settings"]["max_seq_len"], info["store"]
+        return cls(assembled, tokenizer, taxonomy, info["modalities"], longest, calibration, store, verifier)
+
+    @property
+    def digest(self) -> str:
+        """Tells models apart: of what was trained."""
+        parts = (
+            self.model.prefix_query.weight,
+            *(p for n, p in self.model.named_parameters() if n.endswith(("gate", "head.linear.bias"))),
+        )
+        numbers = torch.cat([p.detach().float().flatten().cpu() for p in parts]).numpy().tobytes()
+        return hashlib.sha256(numbers + repr(self.calibration).encode()).hexdigest()[:16]
+
+    @property
+    def needs_embeddings(self) -> bool:
+        return NO_MODALITY not in self.modalities
+
+    def check_store(self, store: Store) -> None:
+        """Raises CheckpointError if the store's embeddings were made in another way than those the model was trained on."""
+        ours, theirs = self.store_identity or {}, asdict(store.identity)
+        names = ("encoder", "weights_sha256", "width", "window_rule", "clean_audio")
+        if other := [f"{n}: {theirs[n]}, expected {ours[n]}" for n in names if n in ours and ours[n] != theirs[n]]:
+            raise CheckpointError(
+                f"{store.root}: other embeddings than the model was trained on ({'; '.join(other)}); make them anew with: "
+                f"python avt_get_emb.py --data_path DATA --output_dir EMB --encoder {ours['encoder']}"
+            )
+
+    # --- intents ------------------------------------------------------------------------------------------------------
+
+    def prompts(self, examples: Sequence[Example]) -> list[list[int]]:
+        """The token ids of the question about each clip."""
+        asked = (ask(Example(e.key, e.split, e.clip, e.text), None, self.modalities) for e in examples)
+        return [encode_prompt(exchange, self.tokenizer, self.max_len) for exchange in asked]
+
+    @torch.no_grad()
+    def score(self, prompts: Sequence[list[int]], embeddings: Tensor | None, present: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Log-probabilities (N,C) of the intents by the head and by the decoder, on the CPU."""
+        self.model.eval()
+        vectors, there = self._on_device(embeddings, present)
+        rows = read_prompts(self.model, prompts, self._labels, vectors, there)
+        head = self.model.intent_logits(rows.read, self.model.carried(vectors, there), there).log_softmax(1)
+        decoder = score_rows(rows, self._labels).log_softmax(1)
+        return head.float().cpu(), decoder.float().cpu()
+
+    def intents(
+        self, examples: Sequence[Example], embeddings: Tensor | None, present: Tensor | None, batch_size: int = 32
+    ) -> tuple[Tensor, Tensor]:
+        """`score` of any number of clips, (N,C) each."""
+        prompts = self.prompts(examples)
+        parts = [self.score(prompts[s], *_rows(s, embeddings, present)) for s in _slices(len(prompts), batch_size)]
+        heads, decoders = zip(*parts, strict=True)
+        return torch.cat(heads), torch.cat(decoders)
+
+    def probabilities(self, examples: Sequence[Example], embeddings: Tensor | None, present: Tensor | None) -> Tensor:
+        """p(intent | clip): (N,C), calibrated."""
+        return self.calibration.probabilities(*self.intents(examples, embeddings, present))
+
+    # --- rationales ---------------------------------------------------------------------------------------------------
+
+    def explain(
+        self,
+        examples: Sequence[Example],
+        embeddings: Tensor | None = None,
+        present: Tensor | None = None,
+        max_new_tokens: int = 96,
+        batch_size: int = 32,
+    ) -> Iterator[Explanation]:
+        """An answer about each clip, in order, as batches are done."""
+        prompts = self.prompts(examples)
+        for part in _slices(len(prompts), batch_size):
+            vectors, there = _rows(part, embeddings, present)
+            probabilities = self.calibration.probabilities(*self.score(prompts[part], vectors, there))
+            intents = [self.taxonomy.labels[i] for i in probabilities.argmax(1).tolist()]
+            written = self.write(prompts[part], intents, vectors, there, max_new_tokens)
+            criticised = self.calibration.criticised(probabilities, self.read(probabilities, [text for text, _ in written]))
+            found = zip(examples[part], probabilities, intents, written, criticised, strict=True)
+            for example, p, intent, (rationale, finished), after in found:
+                yield Explanation(example.key, p, intent, rationale, finished, after)
+
+    def read(self, probabilities: Tensor, rationales: Sequence[str]) -> Tensor:
+        """q(intent | rationale with its label words masked), (N,C); without a verifier every intent alike."""
+        if self.verifier is None:
+            return torch.full_like(probabilities, 1 / probabilities.shape[1])
+        return self.verifier.predict_proba(rationales)
+
+    @torch.no_grad()
+    def write(
+        self,
+        prompts: Sequence[list[int]],
+        intents: Sequence[str],
+        embeddings: Tensor | None,
+        present: Tensor | None,
+        max_new_tokens: int,
+    ) -> list[tuple[str, bool]]:
+        """The likeliest rationale for each clip and given intent, and whether it came to its end."""
+        self.model.eval()
+        lead = self.tokenizer.encode(LEAD["label"])
+        begun = [self.tokenizer.encode(f"{LEAD['label']} {intent}. {LEAD['rationale']}")[len(lead) :] for intent in intents]
+        asked = [[*prompt, *ids] for prompt, ids in zip(prompts, begun, strict=True)]
+        vectors, there = self._on_device(embeddings, present)
+        answers = generate(self.model, asked, max_new_tokens, self.tokenizer.eos_id, embeddings=vectors, present=there)
+        return [(self.tokenizer.decode(ids).strip(), len(ids) < max_new_tokens) for [ids] in answers]
+
+    def _on_device(self, embeddings: Tensor | None, present: Tensor | None) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        if embeddings is None or present is None or not self.needs_embeddings:
+            return None, None
+        return embeddings.to(self.device), (present & self._known).to(self.device)
+
+
+def save_calibration(folder: Path, calibration: Calibration) -> None:
+    write_atomic(Path(folder) / CALIBRATION, (json.dumps(asdict(calibration)) + "\n").encode())
+
+
+def as_rows(sequences: Sequence[Ids]) -> list[list[int]]:
+    """The prompts of encoded exchanges."""
+    return [list(sequence.ids[: sequence.n_prompt]) for sequence in sequences]
+
+
+def _rows(part: slice, embeddings: Tensor | None, present: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if embeddings is None or present is None else (embeddings[part], present[part])
+
+
+def _slices(count: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]

@@ -1,0 +1,126 @@
+"""What a training run ends with: the best checkpoint calibrated on dev, then the test split looked at once.
+
+OUTPUT_DIR/best/calibration.json    OUTPUT_DIR/results.json    OUTPUT_DIR/predictions_{dev,test}.jsonl
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from sklearn.metrics import f1_score
+from torch import Tensor
+
+from imagebind_llm import checkpoint, distributed
+from imagebind_llm.batches import Collator
+from imagebind_llm.inference import Calibration, Explainer, as_rows, calibrate, choose_alpha, save_calibration
+from imagebind_llm.records import Sequence as Ids
+from imagebind_llm.run import Run
+from imagebind_llm.store import write_atomic
+from imagebind_llm.tokenizers import LlamaTokenizer
+
+BATCH = 32
+ALPHA_ROWS, MAX_NEW_TOKENS = 128, 96  # of dev, for the choice of alpha
+Scored = tuple[Tensor, Tensor, Tensor]  # log-probabilities (N,C) by head and by decoder, gold (N,)
+
+
+def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
+    """Load the best weights, calibrate them on dev, report on test. Collective; ranks share the rows."""
+    folder = run.root / ("best" if (run.root / "best").is_dir() else "last")
+    run.say(f"{folder}: the checkpoint to use")
+    corpus, taxonomy = run.corpus, run.corpus.taxonomy
+    if taxonomy is None:
+        return
+    parameters = dict(run.assembled.model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in checkpoint.read_tensors(folder).items():
+            parameters[name].copy_(tensor)
+    explainer = Explainer(
+        run.assembled, tokenizer, taxonomy, run.settings.modalities, run.settings.max_seq_len, verifier=run.verifier
+    )
+    collate = Collator(corpus.store, corpus.modalities)
+    found = {split: _scored(explainer, corpus.splits[split], collate) for split in ("dev", "test") if split in corpus.splits}
+    calibration = calibrate(*found["dev"]) if "dev" in found else Calibration()
+    if run.verifier is not None and "dev" in found:
+        calibration = _with_alpha(explainer, calibration, corpus.splits["dev"], found["dev"], collate)
+    if not distributed.is_main():
+        return
+    save_calibration(folder, calibration)
+    results: dict = {"checkpoint": str(folder), "calibration": vars(calibration)}
+    for split, (head, decoder, gold) in found.items():
+        results[split] = {
+            "mixed": _scores(calibration.probabilities(head, decoder), gold),
+            "head": _scores(head.exp(), gold),
+            "decoder": _scores(decoder.exp(), gold),
+        }
+        _write_predictions(
+            run.root / f"predictions_{split}.jsonl", corpus.splits[split], taxonomy.labels, head, decoder, calibration
+        )
+        run.say(f"{split}: " + "; ".join(_line(name, scores) for name, scores in results[split].items()))
+    write_atomic(run.root / "results.json", json.dumps(results, indent=1).encode())
+
+
+def _scored(explainer: Explainer, sequences: Sequence[Ids], collate: Collator) -> Scored:
+    """Head and decoder log-probabilities (N,C) and gold (N,) of the rows with a known intent, in order, from all ranks."""
+    known = [i for i, row in enumerate(sequences) if row.intent is not None]
+    own = known[distributed.rank() :: distributed.world_size()]
+    parts = []
+    for start in range(0, len(own), BATCH):
+        rows = [sequences[i] for i in own[start : start + BATCH]]
+        head, decoder = explainer.score(as_rows(rows), *collate.embeddings(rows))
+        parts += list(zip(own[start : start + BATCH], head, decoder, strict=True))
+    everything = sorted((part for rank in distributed.gather_objects(parts) for part in rank), key=lambda part: part[0])
+    gold = torch.tensor([sequences[i].intent for i, _, _ in everything])
+    return torch.stack([h for _, h, _ in everything]), torch.stack([d for _, _, d in everything]), gold
+
+
+def _with_alpha(
+    explainer: Explainer, calibration: Calibration, sequences: Sequence[Ids], found: Scored, collate: Collator
+) -> Calibration:
+    """The calibration with the alpha that serves the first dev rows best: their rationales are written for it."""
+    head, decoder, gold = (part[:ALPHA_ROWS] for part in found)
+    known = [row for row in sequences if row.intent is not None][:ALPHA_ROWS]
+    p = calibration.probabilities(head, decoder)
+    own = list(range(len(known)))[distributed.rank() :: distributed.world_size()]
+    written: list[tuple[int, str]] = []
+    for start in range(0, len(own), BATCH):
+        part = own[start : start + BATCH]
+        rows = [known[i] for i in part]
+        intents = [explainer.taxonomy.labels[i] for i in p[part].argmax(1).tolist()]
+        vectors, present = collate.embeddings(rows)
+        texts = explainer.write(as_rows(rows), intents, vectors, present, MAX_NEW_TOKENS)
+        written += list(zip(part, (text for text, _ in texts), strict=True))
+    texts_in_order = [text for _, text in sorted(pair for rank in distributed.gather_objects(written) for pair in rank)]
+    return replace(calibration, alpha=choose_alpha(p, explainer.read(p, texts_in_order), gold))
+
+
+def _scores(p: Tensor, gold: Tensor) -> dict[str, float]:
+    """Accuracy, macro F1 (classes of the split or predicted), and expected calibration error in 15 equal bins."""
+    confidence, guess = p.max(1)
+    right = (guess == gold).float()
+    bins = (confidence * 15).long().clamp(max=14)
+    gaps = [(bins == b).float().mean() * (right[bins == b].mean() - confidence[bins == b].mean()).abs() for b in bins.unique()]
+    return {
+        "accuracy": float(right.mean()),
+        "macro_f1": float(f1_score(gold, guess, average="macro", zero_division=0)),
+        "ece": float(sum(gaps)),
+    }
+
+
+def _line(name: str, scores: dict[str, float]) -> str:
+    return f"{name} accuracy {100 * scores['accuracy']:.2f} macro F1 {100 * scores['macro_f1']:.2f} ECE {scores['ece']:.3f}"
+
+
+def _write_predictions(
+    path: Path, sequences: Sequence[Ids], labels: Sequence[str], head: Tensor, decoder: Tensor, calibration: Calibration
+) -> None:
+    rows = [row for row in sequences if row.intent is not None]
+    probabilities = calibration.probabilities(head, decoder)
+    lines = []
+    for row, p, h, d in zip(rows, probabilities, head, decoder, strict=True):
+        assert row.intent is not None
+        known = {"key": row.key, "gold": labels[row.intent], "predicted": labels[int(p.argmax())]}
+        numbers = {name: [round(x, 5) for x in t.tolist()] for name, t in (("probabilities", p), ("head", h), ("decoder", d))}
+        lines.append(json.dumps(known | numbers))
+    write_atomic(path, ("\n".join(lines) + "\n").encode())

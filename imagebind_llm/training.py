@@ -1,0 +1,300 @@
+"""The training step, the epoch, the evaluation. One wrapped forward pass for every backward pass.
+
+    loss = w_intent * CE(intent head) + w_rationale * NLL(answer tokens) + lambda * self-critical loss (sampled answers)
+All are sums over all rows of a step, on every rank and in every forward pass, over their number there; so the gradient does
+not depend on how the rows were shared out. The schedule and the weight-decay groups are LLaMA-Adapter's.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, cast
+
+import torch
+from sklearn.metrics import f1_score
+from torch import Tensor, nn
+
+from imagebind_llm import distributed
+from imagebind_llm.batches import Collator, by_length, load, shares, steps_of_epoch
+from imagebind_llm.config import TrainSettings
+from imagebind_llm.losses import intent_cross_entropy, rationale_nll
+from imagebind_llm.model import ITSL
+from imagebind_llm.records import IGNORE, Batch, Output
+from imagebind_llm.records import Sequence as Ids
+from imagebind_llm.self_critical import Critic, CriticSums, Sampled, joined, split
+
+AnySums = TypeVar("AnySums", "Sums", CriticSums)
+BETAS, EPS = (0.9, 0.95), 1e-8
+
+
+class TrainingError(ValueError):
+    """Training cannot go on; the message says why and what to change."""
+
+
+# --- schedule and optimizer -------------------------------------------------------------------------------------------
+
+
+def peak_lr(settings: TrainSettings, ranks: int) -> float:
+    """--lr, or --blr scaled to the rows of a step: blr * batch * passes * ranks / 256."""
+    if settings.lr is not None:
+        return settings.lr
+    return settings.blr * settings.batch_size * settings.accum_iter * ranks / 256
+
+
+def lr_at(epoch: float, peak: float, settings: TrainSettings) -> float:
+    """Learning rate at a moment (in epochs): rises in a line during the warm-up, then falls along a half cosine to min_lr."""
+    if epoch < settings.warmup_epochs:
+        return peak * epoch / settings.warmup_epochs
+    share = (epoch - settings.warmup_epochs) / (settings.epochs - settings.warmup_epochs)
+    return settings.min_lr + (peak - settings.min_lr) / 2 * (1 + math.cos(math.pi * share))
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trained parameters for AdamW: vectors and biases without weight decay, all others (gates and prompts too) with it."""
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (free if parameter.ndim == 1 or name.endswith(".bias") else decayed).append(parameter)
+    return [{"params": free, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
+
+
+def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
+    return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=0.0, betas=BETAS, eps=EPS, fused=True)
+
+
+# --- one step ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a whole step's losses are divided by: its answer tokens and its known intents, over all ranks and passes."""
+
+    tokens: int
+    intents: int
+
+
+def counts_of(rows: Sequence[Ids]) -> Counts:
+    return Counts(sum(len(row.ids) - row.n_prompt for row in rows), sum(row.intent is not None for row in rows))
+
+
+@dataclass
+class Sums:
+    """Running sums of one rank, reduced over ranks before they are read."""
+
+    nll: float = 0.0
+    answer_tokens: float = 0.0
+    cross_entropy: float = 0.0
+    intents: float = 0.0
+    right: float = 0.0
+    tokens: float = 0.0  # all, prompts too, without padding
+
+    def add(self, batch: Batch, logp: Tensor, mask: Tensor, intent_logits: Tensor | None) -> None:
+        self.nll -= float(logp.sum())
+        self.answer_tokens += int(mask.sum())
+        self.tokens += int(mask.sum()) + int(batch.n_prompt.sum()) if batch.n_prompt is not None else 0
+        if intent_logits is not None and batch.intents is not None:
+            known = batch.intents != IGNORE
+            self.cross_entropy += float(intent_cross_entropy(intent_logits, batch.intents, 1))
+            self.intents += int(known.sum())
+            self.right += int((intent_logits.argmax(1) == batch.intents)[known].sum())
+
+    def means(self) -> dict[str, float]:
+        """Per answer token and per known intent; what there is none of is left out."""
+        found = {}
+        if self.answer_tokens:
+            found["nll"] = self.nll / self.answer_tokens
+        if self.intents:
+            found |= {"cross_entropy": self.cross_entropy / self.intents, "accuracy": self.right / self.intents}
+        return found
+
+
+def over_ranks(sums: AnySums) -> AnySums:
+    """Running sums, added up over all ranks."""
+    return type(sums)(*distributed.all_sum(torch.tensor(list(vars(sums).values()), dtype=torch.float64)).tolist())
+
+
+@dataclass(frozen=True)
+class CriticStep:
+    """The self-critical part of one step: lambda, and where this rank's draws come from."""
+
+    critic: Critic
+    weight: float
+    generator: torch.Generator
+    sums: CriticSums
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    passes: Sequence[Batch],
+    counts: Counts,
+    settings: TrainSettings,
+    sums: Sums,
+    critic: CriticStep | None = None,
+) -> float:
+    """Forward and backward of every pass, one update; adds to `sums`. Returns the gradient's norm, alike on every rank.
+
+    With a critic, answers are sampled first; references and samples go through the model together.
+
+    Raises TrainingError, before anything is changed, if the gradient is not finite.
+    """
+    ranks = distributed.world_size()
+    bad: list[str] = []
+    itsl = cast(ITSL, distributed.unwrap(model))
+    for number, batch in enumerate(passes):
+        sampled = critic.critic.sample(itsl, batch, critic.generator) if critic else None
+        with distributed.without_sync(model) if number < len(passes) - 1 else nullcontext():
+            if critic and sampled:
+                output, criticism = _criticised(model, batch, sampled, critic, settings)
+            else:
+                output, criticism = model(batch, checkpoint=settings.checkpoint_activations), None
+            loss = settings.w_rationale * rationale_nll(output.logp, output.mask, counts.tokens)
+            if output.intent_logits is not None and batch.intents is not None:
+                ce = intent_cross_entropy(output.intent_logits, batch.intents, counts.intents)
+                loss = loss + settings.w_intent * ce
+            if critic and sampled and criticism is not None:  # a mean over this pass's answers, as a share of the step's
+                loss = loss + critic.weight * criticism * len(sampled.answers) / (counts.intents * settings.samples)
+            (loss * ranks).backward()  # wrapped models average over ranks, losses are sums over them
+        if not math.isfinite(float(loss.detach())):
+            bad += batch.keys
+        with torch.no_grad():
+            sums.add(batch, output.logp, output.mask, output.intent_logits)
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = float(torch.nn.utils.clip_grad_norm_(trained, settings.clip_grad or math.inf))
+    if not math.isfinite(norm):
+        optimizer.zero_grad(set_to_none=True)
+        raise _not_finite(bad, passes)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def _criticised(
+    model: nn.Module, batch: Batch, sampled: Sampled, critic: CriticStep, settings: TrainSettings
+) -> tuple[Output, Tensor]:
+    """One forward pass for references and samples: the output for the references, and the self-critical loss."""
+    itsl = cast(ITSL, distributed.unwrap(model))
+    batch, samples = with_below(itsl, batch), with_below(itsl, sampled.batch)
+    output = model(joined(batch, samples), checkpoint=settings.checkpoint_activations)
+    own, logp, mask = split(output, *batch.tokens.shape)
+    logp, mask = logp[:, : samples.tokens.shape[1]], mask[:, : samples.tokens.shape[1]]
+    return own, critic.critic.loss(sampled, logp, mask, critic.critic.reference_logp(itsl, samples), critic.sums)
+
+
+def with_below(model: ITSL, batch: Batch) -> Batch:
+    """The batch with its states below the adapted layers, so that several passes need not compute them again."""
+    if batch.below is not None or not model.llama.lowest:
+        return batch
+    with torch.no_grad():
+        return replace(batch, below=model.llama.lower(batch.tokens))
+
+
+def _not_finite(bad: list[str], passes: Sequence[Batch]) -> TrainingError:
+    keys = [key for found in distributed.gather_objects(bad) for key in found]
+    keys = keys or [key for batch in passes for key in batch.keys]
+    return TrainingError(
+        f"the loss or its gradient is not finite for a batch with {', '.join(keys[:8])}"
+        f"{f' and {len(keys) - 8} more' if len(keys) > 8 else ''}; no weight was changed and no checkpoint overwritten. "
+        f"Lower --blr, lengthen --warmup_epochs, or try --dtype float32; look at these rows' embeddings if it is always they"
+    )
+
+
+# --- an epoch ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Position:
+    """How far a run has come; with the weights and the optimizer, all that resuming needs."""
+
+    epoch: int = 0  # the one that is being trained
+    step: int = 0  # inside it
+    total: int = 0  # since the start
+    sums: Sums = field(default_factory=Sums)  # of the running epoch, this rank's
+    critic: CriticSums = field(default_factory=CriticSums)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a console line shows."""
+
+    position: Position
+    steps: int  # of the epoch
+    lr: float
+    norm: float
+    tokens_per_s: float
+
+
+def train_one_epoch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    sequences: Sequence[Ids],
+    collate: Collator,
+    settings: TrainSettings,
+    device: torch.device,
+    position: Position,
+    critic: Critic | None = None,
+) -> Iterator[Moment]:
+    """Train from `position` to the end of its epoch, yielding after every step; `position` always says what is done."""
+    ranks, rank = distributed.world_size(), distributed.rank()
+    rows_a_step = settings.batch_size * settings.accum_iter * ranks
+    steps = steps_of_epoch([len(row.ids) for row in sequences], rows_a_step, settings.seed, position.epoch)
+    passes = settings.accum_iter
+    plan = [rows for step in steps[position.step :] for rows in shares(step, ranks, passes)[rank]]
+    batches = iter(load(sequences, plan, collate, settings.num_workers, device))
+    peak = peak_lr(settings, ranks)
+    model.train()
+    while position.step < len(steps):
+        started, before = time.perf_counter(), position.sums.tokens
+        moment = position.epoch + position.step / len(steps)
+        lr = lr_at(moment, peak, settings)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        own = [next(batches).to(device) for _ in range(passes)]
+        counts = counts_of([sequences[row] for row in steps[position.step]])
+        weight = critic.weight(moment) if critic else 0.0
+        step = CriticStep(critic, weight, _draws(settings, position, device), position.critic) if critic and weight else None
+        norm = train_step(model, optimizer, own, counts, settings, position.sums, step)
+        position.step, position.total = position.step + 1, position.total + 1
+        speed = (position.sums.tokens - before) * ranks / (time.perf_counter() - started)
+        yield Moment(position, len(steps), lr, norm, speed)
+
+
+def _draws(settings: TrainSettings, position: Position, device: torch.device) -> torch.Generator:
+    """Random numbers that depend on (seed, epoch, step, rank) alone, so that resuming draws the same answers."""
+    parts = (settings.seed, position.epoch, position.step, distributed.rank())
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def evaluate(
+    model: ITSL, sequences: Sequence[Ids], collate: Collator, device: torch.device, batch_size: int, num_workers: int = 0
+) -> tuple[dict[str, float], list[bool]]:
+    """Teacher-forced scores of a split, every row once, whatever the number of ranks: nll per answer token and, where intents
+    are known, cross_entropy, accuracy and macro_f1 of the intent head (over the classes that occur or were predicted).
+
+    Also returned: whether the head was right, for each row with a known intent, in order.
+    """
+    if not sequences:
+        return {}, []
+    model.eval()
+    plan = by_length([len(row.ids) for row in sequences], batch_size)[distributed.rank() :: distributed.world_size()]
+    sums, predicted = Sums(), []
+    for rows, batch in zip(plan, load(sequences, plan, collate, num_workers, device), strict=True):
+        output = model(batch.to(device))
+        sums.add(batch.to(device), output.logp, output.mask, output.intent_logits)
+        if output.intent_logits is not None:
+            predicted += list(zip(rows, output.intent_logits.argmax(1).tolist(), strict=True))
+    scores = over_ranks(sums).means()
+    guesses = sorted(pair for found in distributed.gather_objects(predicted) for pair in found)
+    pairs = [(gold, guess) for row, guess in guesses if (gold := sequences[row].intent) is not None]
+    if pairs:
+        scores["macro_f1"] = float(f1_score(*zip(*pairs, strict=True), average="macro", zero_division=0))
+    return scores, [gold == guess for gold, guess in pairs]
