@@ -446,3 +446,16 @@ class RationaleSettings:
             raise ValueError("--model is empty: give the model's name at the endpoint")
         if not self.output.endswith(".jsonl"):
             raise ValueError(f"--output {self.output}: the name must end in .jsonl; the review page goes beside it as .html")
+
+
+@dataclass(frozen=True)
+class ScoringSettings:
+    """What `python -m imagebind_llm.scoring` takes."""
+
+    data_path: str = flag(help="MIntRec or MIntRec2.0 folder with reference rationales")
+    references: str = flag("", "JSONL of reference rationales; if not given, rationales.jsonl in the data folder")
+    candidates: tuple[str, ...] = flag((), "JSONL files of rationales to score: key, intent (as predicted), rationale")
+    split: str = flag("test", "whose clips are scored; the judges are fitted on train alone", ("dev", "test"))
+    sentence_encoder: str = flag("", "folder of a local Hugging Face encoder, for the similarity of sentences")
+    seed: int = flag(0, "of the shuffling")
+    output: str = flag("", "also write the scores here, as JSON")
