@@ -24,11 +24,13 @@ TAXONOMIES = {taxonomy.name: taxonomy for taxonomy in (MINTREC, MINTREC2)}
 
 @dataclass
 class Assembled:
-    """A model, what it was built from, and the names of the parameters that are not simply its LLaMA's."""
+    """A model, what it was built from, the names of the parameters that are not simply its LLaMA's, and that LLaMA's
+    fingerprint."""
 
     model: ITSL
     config: ModelConfig
     own: frozenset[str]
+    llama: str
 
     def adapter(self) -> dict[str, Tensor]:
         """What a checkpoint holds: everything that the LLaMA's own files do not."""
@@ -99,6 +101,7 @@ def restore(folder: Path, llama_model_path: str, device: torch.device, dtype: to
 def _around(config: ModelConfig, state: dict[str, Tensor], own: dict[str, Tensor], device: torch.device) -> Assembled:
     """ITSL around a LLaMA's parameters; `own` replaces what was drawn at random."""
     model = ITSL(config.llama, config.prompts, config.bridge, "meta", config.n_intents)
+    llama = llama_fingerprint(state)  # before an adapter's norms or training change it
     assign(model.llama, {name: tensor for name, tensor in state.items()})
     parameters = dict(model.named_parameters())
     unknown = sorted(set(own) - set(parameters))
@@ -107,7 +110,7 @@ def _around(config: ModelConfig, state: dict[str, Tensor], own: dict[str, Tensor
     assign(model, own)
     base = {f"llama.{name}" for name in expected_shapes(config.llama)}
     names = frozenset(name for name in parameters if name not in base or name in own)
-    return Assembled(model.to(device), config, names)
+    return Assembled(model.to(device), config, names, llama)
 
 
 def frozen_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -53,16 +53,18 @@ def save(
             write_more(temporary)
         for path in temporary.iterdir():
             _sync(path)
-        if folder.exists():  # the same step again, after an interruption between this rename and the link
-            shutil.rmtree(folder)
+        old = root / f".{folder.name}.{os.getpid()}.old.tmp"
+        if folder.exists():  # the same step again, perhaps with `last` on it: the time without it is two renames
+            folder.rename(old)
         temporary.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise OSError(f"{folder} could not be written ({error}); `last` and `best` are as they were") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    _link(root / "last", folder.name)
-    if best:
+    if best:  # first: killed in between, the run repeats what led here, and so makes the same checkpoint again
         _link(root / "best", folder.name)
+    _link(root / "last", folder.name)
     _prune(root)
 
 
@@ -83,6 +85,8 @@ def _prune(root: Path) -> None:
     for folder in root.glob("checkpoint-*"):
         if folder.name not in named:
             shutil.rmtree(folder, ignore_errors=True)
+    for left in root.glob(".checkpoint-*.tmp"):  # by a save that was killed
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def clear(root: Path) -> None:

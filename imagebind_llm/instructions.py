@@ -6,6 +6,7 @@ position at which the decoder chooses the label. A prompt and its answer are tok
 """
 
 import re
+from bisect import bisect_left
 
 from imagebind_llm.labels import Taxonomy
 from imagebind_llm.records import Answer, Example, Exchange, Sequence
@@ -88,18 +89,20 @@ def encode_exchange(exchange: Exchange, tokenizer: LlamaTokenizer, max_len: int)
     """
     words = exchange.context.split(" ")
     prompt, ids = _ids(exchange, exchange.context, tokenizer)
-    kept = len(words)
-    while len(ids) > max_len and kept:
-        kept -= max(1, min(kept, (len(ids) - max_len) // 2))
-        prompt, ids = _ids(exchange, " ".join(words[len(words) - kept :]), tokenizer)
-    cut = kept < len(words)
+    if cut := len(ids) > max_len:
+
+        def fits(dropped: int) -> bool:
+            return len(_ids(exchange, " ".join(words[dropped:]), tokenizer)[1]) <= max_len
+
+        dropped = bisect_left(range(1, len(words)), True, key=fits) + 1
+        prompt, ids = _ids(exchange, " ".join(words[dropped:]), tokenizer)
     if (excess := len(ids) - max_len) > 0:
         if excess > len(prompt) - 2:  # the start token and one more stay
             raise InstructionError(
                 f"{exchange.key}: its answer has {len(ids) - len(prompt)} tokens and does not fit into {max_len}; "
                 f"raise --max_seq_len or shorten the answer"
             )
-        prompt, ids, cut = [ids[0], *prompt[1 + excess :]], [ids[0], *ids[1 + excess :]], True
+        prompt, ids = [ids[0], *prompt[1 + excess :]], [ids[0], *ids[1 + excess :]]
     return Sequence(exchange.key, tuple(ids), len(prompt), exchange.intent, exchange.embedded, cut, exchange.rationale)
 
 

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save as save_tensors
 
 from imagebind_llm import checkpoint, distributed
-from imagebind_llm.assembly import Assembled, llama_fingerprint
+from imagebind_llm.assembly import Assembled
 from imagebind_llm.checkpoint import CheckpointError
 from imagebind_llm.config import TrainSettings
 from imagebind_llm.corpus import Corpus
@@ -242,7 +242,7 @@ class Run:
         return {
             "settings": json.loads(json.dumps(asdict(self.settings))),
             "model": checkpoint.config_to_json(self.assembled.config),
-            "llama": llama_fingerprint(dict(self.assembled.model.llama.named_parameters())),
+            "llama": self.assembled.llama,
             "data": digest.hexdigest()[:16],
             "taxonomy": self.corpus.taxonomy.name if self.corpus.taxonomy else None,
             "modalities": list(self.settings.modalities),
