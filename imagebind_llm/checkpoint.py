@@ -94,7 +94,7 @@ def clear(root: Path) -> None:
     for link in ("last", "best"):
         (root / link).unlink(missing_ok=True)
     _prune(root)
-    for name in ("log.txt", "reference.safetensors"):
+    for name in ("log.txt", "steps.jsonl", "curves.html", "reference.safetensors"):
         (root / name).unlink(missing_ok=True)
     shutil.rmtree(root / "tensorboard", ignore_errors=True)
 

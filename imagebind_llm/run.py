@@ -1,6 +1,6 @@
 """One training run on disk: continue or start, save, log; and what it ends with.
 
-OUTPUT_DIR/{last, best} (checkpoint.py)   log.txt: one JSON an epoch   tensorboard/
+OUTPUT_DIR/{last, best} (checkpoint.py)   log.txt: one JSON an epoch   steps.jsonl   curves.html   tensorboard/
 """
 
 import hashlib
@@ -23,6 +23,7 @@ from imagebind_llm.assembly import Assembled
 from imagebind_llm.checkpoint import CheckpointError
 from imagebind_llm.config import TrainSettings
 from imagebind_llm.corpus import Corpus
+from imagebind_llm.curves import STEPS, draw
 from imagebind_llm.frozen_states import FrozenStates, compute_states, states_size
 from imagebind_llm.self_critical import CriticSums
 from imagebind_llm.store import write_atomic
@@ -190,6 +191,7 @@ class Run:
         if distributed.is_main():
             write_atomic(self.root / "log.txt", "".join(json.dumps(row) + "\n" for row in self.history).encode())
             self.say(_epoch_line(self.history[-1], better))
+            draw(self.root, self.history)
             for split, found in scores.items():
                 for name, value in found.items():
                     self.board.add_scalar(f"{split}/{name}", value, self.position.total)
@@ -291,7 +293,11 @@ class Run:
             f"{moment.tokens_per_s:.0f} tokens/s  {_memory()}  left {_clock(left)}",
             flush=True,
         )
-        for name, value in {**means, "lr": moment.lr, "grad_norm": moment.norm, "tokens_per_s": moment.tokens_per_s}.items():
+        values = means | {"lr": moment.lr, "grad_norm": moment.norm, "tokens_per_s": moment.tokens_per_s}
+        self.root.mkdir(parents=True, exist_ok=True)
+        with open(self.root / STEPS, "a") as file:
+            file.write(json.dumps({"step": at.total, "epoch": at.epoch, **values}) + "\n")
+        for name, value in values.items():
             self.board.add_scalar(f"step/{name}", value, at.total)
 
 

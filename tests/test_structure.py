@@ -11,7 +11,7 @@ ROWS = (
     "tokenizers distributed metrics text_metrics store attention fused linear mel crops",
     "instructions media encoder llama losses zeroshot probe verifier batches",
     "bridge rewards datasets report checkpoint demo_world frozen_states",
-    "model weights corpus rationales scoring",
+    "model weights corpus rationales scoring curves",
     "generate extraction assembly",
     "inference self_critical",
     "answers training faithfulness",
