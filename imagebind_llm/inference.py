@@ -32,6 +32,7 @@ from imagebind_llm.tokenizers import LlamaTokenizer
 from imagebind_llm.verifier import Verifier
 
 CALIBRATION = "calibration.json"
+MAX_NEW_TOKENS = 96  # of a rationale
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
 SMALLEST = 1e-6  # of a probability that is to be raised to a power
@@ -81,6 +82,16 @@ class Explanation:
         return [(labels[i], float(self.probabilities[i])) for i in order.tolist()]
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What the model thinks of N clips: log-probabilities (N,C) by head and decoder and, if it was trained to give its reasons
+    first, each rationale and whether that came to its end."""
+
+    head: Tensor
+    decoder: Tensor
+    rationales: list[tuple[str, bool]] | None = None
+
+
 def calibrate(head: Tensor, decoder: Tensor, gold: Tensor) -> Calibration:
     """The share and temperature under which the gold intents (N,) of a dev split are likeliest. head, decoder (N,C)."""
     rows = torch.arange(len(gold))
@@ -122,10 +133,11 @@ class Explainer:
         calibration: Calibration | None = None,
         store_identity: dict | None = None,
         verifier: Verifier | None = None,
+        order: str = "label",
     ):
         self.model, self.tokenizer, self.taxonomy = assembled.model, tokenizer, taxonomy
         self.modalities, self.calibration = tuple(modalities), calibration or Calibration()
-        self.store_identity, self.verifier = store_identity, verifier
+        self.store_identity, self.verifier, self.order = store_identity, verifier, order
         self.device = self.model.prefix_query.weight.device
         self.max_len = min(max_seq_len, assembled.config.llama.max_seq_len)
         self._known = Collator(None, self.modalities).known
@@ -148,8 +160,8 @@ class Explainer:
         path = Path(folder) / CALIBRATION
         calibration = Calibration(**json.loads(path.read_text())) if path.is_file() else None
         verifier = Verifier.load(Path(folder)) if (Path(folder) / "verifier.json").is_file() else None
-        longest, store = info["settings"]["max_seq_len"], info["store"]
-        return cls(assembled, tokenizer, taxonomy, info["modalities"], longest, calibration, store, verifier)
+        longest, order, store = info["settings"]["max_seq_len"], info["settings"]["answer_order"], info["store"]
+        return cls(assembled, tokenizer, taxonomy, info["modalities"], longest, calibration, store, verifier, order)
 
     @property
     def digest(self) -> str:
@@ -179,18 +191,30 @@ class Explainer:
 
     def prompts(self, examples: Sequence[Example]) -> list[list[int]]:
         """The token ids of the question about each clip."""
-        asked = (ask(Example(e.key, e.split, e.clip, e.text), None, self.modalities) for e in examples)
+        asked = (ask(Example(e.key, e.split, e.clip, e.text), None, self.modalities, self.order) for e in examples)
         return [encode_prompt(exchange, self.tokenizer, self.max_len) for exchange in asked]
 
     @torch.no_grad()
-    def score(self, prompts: Sequence[list[int]], embeddings: Tensor | None, present: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Log-probabilities (N,C) of the intents by the head and by the decoder, on the CPU."""
+    def score(
+        self,
+        prompts: Sequence[list[int]],
+        embeddings: Tensor | None,
+        present: Tensor | None,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+    ) -> Reading:
+        """What head and decoder think, on the CPU. A rationale that comes first is written before the decoder is asked."""
         self.model.eval()
         vectors, there = self._on_device(embeddings, present)
         rows = read_prompts(self.model, prompts, self._labels, vectors, there)
         head = self.model.intent_logits(rows.read, self.model.carried(vectors, there), there).log_softmax(1)
+        rationales = None
+        if self.order == "rationale":
+            rationales = self._reasons(prompts, vectors, there, max_new_tokens)
+            said = [self._after_lead(f"{LEAD['rationale']} {text} {LEAD['label']}") for text, _ in rationales]
+            asked = [[*prompt, *ids] for prompt, ids in zip(prompts, said, strict=True)]
+            rows = read_prompts(self.model, asked, self._labels, vectors, there)
         decoder = score_rows(rows, self._labels).log_softmax(1)
-        return head.float().cpu(), decoder.float().cpu()
+        return Reading(head.float().cpu(), decoder.float().cpu(), rationales)
 
     def intents(
         self, examples: Sequence[Example], embeddings: Tensor | None, present: Tensor | None, batch_size: int = 32
@@ -198,8 +222,7 @@ class Explainer:
         """`score` of any number of clips, (N,C) each."""
         prompts = self.prompts(examples)
         parts = [self.score(prompts[s], *_rows(s, embeddings, present)) for s in _slices(len(prompts), batch_size)]
-        heads, decoders = zip(*parts, strict=True)
-        return torch.cat(heads), torch.cat(decoders)
+        return torch.cat([part.head for part in parts]), torch.cat([part.decoder for part in parts])
 
     def probabilities(self, examples: Sequence[Example], embeddings: Tensor | None, present: Tensor | None) -> Tensor:
         """p(intent | clip): (N,C), calibrated."""
@@ -212,20 +235,29 @@ class Explainer:
         examples: Sequence[Example],
         embeddings: Tensor | None = None,
         present: Tensor | None = None,
-        max_new_tokens: int = 96,
+        max_new_tokens: int = MAX_NEW_TOKENS,
         batch_size: int = 32,
     ) -> Iterator[Explanation]:
         """An answer about each clip, in order, as batches are done."""
         prompts = self.prompts(examples)
         for part in _slices(len(prompts), batch_size):
-            vectors, there = _rows(part, embeddings, present)
-            probabilities = self.calibration.probabilities(*self.score(prompts[part], vectors, there))
+            probabilities, written = self.answer(prompts[part], *_rows(part, embeddings, present), max_new_tokens)
             intents = [self.taxonomy.labels[i] for i in probabilities.argmax(1).tolist()]
-            written = self.write(prompts[part], intents, vectors, there, max_new_tokens)
             criticised = self.calibration.criticised(probabilities, self.read(probabilities, [text for text, _ in written]))
             found = zip(examples[part], probabilities, intents, written, criticised, strict=True)
             for example, p, intent, (rationale, finished), after in found:
                 yield Explanation(example.key, p, intent, rationale, finished, after)
+
+    def answer(
+        self, prompts: Sequence[list[int]], embeddings: Tensor | None, present: Tensor | None, max_new_tokens: int
+    ) -> tuple[Tensor, list[tuple[str, bool]]]:
+        """Probabilities (N,C), and a rationale for the likeliest intent of each clip with whether it came to its end."""
+        reading = self.score(prompts, embeddings, present, max_new_tokens)
+        probabilities = self.calibration.probabilities(reading.head, reading.decoder)
+        if reading.rationales is not None:
+            return probabilities, reading.rationales
+        intents = [self.taxonomy.labels[i] for i in probabilities.argmax(1).tolist()]
+        return probabilities, self._write(prompts, intents, *self._on_device(embeddings, present), max_new_tokens)
 
     def read(self, probabilities: Tensor, rationales: Sequence[str]) -> Tensor:
         """q(intent | rationale with its label words masked), (N,C); without a verifier every intent alike."""
@@ -233,23 +265,27 @@ class Explainer:
             return torch.full_like(probabilities, 1 / probabilities.shape[1])
         return self.verifier.predict_proba(rationales)
 
-    @torch.no_grad()
-    def write(
-        self,
-        prompts: Sequence[list[int]],
-        intents: Sequence[str],
-        embeddings: Tensor | None,
-        present: Tensor | None,
-        max_new_tokens: int,
+    def _write(
+        self, prompts: Sequence[list[int]], intents: Sequence[str], vectors: Tensor | None, there: Tensor | None, limit: int
     ) -> list[tuple[str, bool]]:
         """The likeliest rationale for each clip and given intent, and whether it came to its end."""
-        self.model.eval()
-        lead = self.tokenizer.encode(LEAD["label"])
-        begun = [self.tokenizer.encode(f"{LEAD['label']} {intent}. {LEAD['rationale']}")[len(lead) :] for intent in intents]
+        begun = [self._after_lead(f"{LEAD['label']} {intent}. {LEAD['rationale']}") for intent in intents]
         asked = [[*prompt, *ids] for prompt, ids in zip(prompts, begun, strict=True)]
-        vectors, there = self._on_device(embeddings, present)
-        answers = generate(self.model, asked, max_new_tokens, self.tokenizer.eos_id, embeddings=vectors, present=there)
-        return [(self.tokenizer.decode(ids).strip(), len(ids) < max_new_tokens) for [ids] in answers]
+        answers = generate(self.model, asked, limit, self.tokenizer.eos_id, embeddings=vectors, present=there)
+        return [(self.tokenizer.decode(ids).strip(), len(ids) < limit) for [ids] in answers]
+
+    def _reasons(
+        self, prompts: Sequence[list[int]], vectors: Tensor | None, there: Tensor | None, limit: int
+    ) -> list[tuple[str, bool]]:
+        """The likeliest rationales where they come first, without the intent that follows them."""
+        answers = generate(self.model, prompts, limit, self.tokenizer.eos_id, embeddings=vectors, present=there)
+        texts = [self.tokenizer.decode(ids).partition(LEAD["label"])[0].strip() for [ids] in answers]
+        return [(text, len(ids) < limit) for text, [ids] in zip(texts, answers, strict=True)]
+
+    def _after_lead(self, text: str) -> list[int]:
+        """The ids of an answer's beginning without its lead, which ends the prompt."""
+        lead = self.tokenizer.encode(LEAD[self.order])
+        return self.tokenizer.encode(text)[len(lead) :]
 
     def _on_device(self, embeddings: Tensor | None, present: Tensor | None) -> tuple[Tensor, Tensor] | tuple[None, None]:
         if embeddings is None or present is None or not self.needs_embeddings:

@@ -14,14 +14,22 @@ from torch import Tensor
 
 from imagebind_llm import checkpoint, distributed
 from imagebind_llm.batches import Collator
-from imagebind_llm.inference import Calibration, Explainer, as_rows, calibrate, choose_alpha, save_calibration
+from imagebind_llm.inference import (
+    MAX_NEW_TOKENS,
+    Calibration,
+    Explainer,
+    as_rows,
+    calibrate,
+    choose_alpha,
+    save_calibration,
+)
 from imagebind_llm.records import Sequence as Ids
 from imagebind_llm.run import Run
 from imagebind_llm.store import write_atomic
 from imagebind_llm.tokenizers import LlamaTokenizer
 
 BATCH = 32
-ALPHA_ROWS, MAX_NEW_TOKENS = 128, 96  # of dev, for the choice of alpha
+ALPHA_ROWS = 128  # of dev, for the choice of alpha
 Scored = tuple[Tensor, Tensor, Tensor]  # log-probabilities (N,C) by head and by decoder, gold (N,)
 
 
@@ -37,7 +45,13 @@ def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
         for name, tensor in checkpoint.read_tensors(folder).items():
             parameters[name].copy_(tensor)
     explainer = Explainer(
-        run.assembled, tokenizer, taxonomy, run.settings.modalities, run.settings.max_seq_len, verifier=run.verifier
+        run.assembled,
+        tokenizer,
+        taxonomy,
+        run.settings.modalities,
+        run.settings.max_seq_len,
+        verifier=run.verifier,
+        order=run.settings.answer_order,
     )
     collate = Collator(corpus.store, corpus.modalities)
     found = {split: _scored(explainer, corpus.splits[split], collate) for split in ("dev", "test") if split in corpus.splits}
@@ -68,8 +82,8 @@ def _scored(explainer: Explainer, sequences: Sequence[Ids], collate: Collator) -
     parts = []
     for start in range(0, len(own), BATCH):
         rows = [sequences[i] for i in own[start : start + BATCH]]
-        head, decoder = explainer.score(as_rows(rows), *collate.embeddings(rows))
-        parts += list(zip(own[start : start + BATCH], head, decoder, strict=True))
+        reading = explainer.score(as_rows(rows), *collate.embeddings(rows))
+        parts += list(zip(own[start : start + BATCH], reading.head, reading.decoder, strict=True))
     everything = sorted((part for rank in distributed.gather_objects(parts) for part in rank), key=lambda part: part[0])
     gold = torch.tensor([sequences[i].intent for i, _, _ in everything])
     return torch.stack([h for _, h, _ in everything]), torch.stack([d for _, _, d in everything]), gold
@@ -79,6 +93,7 @@ def _with_alpha(
     explainer: Explainer, calibration: Calibration, sequences: Sequence[Ids], found: Scored, collate: Collator
 ) -> Calibration:
     """The calibration with the alpha that serves the first dev rows best: their rationales are written for it."""
+    explainer.calibration = calibration
     head, decoder, gold = (part[:ALPHA_ROWS] for part in found)
     known = [row for row in sequences if row.intent is not None][:ALPHA_ROWS]
     p = calibration.probabilities(head, decoder)
@@ -87,9 +102,7 @@ def _with_alpha(
     for start in range(0, len(own), BATCH):
         part = own[start : start + BATCH]
         rows = [known[i] for i in part]
-        intents = [explainer.taxonomy.labels[i] for i in p[part].argmax(1).tolist()]
-        vectors, present = collate.embeddings(rows)
-        texts = explainer.write(as_rows(rows), intents, vectors, present, MAX_NEW_TOKENS)
+        _, texts = explainer.answer(as_rows(rows), *collate.embeddings(rows), MAX_NEW_TOKENS)
         written += list(zip(part, (text for text, _ in texts), strict=True))
     texts_in_order = [text for _, text in sorted(pair for rank in distributed.gather_objects(written) for pair in rank)]
     return replace(calibration, alpha=choose_alpha(p, explainer.read(p, texts_in_order), gold))
