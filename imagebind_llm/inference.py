@@ -287,7 +287,7 @@ class Explainer:
         lead = self.tokenizer.encode(LEAD[self.order])
         return self.tokenizer.encode(text)[len(lead) :]
 
-    def _on_device(self, embeddings: Tensor | None, present: Tensor | None) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    def _on_device(self, embeddings: Tensor | None, present: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         if embeddings is None or present is None or not self.needs_embeddings:
             return None, None
         return embeddings.to(self.device), (present & self._known).to(self.device)
