@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 COLOURS = ("#3b6ea5", "#d1803c", "#5a9367", "#a8557f", "#7a6bb0", "#8a8a3c", "#4f9da6")
 STYLE = """
@@ -100,15 +101,13 @@ def page(title: str, sections: Iterable[tuple[str, Iterable[object]]], subtitle:
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
-def lines(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str = "", y: str = "", diagonal: bool = False
-) -> Figure:
+def lines(series: Mapping[str, tuple[ArrayLike, ArrayLike]], x: str = "", y: str = "", diagonal: bool = False) -> Figure:
     """Curves by name, each (xs, ys); `diagonal` adds the line y = x."""
     drawn, axes = _axes(6.4, 3.8, x, y)
     if diagonal:
         axes.plot([0, 1], [0, 1], color="#9aa3ad", linewidth=1, linestyle="--")
     for (name, (xs, ys)), colour in zip(series.items(), _colours(len(series)), strict=True):
-        axes.plot(xs, ys, label=name, color=colour, marker="o" if len(xs) < 30 else None, markersize=3.5, linewidth=1.6)
+        axes.plot(xs, ys, label=name, color=colour, marker="o" if np.size(xs) < 30 else None, markersize=3.5, linewidth=1.6)
     if len(series) > 1:
         axes.legend(frameon=False)
     return drawn
@@ -137,14 +136,14 @@ def bars(
 
 
 def heatmap(values: np.ndarray, rows: Sequence[str], columns: Sequence[str], x: str = "", y: str = "") -> Figure:
-    """A matrix as coloured cells with its numbers in them, zeros left out; colours are shares of each row."""
+    """A matrix as coloured cells with its numbers in them, zeros left out; colours are shares of each row's sum."""
     drawn, axes = _axes(2.2 + 0.36 * len(columns), 1.8 + 0.3 * len(rows), x, y)
     shares = values / np.maximum(values.sum(axis=1, keepdims=True), 1e-12)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
         if value:
             colour = "white" if shares[row, column] > 0.55 else "#1c2430"
-            axes.text(column, row, f"{value:.3g}", ha="center", va="center", fontsize=7.5, color=colour)
+            axes.text(column, row, f"{value:.1f}".removesuffix(".0"), ha="center", va="center", fontsize=7.5, color=colour)
     axes.set_xticks(range(len(columns)), columns, rotation=50, ha="right")
     axes.set_yticks(range(len(rows)), rows)
     axes.grid(False)
@@ -159,8 +158,7 @@ def scatter(points: np.ndarray, groups: Sequence[str], order: Sequence[str]) -> 
         own = points[np.array(groups) == name]
         colour = matplotlib.colormaps["tab20"](i % 20)
         axes.scatter(*own.T, s=18, color=colour, marker=markers[i % len(markers)], label=name, alpha=0.85, linewidths=0)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set_axis_off()
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return drawn
 

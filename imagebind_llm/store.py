@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -264,6 +265,57 @@ def export_pt(store: Store, keys: Sequence[str], folder: Path) -> None:
         buffer = io.BytesIO()
         torch.save([row[m].clone()[None] for m in (text, vision, audio)], buffer)
         write_atomic(Path(folder) / f"{i}.pt", buffer.getvalue())
+
+
+# What torch.load raises for a damaged or foreign file.
+UNREADABLE = (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError)
+
+
+class PtFolders:
+    """Reads the original's layout as if it were a store: FOLDER/train_emb/0.pt ... each [text, vision, audio] of (1,E).
+
+    `keys` names, for every split, the keys of its rows in file order: i.pt belongs to row i. A zero vector is an absent
+    modality. Raises StoreError for a folder with more files than rows, or a file of another shape than the first.
+    """
+
+    def __init__(self, root: Path, keys: dict[str, list[str]]):
+        self.root = Path(root)
+        folders = {split: self.root / f"{split}_emb" for split in keys if (self.root / f"{split}_emb").is_dir()}
+        self._files: dict[str, Path] = {}
+        for split, folder in folders.items():
+            found = {path.stem: path for path in folder.glob("*.pt")}
+            if extra := sorted(set(found) - {str(i) for i in range(len(keys[split]))}):
+                raise StoreError(
+                    f"{folder}: expected 0.pt to {len(keys[split]) - 1}.pt, one a row of {split}, got also {extra[0]}.pt: "
+                    f"these files belong to other rows; give the data set that they were made from as --data_path"
+                )
+            self._files |= {key: found[str(i)] for i, key in enumerate(keys[split]) if str(i) in found}
+        if not self._files:
+            raise StoreError(f"{self.root}: no {' or '.join(f'{split}_emb/0.pt' for split in keys)} here")
+        width = self._load(next(iter(self._files.values())), None).shape[1]
+        # the original's encoder; which weights made the files, they do not say
+        self.identity = Identity("imagebind_huge", "", "float32", MODALITIES, "", False, width, "")
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._files
+
+    def read(self, keys: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Vectors (B,M,E) float32 and presence (B,M) bool of the clips, in the order asked for."""
+        vectors = torch.zeros(len(keys), len(MODALITIES), self.identity.width)
+        for i, key in enumerate(keys):
+            vectors[i] = self._load(self._files[key], self.identity.width)
+        return vectors, (vectors != 0).any(-1)
+
+    def _load(self, path: Path, width: int | None) -> Tensor:
+        """(M,E) in our order."""
+        try:
+            text, vision, audio = (part.detach().float().reshape(-1) for part in torch.load(path, "cpu", weights_only=True))
+            row = torch.stack([text, audio, vision])
+        except UNREADABLE as error:
+            raise StoreError(f"{path}: expected [text, vision, audio], each (1, E), got something else ({error})") from error
+        if width is not None and row.shape[1] != width:
+            raise StoreError(f"{path}: expected vectors of width {width} as in the first file, got {row.shape[1]}")
+        return row
 
 
 def check_identity(root: Path, stored: Identity, wanted: Identity) -> None:

@@ -1,0 +1,67 @@
+"""What cheating would be worth: the probe's score on the demo world's test split if that split trains it or chooses the epoch.
+
+    python data/demo/measure_leak.py
+
+classifier.py refuses both, so this script goes around it. The demo world's best reachable accuracy is known, so one sees
+which scores cannot be true.
+"""
+
+import sys
+
+import numpy as np
+import torch
+
+from imagebind_llm.config import MODALITIES, ClassifierSettings, LeakSettings, ProbeConfig, parse
+from imagebind_llm.datasets import DataError
+from imagebind_llm.demo_world import cues
+from imagebind_llm.probe import Scaling, train_probes
+from imagebind_llm.protocol import Protocol, load_protocol
+from imagebind_llm.store import StoreError
+
+RULES = {
+    "train trains, dev chooses (classifier.py)": (False, False),
+    "train trains, test chooses": (False, True),
+    "train and test train, dev chooses": (True, False),
+    "train and test train, test chooses": (True, True),
+}
+
+
+def main() -> int:
+    settings = parse(LeakSettings, description=__doc__)
+    try:
+        print(measure(settings))
+    except (DataError, StoreError) as error:
+        print(f"measure_leak.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def measure(settings: LeakSettings) -> str:
+    """A Markdown table: accuracy on test, %, mean over seeds, by what was done with test before."""
+    protocol = load_protocol(ClassifierSettings(settings.data_path, settings.emb_path, ""))
+    subsets = [("text",), MODALITIES]
+    lines = ["| rule | " + " | ".join(" + ".join(subset) for subset in subsets) + " |", "|---|" + "---|" * len(subsets)]
+    lines += ["| best reachable | " + " | ".join(f"{100 * cues.bayes_accuracy(subset):.1f}" for subset in subsets) + " |"]
+    for rule, (trains, chooses) in RULES.items():
+        cells = [f"{100 * test_accuracy(protocol, subset, trains, chooses, settings):.1f}" for subset in subsets]
+        lines += [f"| {rule} | {' | '.join(cells)} |"]
+    return "\n".join(lines)
+
+
+def test_accuracy(protocol: Protocol, subset: tuple[str, ...], trains: bool, chooses: bool, settings: LeakSettings) -> float:
+    """Mean accuracy over seeds on the test rows, which also train or choose the epoch if told so."""
+    columns = [MODALITIES.index(name) for name in subset]
+    train, select, report = protocol.train, protocol.select, protocol.report
+    assert train is not None and select is not None
+    scaling = Scaling.of(train.vectors[:, columns], train.present[:, columns])
+    seen = [(scaling.apply(r.vectors[:, columns], r.present[:, columns]), r.classes) for r in (train, select, report)]
+    known, selection, asked = seen
+    if trains:
+        known = (torch.cat([known[0], asked[0]]), torch.cat([known[1], asked[1]]))
+    config = ProbeConfig(epochs=settings.epochs)
+    probes = train_probes(*known, asked if chooses else selection, len(protocol.classes), config, settings.seeds)
+    return float(np.mean(probes.probabilities(asked[0]).argmax(-1) == asked[1].numpy()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""The methods of classifier.py: each fits itself to what it may see of a Protocol and becomes a predictor.
+
+probe     the MLP on concatenated embeddings, and logistic regression as its plain baseline
+zeroshot  the nearest label sentence; nothing is fitted
+itsl      checkpoints of engine_finetune.py, which were trained before; what they were trained on is looked up
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from imagebind_llm import checkpoint, distributed
+from imagebind_llm.config import ENCODERS, MODALITIES, NO_MODALITY, ClassifierSettings, ProbeConfig
+from imagebind_llm.corpus import ask
+from imagebind_llm.datasets import DataError, load_dataset
+from imagebind_llm.evaluation import Fitted, Method
+from imagebind_llm.inference import Explainer
+from imagebind_llm.instructions import encode_prompt
+from imagebind_llm.labels import EXPRESS
+from imagebind_llm.probe import Scaling, fit_logistic, train_probes
+from imagebind_llm.protocol import Protocol, Rows
+from imagebind_llm.records import Example
+from imagebind_llm.store import Identity, Store, StoreError
+from imagebind_llm.tokenizers import ClipBPE
+from imagebind_llm.weights.imagebind import file_sha256, find_imagebind, load_imagebind
+from imagebind_llm.zeroshot import label_sentences, nearest_label
+
+BATCH = 32
+
+
+def fit_probe(protocol: Protocol, modalities: tuple[str, ...], settings: ClassifierSettings, tick) -> Fitted:
+    """The MLP, `settings.seeds` times, and logistic regression, on the concatenated embeddings of these modalities."""
+    columns = [MODALITIES.index(name) for name in modalities]
+    train, select = protocol.train, protocol.select
+    assert train is not None
+    scaling = Scaling.of(train.vectors[:, columns], train.present[:, columns])
+
+    def inputs(rows: Rows):
+        return scaling.apply(rows.vectors[:, columns], rows.present[:, columns])
+
+    selection = (inputs(select), select.classes) if select else None
+    config = ProbeConfig(hidden=settings.hidden, epochs=settings.epochs, class_weights=settings.class_weights)
+    known, n_classes = (inputs(train), train.classes), len(protocol.classes)
+    probes = train_probes(*known, selection, n_classes, config, settings.seeds, tick)
+    logistic = fit_logistic(*known, selection, n_classes, settings.class_weights)
+    return Fitted(
+        lambda rows: probes.probabilities(inputs(rows)),
+        settings.seeds,
+        baseline=lambda rows: logistic(inputs(rows))[None],
+        epochs=tuple(probes.epochs),
+    )
+
+
+def fit_zeroshot(protocol: Protocol, modalities: tuple[str, ...], settings: ClassifierSettings, tick) -> Fitted:
+    """Nothing is fitted: the label sentences are encoded by the encoder that made the store."""
+    sentences = label_sentences(protocol.classes, settings.sentences)
+    vectors = encode_sentences(sentences, protocol.store.identity, settings)
+    tick()
+    return Fitted(lambda rows: nearest_label(rows.vectors, rows.present, vectors, modalities).numpy()[None], (0,))
+
+
+def encode_sentences(sentences: list[str], identity: Identity, settings: ClassifierSettings):
+    """(C,E) public text vectors. Raises StoreError unless the weights at hand are those that made the store."""
+    if identity.encoder not in ENCODERS or ENCODERS[identity.encoder]().out_width != identity.width:
+        raise StoreError(
+            f"{settings.emb_path}: made by {identity.encoder}, width {identity.width}; zero-shot needs the encoder to read "
+            f"the label sentences too, and knows {' and '.join(ENCODERS)} (width {ENCODERS['imagebind_huge']().out_width})"
+        )
+    weights = find_imagebind(identity.encoder, settings.encoder_weights)
+    if identity.weights_sha256 and file_sha256(weights) != identity.weights_sha256:
+        raise StoreError(
+            f"{settings.emb_path}: made by other weights of {identity.encoder} (sha256 {identity.weights_sha256[:12]}...) than "
+            f"{weights}; give theirs by --encoder_weights, or embed the clips again with these"
+        )
+    return load_imagebind(weights, identity.encoder).encode("text", ClipBPE().encode(sentences)).detach()
+
+
+# --- a trained checkpoint ---------------------------------------------------------------------------------------------
+
+
+def fit_itsl(protocol: Protocol, modalities: tuple[str, ...], settings: ClassifierSettings, tick) -> Fitted:
+    """Checkpoints of one model, each trained with another seed. Nothing is fitted here; one at a time is in memory."""
+    infos = [checkpoint.read_info(Path(folder)) for folder in settings.checkpoint]
+    for folder, info in zip(settings.checkpoint, infos, strict=True):
+        _refuse_seen(folder, info, protocol)
+    tick()
+
+    def predict(rows: Rows) -> np.ndarray:
+        return np.stack(
+            [answers_of(_open(folder, protocol, modalities, settings), rows, protocol) for folder in settings.checkpoint]
+        )
+
+    return Fitted(predict, tuple(info["settings"]["seed"] for info in infos))
+
+
+def answers_of(explainer: Explainer, rows: Rows, protocol: Protocol) -> np.ndarray:
+    """Probabilities (N,C) in the protocol's classes. Where the text counts as absent, the prompt has no words either."""
+    found = []
+    for start in range(0, len(rows), BATCH):
+        part = slice(start, start + BATCH)
+        asked = []
+        for example, present in zip(rows.examples[part], rows.present[part], strict=True):
+            known = tuple(name for name in explainer.modalities if name != "text" or present[0])
+            bare = Example(example.key, example.split, example.clip, example.text)  # neither intent nor rationale
+            asked.append(encode_prompt(ask(bare, None, known), explainer.tokenizer, explainer.max_len))
+        scored = explainer.score(asked, rows.vectors[part], rows.present[part])
+        found.append(explainer.calibration.probabilities(*scored).numpy())
+    p, labels = np.concatenate(found), explainer.taxonomy.labels  # (N, their classes)
+    if protocol.classes[0] == EXPRESS:
+        express = np.array([explainer.taxonomy.coarse(name) == EXPRESS for name in labels])
+        return np.stack([p[:, express].sum(1), p[:, ~express].sum(1)], axis=1)
+    return p[:, [labels.index(name) for name in protocol.classes]]
+
+
+def _open(folder: str, protocol: Protocol, modalities: tuple[str, ...], settings: ClassifierSettings) -> Explainer:
+    """The checkpoint, if it was made for these labels, embeddings and modalities."""
+    device = distributed.choose_device(settings.device)
+    explainer = Explainer.load(Path(folder), settings.llama_model_path, device)
+    if protocol.classes[0] != EXPRESS and set(protocol.classes) != set(explainer.taxonomy.labels):
+        raise DataError(
+            f"{folder}: trained on the {len(explainer.taxonomy.labels)} intents of {explainer.taxonomy.name}; "
+            f"{protocol.dataset.root} has {len(protocol.classes)} classes, {protocol.dataset.layout}"
+        )
+    known = ("text",) if NO_MODALITY in explainer.modalities else explainer.modalities
+    if strange := [name for name in modalities if name not in known]:
+        raise DataError(f"{folder}: was not trained with {' '.join(strange)}; give --modalities {' '.join(known)}")
+    if explainer.needs_embeddings and isinstance(protocol.store, Store):  # .pt files do not say what made them
+        explainer.check_store(protocol.store)
+    return explainer
+
+
+def _refuse_seen(folder: str, info: dict, protocol: Protocol) -> None:
+    """Raise DataError if a reported row is among those that the checkpoint was trained or chosen on."""
+    path = Path(info["settings"]["data_path"])
+    seen = rows_seen(path)
+    if seen is None:
+        protocol.notes.append(
+            f"{folder}: its training data, {path}, are not here; that no reported row was trained on is not known"
+        )
+    elif again := [example.key for example in protocol.report.examples if example.key in seen]:
+        raise DataError(
+            f"{folder}: {len(again)} of the {len(protocol.report)} rows to report are rows of {path} that it was trained or "
+            f"chosen on ({', '.join(again[:5])}); report on a split that it has not seen"
+        )
+
+
+def rows_seen(path: Path) -> set[str] | None:
+    """Keys of every row but the test split's of what a checkpoint was trained on; None if that is not there any more."""
+    if path.suffix == ".json" and path.is_file():
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        return {str(row.get("key") or row.get("clip")) for row in rows if row.get("split", "train") != "test"}
+    if not path.exists():
+        return None
+    return {one.key for split, examples in load_dataset(path).splits.items() if split != "test" for one in examples}
+
+
+METHODS: dict[str, Method] = {"probe": fit_probe, "zeroshot": fit_zeroshot, "itsl": fit_itsl}
