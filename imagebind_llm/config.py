@@ -459,3 +459,19 @@ class ScoringSettings:
     sentence_encoder: str = flag("", "folder of a local Hugging Face encoder, for the similarity of sentences")
     seed: int = flag(0, "of the shuffling")
     output: str = flag("", "also write the scores here, as JSON")
+
+
+@dataclass(frozen=True)
+class FaithfulnessSettings:
+    """What `python -m imagebind_llm.faithfulness` takes."""
+
+    checkpoint: str = flag(help="folder of a trained model, e.g. runs/demo/itsl/best")
+    data_path: str = flag(help="the data set; where it has rationales.jsonl with cues, claims are held against them")
+    emb_path: str = flag(help="its embedding store")
+    llama_model_path: str = flag("", "the LLaMA it was trained with, if it is elsewhere now")
+    split: str = flag("test", "whose clips", ("train", "dev", "test"))
+    limit: int = flag(100, "the first clips of the split; 0: all")
+    max_new_tokens: int = flag(96, "longest answer")
+    batch_size: int = flag(32, "clips at a time")
+    device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
+    seed: int = flag(0, "of the swapping")
