@@ -548,3 +548,19 @@ class LeakSettings:
     emb_path: str = flag("runs/demo/emb", "its embedding store")
     seeds: tuple[int, ...] = flag((0, 1, 2, 3, 4), "of initial weights and order")
     epochs: int = flag(100, "of the MLP")
+
+
+@dataclass(frozen=True)
+class FaithfulnessSettings:
+    """What `python -m imagebind_llm.faithfulness` takes."""
+
+    checkpoint: str = flag(help="folder of a trained model, e.g. runs/demo/itsl/best")
+    data_path: str = flag(help="the data set; where it has rationales.jsonl with cues, claims are held against them")
+    emb_path: str = flag(help="its embedding store")
+    llama_model_path: str = flag("", "the LLaMA it was trained with, if it is elsewhere now")
+    split: str = flag("test", "whose clips", ("train", "dev", "test"))
+    limit: int = flag(100, "the first clips of the split; 0: all")
+    max_new_tokens: int = flag(96, "longest answer")
+    batch_size: int = flag(32, "clips at a time")
+    device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
+    seed: int = flag(0, "of the swapping")

@@ -1,19 +1,29 @@
 """Does a rationale speak of what the model was given? One modality is dropped, or taken from another clip, and we read again.
 
+    python -m imagebind_llm.faithfulness --checkpoint runs/demo/itsl/best --data_path data/demo/clips --emb_path runs/demo/emb
+
 A faithful rationale changes its claims about that modality (with another clip's picture it describes the other clip) and keeps
 its claims about the others. Where cues are known (the demo world), both are counted claim by claim; everywhere, how far the
 text moves and whether the intent changes. Phrases about the words count as claims about the text (demo_world.phrases.GISTS).
 """
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from imagebind_llm.config import MODALITIES
+from imagebind_llm import distributed
+from imagebind_llm.checkpoint import CheckpointError
+from imagebind_llm.config import MODALITIES, FaithfulnessSettings, parse
+from imagebind_llm.datasets import DataError, load_dataset
+from imagebind_llm.inference import Explainer
 from imagebind_llm.records import Example
-from imagebind_llm.scoring import Rationale, claims_in, modality_of
+from imagebind_llm.scoring import Rationale, claims_in, modality_of, read_rationales
+from imagebind_llm.store import Store, StoreError
 from imagebind_llm.text_metrics import rouge_l
 
 HOW = ("drop", "swap")
@@ -136,3 +146,34 @@ def markdown(changes: Sequence[Change]) -> str:
         cells = ["–" if value is None else f"{value:.3f}" for value in values]
         lines.append(f"| {change.modality} | {change.how} | {change.n_claims} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def measure(settings: FaithfulnessSettings) -> list[Change]:
+    """`faithfulness` of a trained model on the first clips of a split. Raises CheckpointError, DataError, StoreError."""
+    explainer = Explainer.load(Path(settings.checkpoint), settings.llama_model_path, distributed.choose_device(settings.device))
+    if not explainer.needs_embeddings:
+        raise CheckpointError(f"{settings.checkpoint}: trained on the words alone; there is no modality to drop or swap")
+    dataset = load_dataset(settings.data_path, (settings.split,))
+    examples = dataset.splits[settings.split][: settings.limit or None]
+    store = Store(Path(settings.emb_path))
+    explainer.check_store(store)
+    file = dataset.root / "rationales.jsonl"
+    known = read_rationales(file) if file.is_file() else {}
+    truth = [known[e.key] for e in examples] if all(e.key in known and known[e.key].cues for e in examples) else None
+    explain = partial(explainer.explain, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size)
+    vectors, present = store.read([example.key for example in examples])
+    return faithfulness(explain, examples, vectors, present, truth, explainer.modalities, settings.seed)
+
+
+def main(argv: list[str] | None = None) -> int:
+    settings = parse(FaithfulnessSettings, argv, "What a model's rationales say when a modality is dropped or swapped.")
+    try:
+        print(markdown(measure(settings)))
+    except (CheckpointError, DataError, StoreError, ValueError, OSError) as error:
+        print(f"imagebind_llm.faithfulness: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -11,7 +11,7 @@ from imagebind_llm.config import MODALITIES
 from imagebind_llm.demo_world.cues import CUES, CUES_OF, FAMILIES
 from imagebind_llm.demo_world.phrases import GISTS, PHRASES
 from imagebind_llm.demo_world.write import rows
-from imagebind_llm.faithfulness import another_clip, faithfulness, markdown, perturbed
+from imagebind_llm.faithfulness import another_clip, faithfulness, main, markdown, perturbed
 from imagebind_llm.records import Example
 from imagebind_llm.scoring import Rationale
 
@@ -106,3 +106,9 @@ def test_one_clip_cannot_be_swapped_and_the_table_has_a_row_a_change(world):
     table = markdown(faithfulness(reads_what_is_there, examples, embeddings, present, truth, ("audio",)))
     assert table.count("\n") == 3 and "| audio | drop | 240 | 1.000 | – | 1.000 |" in table
     assert set(np.unique([e.text for e in examples])) <= set(FAMILIES)
+
+
+def test_the_command_ends_with_a_sentence(tmp_path, capsys):
+    given = ["--checkpoint", str(tmp_path / "absent"), "--data_path", str(tmp_path), "--emb_path", str(tmp_path)]
+    assert main(given) == 2
+    assert "imagebind_llm.faithfulness: " in capsys.readouterr().err
