@@ -503,7 +503,7 @@ class ClassifierSettings:
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"--{name} {' '.join(map(str, getattr(self, name)))}: name each once")
         if bool(self.checkpoint) != (self.method == "itsl"):
-            raise ValueError("--method itsl needs --checkpoint FOLDER, made by engine_finetune.py; no other method takes one")
+            raise ValueError("--method itsl needs --checkpoint FOLDER (of engine_finetune.py); no other method takes one")
         if self.epochs < 1 or min(self.hidden) < 1:
             raise ValueError(f"--epochs {self.epochs} --hidden {' '.join(map(str, self.hidden))}: at least 1")
         if not 0 <= self.episode_fold < 5:

@@ -51,7 +51,7 @@ def plain_loop(inputs, classes, selection, config, seed):
     return kept[0], model
 
 
-@pytest.mark.parametrize("config", [ProbeConfig(epochs=100), ProbeConfig((16, 8), epochs=20, class_weights=True)])
+@pytest.mark.parametrize("config", [ProbeConfig(epochs=50), ProbeConfig((16, 8), epochs=20, class_weights=True)])
 def test_all_seeds_at_once_give_what_a_plain_loop_of_each_gives(config):
     inputs, classes = drawn()
     selection, (asked, _) = drawn(1), drawn(2)
