@@ -14,7 +14,7 @@ import torch
 from benchmarks.runner import Case, Measurement, compare, named
 from imagebind_llm.config import flag, parse
 
-SUBJECTS = ("extraction", "media", "language", "loading")
+SUBJECTS = ("extraction", "media", "language", "loading", "training")
 
 
 @dataclass(frozen=True)

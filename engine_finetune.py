@@ -12,6 +12,8 @@ choose, and test is looked at once, at the end.
 
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -26,9 +28,10 @@ from imagebind_llm.instructions import InstructionError
 from imagebind_llm.llama import ContextError
 from imagebind_llm.results import finish
 from imagebind_llm.run import Run
+from imagebind_llm.self_critical import Critic
 from imagebind_llm.store import StoreError
-from imagebind_llm.tokenizers import TokenizerError
-from imagebind_llm.training import TrainingError, evaluate, make_optimizer, train_one_epoch
+from imagebind_llm.tokenizers import LlamaTokenizer, TokenizerError
+from imagebind_llm.training import TrainingError, evaluate, make_optimizer, over_ranks, train_one_epoch
 from imagebind_llm.weights import WeightsError
 
 
@@ -51,8 +54,7 @@ def main() -> int:
 def train(settings: TrainSettings, device: torch.device) -> None:
     llama, tokenizer = open_language(settings.llama_model_path, settings.model)
     corpus = load_corpus(settings, tokenizer, min(settings.max_seq_len, llama.max_seq_len))
-    n_intents = len(corpus.taxonomy.labels) if corpus.taxonomy else 0
-    assembled = build(settings, n_intents, corpus.store.identity.width if corpus.store else None, device)
+    assembled = build(settings, corpus.taxonomy, corpus.store.identity.width if corpus.store else None, device)
     model = distributed.wrap(assembled.model)
     optimizer = make_optimizer(assembled.model, settings.weight_decay)
     run = Run(settings, assembled, optimizer, corpus)
@@ -60,16 +62,31 @@ def train(settings: TrainSettings, device: torch.device) -> None:
     rows = corpus.splits["train"]
     with run.frozen_states(device) as states:
         collate = Collator(corpus.store, corpus.modalities, states)
+        look = partial(evaluate, assembled.model, corpus.splits.get("dev", []), collate, device, 2 * settings.batch_size)
+        critic = None
         while not run.finished:
-            for moment in train_one_epoch(model, optimizer, rows, collate, settings, device, run.position):
+            critic = critic or begin_criticism(run, tokenizer, look)
+            for moment in train_one_epoch(model, optimizer, rows, collate, settings, device, run.position, critic):
                 run.line(moment)
                 if moment.position.step % settings.save_steps == 0 and moment.position.step < moment.steps:
                     run.save()
-            scores = {"train": run.position.sums.over_ranks().means()}
-            if "dev" in corpus.splits:
-                scores["dev"] = evaluate(assembled.model, corpus.splits["dev"], collate, device, 2 * settings.batch_size)
-            run.end_epoch(scores)
+            scores = {"train": over_ranks(run.position.sums).means() | over_ranks(run.position.critic).means()}
+            scores["dev"], right = look()
+            run.end_epoch(scores, right)
     finish(run, tokenizer, device)
+
+
+def begin_criticism(run: Run, tokenizer: LlamaTokenizer, look: Callable[[], tuple[dict, list[bool]]]) -> Critic | None:
+    """The critic, from the epoch of --critic_start on; the model of that moment is what it is held against."""
+    settings, taxonomy = run.settings, run.corpus.taxonomy
+    if not settings.w_critic or run.position.epoch + 1 <= settings.critic_start:
+        return None
+    if taxonomy is None or run.verifier is None:
+        raise DataError("--w_critic needs intents and reference rationales: pass --rationales, a JSONL of {key, rationale}")
+    critic = Critic(settings, tokenizer, taxonomy, run.corpus.splits["train"], run.verifier, run.reference())
+    if not run.guard.right:
+        run.begin_criticism(*look())
+    return critic
 
 
 def announce(run: Run, assembled: Assembled, corpus: Corpus) -> None:

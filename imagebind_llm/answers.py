@@ -52,6 +52,9 @@ def shown(explanation: Explanation, labels: Sequence[str], example: Example) -> 
     lines = [f"Intent:     {explanation.intent} ({float(explanation.probabilities.max()):.2f})"]
     lines.append("Or:         " + ", ".join(f"{label} ({p:.2f})" for label, p in explanation.runners_up(labels)))
     lines.append(f"Rationale:  {explanation.rationale}{'' if explanation.finished else ' ... (cut at --max_new_tokens)'}")
+    if not explanation.consistent:
+        other = labels[int(explanation.criticised.argmax())]
+        lines.append(f"Careful:    the rationale speaks for {other} rather than {explanation.intent}")
     if example.intent is not None:
         lines.append(f"Labelled:   {example.intent}")
     return "\n".join(lines)
@@ -76,7 +79,10 @@ def answer_split(explainer: Explainer, settings: ExplainSettings) -> None:
             write_atomic(path, ("\n".join(lines) + "\n").encode())
             bar.update(len(part))
     unfinished = sum(not done[example.key]["finished"] for example in examples)
-    print(f"{len(examples)} answers in {path}; {unfinished} rationales cut at --max_new_tokens {settings.max_new_tokens}")
+    doubtful = sum(not done[example.key]["consistent"] for example in examples)
+    print(f"{len(examples)} answers in {path}; {doubtful} whose rationale speaks for another intent (consistent: false)")
+    if unfinished:
+        print(f"{unfinished} rationales were cut at --max_new_tokens {settings.max_new_tokens}")
 
 
 def row(explainer: Explainer, example: Example, found: Explanation) -> dict:
@@ -89,6 +95,8 @@ def row(explainer: Explainer, example: Example, found: Explanation) -> dict:
         "runners_up": [[label, round(p, 5)] for label, p in found.runners_up(explainer.taxonomy.labels)],
         "rationale": found.rationale,
         "finished": found.finished,
+        "consistent": found.consistent,
+        "criticised": explainer.taxonomy.labels[int(found.criticised.argmax())],
     }
 
 

@@ -13,7 +13,7 @@ from imagebind_llm import checkpoint
 from imagebind_llm.checkpoint import CheckpointError
 from imagebind_llm.config import BridgeConfig, LlamaConfig, ModelConfig, PromptConfig, TrainSettings
 from imagebind_llm.labels import MINTREC, MINTREC2, Taxonomy
-from imagebind_llm.model import ITSL
+from imagebind_llm.model import HEAD, ITSL
 from imagebind_llm.tokenizers import LlamaTokenizer, check_vocabulary, load_tokenizer
 from imagebind_llm.weights import WeightsError, assign, load_llama, open_adapter, open_llama, smollm2_path
 from imagebind_llm.weights.llama_checkpoint import expected_shapes
@@ -24,11 +24,13 @@ TAXONOMIES = {taxonomy.name: taxonomy for taxonomy in (MINTREC, MINTREC2)}
 
 @dataclass
 class Assembled:
-    """A model, what it was built from, and the names of the parameters that are not simply its LLaMA's."""
+    """A model, what it was built from, the names of the parameters that are not simply its LLaMA's, and that LLaMA's
+    fingerprint."""
 
     model: ITSL
     config: ModelConfig
     own: frozenset[str]
+    llama: str
 
     def adapter(self) -> dict[str, Tensor]:
         """What a checkpoint holds: everything that the LLaMA's own files do not."""
@@ -53,14 +55,19 @@ def open_language(path: str, model: str = "auto") -> tuple[LlamaConfig, LlamaTok
     return config, tokenizer
 
 
-def build(settings: TrainSettings, n_intents: int, embedding_width: int | None, device: torch.device) -> Assembled:
-    """The model that a run trains, its trainable parameters chosen. `embedding_width` None: no clip has embeddings."""
-    start = _start(settings)
+def build(settings: TrainSettings, taxonomy: Taxonomy | None, embedding_width: int | None, device: torch.device) -> Assembled:
+    """The model that a run trains, its trainable parameters chosen. `embedding_width` None: no clip has embeddings.
+
+    Without a taxonomy it has no intent head; that of --pretrained_path goes on if it is for the same taxonomy.
+    """
+    start = _start(settings, taxonomy)
     llama, state = load_llama(
         settings.llama_model_path or smollm2_path(), frozen_dtype(settings.dtype, device), device, settings.model
     )
     prompts = _prompts(settings, start, llama)
-    config = ModelConfig(llama, prompts, _bridge(settings, start, llama, embedding_width), n_intents)
+    config = ModelConfig(
+        llama, prompts, _bridge(settings, start, llama, embedding_width), len(taxonomy.labels) if taxonomy else 0
+    )
     torch.manual_seed(settings.seed)
     assembled = _around(config, state, start.tensors or {}, device)
     assembled.model.train_only(settings.trainable)
@@ -94,6 +101,7 @@ def restore(folder: Path, llama_model_path: str, device: torch.device, dtype: to
 def _around(config: ModelConfig, state: dict[str, Tensor], own: dict[str, Tensor], device: torch.device) -> Assembled:
     """ITSL around a LLaMA's parameters; `own` replaces what was drawn at random."""
     model = ITSL(config.llama, config.prompts, config.bridge, "meta", config.n_intents)
+    llama = llama_fingerprint(state)  # before an adapter's norms or training change it
     assign(model.llama, {name: tensor for name, tensor in state.items()})
     parameters = dict(model.named_parameters())
     unknown = sorted(set(own) - set(parameters))
@@ -102,7 +110,7 @@ def _around(config: ModelConfig, state: dict[str, Tensor], own: dict[str, Tensor
     assign(model, own)
     base = {f"llama.{name}" for name in expected_shapes(config.llama)}
     names = frozenset(name for name in parameters if name not in base or name in own)
-    return Assembled(model.to(device), config, names)
+    return Assembled(model.to(device), config, names, llama)
 
 
 def frozen_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -114,10 +122,9 @@ def frozen_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def llama_fingerprint(state: Mapping[str, Tensor]) -> str:
     """Tells LLaMAs of the same sizes apart, whatever dtype they are loaded in: a digest of some of their numbers."""
-    digest = hashlib.sha256()
-    for name in ("norm.weight", "tok_embeddings.weight"):
-        digest.update(state[name][:256].to("cpu", torch.bfloat16).view(torch.int16).contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    some = state["tok_embeddings.weight"][:256]  # never trained; the norms are
+    numbers = some.detach().to("cpu", torch.bfloat16).view(torch.int16).contiguous().numpy()
+    return hashlib.sha256(numbers.tobytes()).hexdigest()[:16]
 
 
 def taxonomy_of(info: dict[str, Any]) -> Taxonomy | None:
@@ -128,13 +135,16 @@ def taxonomy_of(info: dict[str, Any]) -> Taxonomy | None:
 # --- where training starts --------------------------------------------------------------------------------------------
 
 
-def _start(settings: TrainSettings) -> Start:
+def _start(settings: TrainSettings, taxonomy: Taxonomy | None) -> Start:
     if not settings.pretrained_path:
         return Start()
     path = Path(settings.pretrained_path)
     if path.is_dir():
-        config = checkpoint.config_from_json(checkpoint.read_info(path)["model"])
-        tensors = {name: t for name, t in checkpoint.read_tensors(path).items() if not name.startswith("intent_head.")}
+        info = checkpoint.read_info(path)
+        config = checkpoint.config_from_json(info["model"])
+        tensors = checkpoint.read_tensors(path)
+        if (taxonomy.name if taxonomy else None) != info["taxonomy"]:  # the head is for other labels
+            tensors = {name: t for name, t in tensors.items() if not name.startswith(HEAD)}
         return Start(config.prompts, config.bridge, tensors)
     adapter = open_adapter(path, settings.adapter_layer)
     return Start(adapter.prompts, adapter.bridge, adapter.read())

@@ -77,7 +77,7 @@ class Collator:
             below=self.states.batch(rows) if self.states is not None else None,
         )
 
-    def embeddings(self, rows: Sequence[Ids]) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
+    def embeddings(self, rows: Sequence[Ids]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """(B,M,E) and (B,M); zeros and False for rows that have no clip. Nothing at all without a store."""
         if self.store is None:
             return None, None

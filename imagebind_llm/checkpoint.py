@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,13 @@ class CheckpointError(ValueError):
 
 
 def save(
-    root: Path, step: int, adapter: dict[str, Tensor], optimizer: dict[str, Tensor], info: dict[str, Any], best: bool
+    root: Path,
+    step: int,
+    adapter: dict[str, Tensor],
+    optimizer: dict[str, Tensor],
+    info: dict[str, Any],
+    best: bool,
+    write_more: Callable[[Path], None] | None = None,
 ) -> None:
     """Write checkpoint-STEP, make it `last` and, if it is, `best`. An OSError (a full disk) leaves the old ones."""
     root.mkdir(parents=True, exist_ok=True)
@@ -42,18 +49,22 @@ def save(
         save_file(adapter, temporary / ADAPTER)
         save_file(optimizer, temporary / OPTIMIZER)
         (temporary / INFO).write_text(json.dumps({"format": FORMAT, **info}, indent=1))
+        if write_more is not None:
+            write_more(temporary)
         for path in temporary.iterdir():
             _sync(path)
-        if folder.exists():  # the same step again, after an interruption between this rename and the link
-            shutil.rmtree(folder)
+        old = root / f".{folder.name}.{os.getpid()}.old.tmp"
+        if folder.exists():  # the same step again, perhaps with `last` on it: the time without it is two renames
+            folder.rename(old)
         temporary.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise OSError(f"{folder} could not be written ({error}); `last` and `best` are as they were") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    _link(root / "last", folder.name)
-    if best:
+    if best:  # first: killed in between, the run repeats what led here, and so makes the same checkpoint again
         _link(root / "best", folder.name)
+    _link(root / "last", folder.name)
     _prune(root)
 
 
@@ -74,6 +85,8 @@ def _prune(root: Path) -> None:
     for folder in root.glob("checkpoint-*"):
         if folder.name not in named:
             shutil.rmtree(folder, ignore_errors=True)
+    for left in root.glob(".checkpoint-*.tmp"):  # by a save that was killed
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def clear(root: Path) -> None:
@@ -81,7 +94,8 @@ def clear(root: Path) -> None:
     for link in ("last", "best"):
         (root / link).unlink(missing_ok=True)
     _prune(root)
-    (root / "log.txt").unlink(missing_ok=True)
+    for name in ("log.txt", "steps.jsonl", "curves.html", "reference.safetensors"):
+        (root / name).unlink(missing_ok=True)
     shutil.rmtree(root / "tensorboard", ignore_errors=True)
 
 

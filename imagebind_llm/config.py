@@ -292,6 +292,10 @@ class GenerateSettings:
 STAGES = ("finetune", "pretrain")
 TRAINABLE = ("prompts", "lora", "all")
 NO_MODALITY = "none"
+BASELINES = ("greedy", "loo", "group")
+REWARD_NORMS = ("group", "none")
+REWARD_PARTS = ("intent", "rationale", "consistency", "format")
+ANSWER_ORDERS = ("label", "rationale")
 
 
 @dataclass(frozen=True)
@@ -333,6 +337,14 @@ class TrainSettings:
     num_workers: int = flag(0, "processes that read embeddings ahead")
     device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
     dtype: str = flag("auto", "of frozen weights; auto: bfloat16 on a GPU, else float32", ("auto", "float32", "bfloat16"))
+    w_critic: float = flag(0.0, "weight of the self-critical loss, reached an epoch after --critic_start; 0: supervised only")
+    samples: int = flag(4, "answers sampled for each clip")
+    baseline: str = flag("loo", "what an answer is compared with: the greedy one, the other samples, the group", BASELINES)
+    critic_start: float = flag(0.0, "epoch in which the self-critical loss begins")
+    kl: float = flag(0.03, "weight of the divergence from the model at --critic_start, taken off an answer's reward")
+    reward_weights: str = flag("intent=1,rationale=.5,consistency=.5,format=.1", "parts of the reward; what is left out is 0")
+    reward_norm: str = flag("group", "group: normalise each part among a clip's answers; none: sum them raw", REWARD_NORMS)
+    answer_order: str = flag("label", "what an answer begins with", ANSWER_ORDERS)
     cache_gb: float = flag(4.0, "disk for states below the adapted layers, which are computed once a row; 0: none")
     checkpoint_activations: bool = flag(False, "compute layers again in the backward pass: less memory, more time")
 
@@ -343,12 +355,32 @@ class TrainSettings:
         for name in ("warmup_epochs", "blr", "min_lr", "weight_decay", "clip_grad", "w_intent", "w_rationale", "patience"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"--{name} {getattr(self, name)}: at least 0, and finite")
+        for name in ("w_critic", "critic_start", "kl"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"--{name} {getattr(self, name)}: at least 0, and finite")
+        if self.samples < (1 if self.baseline == "greedy" else 2):
+            raise ValueError(f"--samples {self.samples}: --baseline {self.baseline} compares samples, give at least 2")
+        if not any(self.rewards().values()):
+            raise ValueError(f"--reward_weights {self.reward_weights}: every part weighs 0, nothing is left to reward")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"--warmup_epochs {self.warmup_epochs:g} --epochs {self.epochs}: the warm-up must end before the last"
             )
         if len(self.modalities) > 1 and (NO_MODALITY in self.modalities or len(set(self.modalities)) < len(self.modalities)):
             raise ValueError(f"--modalities {' '.join(self.modalities)}: name each once, and none alone")
+
+    def rewards(self) -> dict[str, float]:
+        """--reward_weights as {part: weight}. Raises ValueError for a part that there is not, or a weight that is none."""
+        found: dict[str, float] = {}
+        for item in self.reward_weights.split(","):
+            name, _, weight = item.partition("=")
+            try:
+                found[name.strip()] = float(weight)
+            except ValueError:
+                raise ValueError(f"--reward_weights {self.reward_weights}: expected NAME=NUMBER, got {item!r}") from None
+        if wrong := [f"{n}={w:g}" for n, w in found.items() if n not in REWARD_PARTS or not 0 <= w < float("inf")]:
+            raise ValueError(f"--reward_weights: {', '.join(wrong)}; expected weights >= 0 of {', '.join(REWARD_PARTS)}")
+        return found
 
 
 # --- Answers (explain.py) ---------------------------------------------------------------------------------------------
@@ -414,6 +446,19 @@ class RationaleSettings:
             raise ValueError("--model is empty: give the model's name at the endpoint")
         if not self.output.endswith(".jsonl"):
             raise ValueError(f"--output {self.output}: the name must end in .jsonl; the review page goes beside it as .html")
+
+
+@dataclass(frozen=True)
+class ScoringSettings:
+    """What `python -m imagebind_llm.scoring` takes."""
+
+    data_path: str = flag(help="MIntRec or MIntRec2.0 folder with reference rationales")
+    references: str = flag("", "JSONL of reference rationales; if not given, rationales.jsonl in the data folder")
+    candidates: tuple[str, ...] = flag((), "JSONL files of rationales to score: key, intent (as predicted), rationale")
+    split: str = flag("test", "whose clips are scored; the judges are fitted on train alone", ("dev", "test"))
+    sentence_encoder: str = flag("", "folder of a local Hugging Face encoder, for the similarity of sentences")
+    seed: int = flag(0, "of the shuffling")
+    output: str = flag("", "also write the scores here, as JSON")
 
 
 # --- The classifier (classifier.py) -----------------------------------------------------------------------------------
@@ -503,3 +548,19 @@ class LeakSettings:
     emb_path: str = flag("runs/demo/emb", "its embedding store")
     seeds: tuple[int, ...] = flag((0, 1, 2, 3, 4), "of initial weights and order")
     epochs: int = flag(100, "of the MLP")
+
+
+@dataclass(frozen=True)
+class FaithfulnessSettings:
+    """What `python -m imagebind_llm.faithfulness` takes."""
+
+    checkpoint: str = flag(help="folder of a trained model, e.g. runs/demo/itsl/best")
+    data_path: str = flag(help="the data set; where it has rationales.jsonl with cues, claims are held against them")
+    emb_path: str = flag(help="its embedding store")
+    llama_model_path: str = flag("", "the LLaMA it was trained with, if it is elsewhere now")
+    split: str = flag("test", "whose clips", ("train", "dev", "test"))
+    limit: int = flag(100, "the first clips of the split; 0: all")
+    max_new_tokens: int = flag(96, "longest answer")
+    batch_size: int = flag(32, "clips at a time")
+    device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
+    seed: int = flag(0, "of the swapping")

@@ -82,9 +82,9 @@ def _read_folder(path: Path, settings: TrainSettings) -> tuple[dict[str, list[Ex
     if "train" not in dataset.splits:
         raise DataError(f"{path}: no train.tsv; there are: {', '.join(dataset.splits)}")
     splits = with_rationales(dataset.splits, rationales_file(dataset.root, settings.rationales))
-    return {
-        name: [ask(e, dataset.taxonomy, settings.modalities) for e in rows] for name, rows in splits.items()
-    }, dataset.taxonomy
+    order, modalities = settings.answer_order, settings.modalities
+    asked = {name: [ask(e, dataset.taxonomy, modalities, order) for e in rows] for name, rows in splits.items()}
+    return asked, dataset.taxonomy
 
 
 def ask(example: Example, taxonomy: Taxonomy | None, modalities: tuple[str, ...], order: str = "label") -> Exchange:
@@ -170,7 +170,7 @@ def _json_exchange(path: Path, number: int, row: dict, taxonomy: Taxonomy | None
     answer = row.get("output") or (answer_text(label, row.get("rationale")) if label else "")
     if not isinstance(answer, str) or not answer:
         raise DataError(f"{path}, row {number}: expected an output (or an intent), got neither")
-    known = {"intent": taxonomy.index(label) if taxonomy and label else None}
+    known = {"intent": taxonomy.index(label) if taxonomy and label else None, "rationale": row.get("rationale")}
     embedded = clip is not None and NO_MODALITY not in settings.modalities
     return instruction_exchange(
         clip or f"row {number}", row["instruction"], str(row.get("input") or ""), answer, embedded=embedded, **known

@@ -3,6 +3,9 @@
     p(y | clip) = softmax over y of (share * log p_head(y) + (1 - share) * log p_decoder("Intent: y")) / temperature
 The head and the decoder both know the intent; `share` and `temperature` are chosen on dev (Calibration). The label with the
 highest probability is then put into the answer, and the decoder goes on with the rationale: so the two always agree.
+
+The model criticises its own answer (spec: p(y | clip) * q(y | rationale)^alpha, alpha from dev): q is the verifier's reading of
+the rationale with every label word masked. Where that would change the intent, the answer is flagged as inconsistent.
 """
 
 import hashlib
@@ -26,9 +29,13 @@ from imagebind_llm.records import Example
 from imagebind_llm.records import Sequence as Ids
 from imagebind_llm.store import Store, write_atomic
 from imagebind_llm.tokenizers import LlamaTokenizer
+from imagebind_llm.verifier import Verifier
 
 CALIBRATION = "calibration.json"
+MAX_NEW_TOKENS = 96  # of a rationale
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
+SMALLEST = 1e-6  # of a probability that is to be raised to a power
 TEMPERATURES = tuple(float(f"{2 ** (i / 4):.4g}") for i in range(-8, 17))  # a quarter to sixteen
 
 
@@ -38,27 +45,51 @@ class Calibration:
 
     share: float = 0.5  # of the head
     temperature: float = 1.0
+    alpha: float = 0.0  # weight of the verifier's reading of the rationale; 0 also without a verifier
 
     def probabilities(self, head: Tensor, decoder: Tensor) -> Tensor:
         """(N,C) from the log-probabilities of both, (N,C) each."""
         return ((self.share * head + (1 - self.share) * decoder) / self.temperature).softmax(1)
 
+    def criticised(self, p: Tensor, q: Tensor) -> Tensor:
+        """p * q^alpha, normalised: (N,C) each."""
+        scores = p * q.clamp(min=SMALLEST) ** self.alpha
+        return scores / scores.sum(1, keepdim=True)
+
 
 @dataclass(frozen=True)
 class Explanation:
     """An answer about one clip: probabilities (C,) in the taxonomy's order, the likeliest intent, why, and whether the
-    rationale was ended by the model (or ran into the limit)."""
+    rationale was ended by the model (or ran into the limit).
+
+    `criticised` (C,): the probabilities after reading the rationale; `consistent`: they have the same likeliest intent.
+    """
 
     key: str
     probabilities: Tensor
     intent: str
     rationale: str
     finished: bool
+    criticised: Tensor
+
+    @property
+    def consistent(self) -> bool:
+        return bool(self.criticised.argmax() == self.probabilities.argmax())
 
     def runners_up(self, labels: Sequence[str], count: int = 3) -> list[tuple[str, float]]:
         """The next likeliest intents with their probabilities."""
         order = self.probabilities.argsort(descending=True)[1 : count + 1]
         return [(labels[i], float(self.probabilities[i])) for i in order.tolist()]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the model thinks of N clips: log-probabilities (N,C) by head and decoder and, if it was trained to give its reasons
+    first, each rationale and whether that came to its end."""
+
+    head: Tensor
+    decoder: Tensor
+    rationales: list[tuple[str, bool]] | None = None
 
 
 def calibrate(head: Tensor, decoder: Tensor, gold: Tensor) -> Calibration:
@@ -69,6 +100,16 @@ def calibrate(head: Tensor, decoder: Tensor, gold: Tensor) -> Calibration:
         key=lambda c: float(c.probabilities(head, decoder)[rows, gold].clamp(min=1e-30).log().mean()),
     )
     return best
+
+
+def choose_alpha(p: Tensor, q: Tensor, gold: Tensor) -> float:
+    """How much the rationale should count: the alpha under which the gold intents (N,) of dev are likeliest. p, q (N,C)."""
+    rows = torch.arange(len(gold))
+
+    def likelihood(alpha: float) -> float:
+        return float(Calibration(alpha=alpha).criticised(p, q)[rows, gold].clamp(min=1e-30).log().mean())
+
+    return max(ALPHAS, key=likelihood)
 
 
 class Explainer:
@@ -91,10 +132,12 @@ class Explainer:
         max_seq_len: int,
         calibration: Calibration | None = None,
         store_identity: dict | None = None,
+        verifier: Verifier | None = None,
+        order: str = "label",
     ):
         self.model, self.tokenizer, self.taxonomy = assembled.model, tokenizer, taxonomy
         self.modalities, self.calibration = tuple(modalities), calibration or Calibration()
-        self.store_identity = store_identity
+        self.store_identity, self.verifier, self.order = store_identity, verifier, order
         self.device = self.model.prefix_query.weight.device
         self.max_len = min(max_seq_len, assembled.config.llama.max_seq_len)
         self._known = Collator(None, self.modalities).known
@@ -116,8 +159,9 @@ class Explainer:
         _, tokenizer = open_language(llama_model_path or info["settings"]["llama_model_path"])
         path = Path(folder) / CALIBRATION
         calibration = Calibration(**json.loads(path.read_text())) if path.is_file() else None
-        settings = info["settings"]
-        return cls(assembled, tokenizer, taxonomy, info["modalities"], settings["max_seq_len"], calibration, info["store"])
+        verifier = Verifier.load(Path(folder)) if (Path(folder) / "verifier.json").is_file() else None
+        longest, order, store = info["settings"]["max_seq_len"], info["settings"]["answer_order"], info["store"]
+        return cls(assembled, tokenizer, taxonomy, info["modalities"], longest, calibration, store, verifier, order)
 
     @property
     def digest(self) -> str:
@@ -147,18 +191,30 @@ class Explainer:
 
     def prompts(self, examples: Sequence[Example]) -> list[list[int]]:
         """The token ids of the question about each clip."""
-        asked = (ask(Example(e.key, e.split, e.clip, e.text), None, self.modalities) for e in examples)
+        asked = (ask(Example(e.key, e.split, e.clip, e.text), None, self.modalities, self.order) for e in examples)
         return [encode_prompt(exchange, self.tokenizer, self.max_len) for exchange in asked]
 
     @torch.no_grad()
-    def score(self, prompts: Sequence[list[int]], embeddings: Tensor | None, present: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Log-probabilities (N,C) of the intents by the head and by the decoder, on the CPU."""
+    def score(
+        self,
+        prompts: Sequence[list[int]],
+        embeddings: Tensor | None,
+        present: Tensor | None,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+    ) -> Reading:
+        """What head and decoder think, on the CPU. A rationale that comes first is written before the decoder is asked."""
         self.model.eval()
         vectors, there = self._on_device(embeddings, present)
         rows = read_prompts(self.model, prompts, self._labels, vectors, there)
         head = self.model.intent_logits(rows.read, self.model.carried(vectors, there), there).log_softmax(1)
+        rationales = None
+        if self.order == "rationale":
+            rationales = self._reasons(prompts, vectors, there, max_new_tokens)
+            said = [self._after_lead(f"{LEAD['rationale']} {text} {LEAD['label']}") for text, _ in rationales]
+            asked = [[*prompt, *ids] for prompt, ids in zip(prompts, said, strict=True)]
+            rows = read_prompts(self.model, asked, self._labels, vectors, there)
         decoder = score_rows(rows, self._labels).log_softmax(1)
-        return head.float().cpu(), decoder.float().cpu()
+        return Reading(head.float().cpu(), decoder.float().cpu(), rationales)
 
     def intents(
         self, examples: Sequence[Example], embeddings: Tensor | None, present: Tensor | None, batch_size: int = 32
@@ -166,8 +222,7 @@ class Explainer:
         """`score` of any number of clips, (N,C) each."""
         prompts = self.prompts(examples)
         parts = [self.score(prompts[s], *_rows(s, embeddings, present)) for s in _slices(len(prompts), batch_size)]
-        heads, decoders = zip(*parts, strict=True)
-        return torch.cat(heads), torch.cat(decoders)
+        return torch.cat([part.head for part in parts]), torch.cat([part.decoder for part in parts])
 
     def probabilities(self, examples: Sequence[Example], embeddings: Tensor | None, present: Tensor | None) -> Tensor:
         """p(intent | clip): (N,C), calibrated."""
@@ -180,38 +235,59 @@ class Explainer:
         examples: Sequence[Example],
         embeddings: Tensor | None = None,
         present: Tensor | None = None,
-        max_new_tokens: int = 96,
+        max_new_tokens: int = MAX_NEW_TOKENS,
         batch_size: int = 32,
     ) -> Iterator[Explanation]:
         """An answer about each clip, in order, as batches are done."""
         prompts = self.prompts(examples)
         for part in _slices(len(prompts), batch_size):
-            vectors, there = _rows(part, embeddings, present)
-            probabilities = self.calibration.probabilities(*self.score(prompts[part], vectors, there))
+            probabilities, written = self.answer(prompts[part], *_rows(part, embeddings, present), max_new_tokens)
             intents = [self.taxonomy.labels[i] for i in probabilities.argmax(1).tolist()]
-            written = self.write(prompts[part], intents, vectors, there, max_new_tokens)
-            for example, p, intent, (rationale, finished) in zip(examples[part], probabilities, intents, written, strict=True):
-                yield Explanation(example.key, p, intent, rationale, finished)
+            criticised = self.calibration.criticised(probabilities, self.read(probabilities, [text for text, _ in written]))
+            found = zip(examples[part], probabilities, intents, written, criticised, strict=True)
+            for example, p, intent, (rationale, finished), after in found:
+                yield Explanation(example.key, p, intent, rationale, finished, after)
 
-    @torch.no_grad()
-    def write(
-        self,
-        prompts: Sequence[list[int]],
-        intents: Sequence[str],
-        embeddings: Tensor | None,
-        present: Tensor | None,
-        max_new_tokens: int,
+    def answer(
+        self, prompts: Sequence[list[int]], embeddings: Tensor | None, present: Tensor | None, max_new_tokens: int
+    ) -> tuple[Tensor, list[tuple[str, bool]]]:
+        """Probabilities (N,C), and a rationale for the likeliest intent of each clip with whether it came to its end."""
+        reading = self.score(prompts, embeddings, present, max_new_tokens)
+        probabilities = self.calibration.probabilities(reading.head, reading.decoder)
+        if reading.rationales is not None:
+            return probabilities, reading.rationales
+        intents = [self.taxonomy.labels[i] for i in probabilities.argmax(1).tolist()]
+        return probabilities, self._write(prompts, intents, *self._on_device(embeddings, present), max_new_tokens)
+
+    def read(self, probabilities: Tensor, rationales: Sequence[str]) -> Tensor:
+        """q(intent | rationale with its label words masked), (N,C); without a verifier every intent alike."""
+        if self.verifier is None:
+            return torch.full_like(probabilities, 1 / probabilities.shape[1])
+        return self.verifier.predict_proba(rationales)
+
+    def _write(
+        self, prompts: Sequence[list[int]], intents: Sequence[str], vectors: Tensor | None, there: Tensor | None, limit: int
     ) -> list[tuple[str, bool]]:
         """The likeliest rationale for each clip and given intent, and whether it came to its end."""
-        self.model.eval()
-        lead = self.tokenizer.encode(LEAD["label"])
-        begun = [self.tokenizer.encode(f"{LEAD['label']} {intent}. {LEAD['rationale']}")[len(lead) :] for intent in intents]
+        begun = [self._after_lead(f"{LEAD['label']} {intent}. {LEAD['rationale']}") for intent in intents]
         asked = [[*prompt, *ids] for prompt, ids in zip(prompts, begun, strict=True)]
-        vectors, there = self._on_device(embeddings, present)
-        answers = generate(self.model, asked, max_new_tokens, self.tokenizer.eos_id, embeddings=vectors, present=there)
-        return [(self.tokenizer.decode(ids).strip(), len(ids) < max_new_tokens) for [ids] in answers]
+        answers = generate(self.model, asked, limit, self.tokenizer.eos_id, embeddings=vectors, present=there)
+        return [(self.tokenizer.decode(ids).strip(), len(ids) < limit) for [ids] in answers]
 
-    def _on_device(self, embeddings: Tensor | None, present: Tensor | None) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    def _reasons(
+        self, prompts: Sequence[list[int]], vectors: Tensor | None, there: Tensor | None, limit: int
+    ) -> list[tuple[str, bool]]:
+        """The likeliest rationales where they come first, without the intent that follows them."""
+        answers = generate(self.model, prompts, limit, self.tokenizer.eos_id, embeddings=vectors, present=there)
+        texts = [self.tokenizer.decode(ids).partition(LEAD["label"])[0].strip() for [ids] in answers]
+        return [(text, len(ids) < limit) for text, [ids] in zip(texts, answers, strict=True)]
+
+    def _after_lead(self, text: str) -> list[int]:
+        """The ids of an answer's beginning without its lead, which ends the prompt."""
+        lead = self.tokenizer.encode(LEAD[self.order])
+        return self.tokenizer.encode(text)[len(lead) :]
+
+    def _on_device(self, embeddings: Tensor | None, present: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         if embeddings is None or present is None or not self.needs_embeddings:
             return None, None
         return embeddings.to(self.device), (present & self._known).to(self.device)

@@ -6,10 +6,10 @@ position at which the decoder chooses the label. A prompt and its answer are tok
 """
 
 import re
-from dataclasses import dataclass
+from bisect import bisect_left
 
 from imagebind_llm.labels import Taxonomy
-from imagebind_llm.records import Example, Exchange, Sequence
+from imagebind_llm.records import Answer, Example, Exchange, Sequence
 from imagebind_llm.tokenizers import LlamaTokenizer
 
 ALONE = "Write a response that appropriately completes the request."
@@ -17,7 +17,6 @@ PAIRED = "Below is an instruction that describes a task, paired with an input th
 SINGLE = "Below is an instruction that describes a task."
 CAPTION_REQUEST = "Describe what is seen and heard.\n"
 QUESTION = "What is the intent of the speaker, and why?\n"
-ORDERS = ("label", "rationale")
 LEAD = {"label": "Intent:", "rationale": "Rationale:"}  # how every answer about a clip begins; the end of its prompt
 _LABEL_FIRST = re.compile(r"\s*Intent:\s*(?P<label>[^.]*)\.(?:\s*Rationale:\s*(?P<rationale>.*))?", re.DOTALL)
 _RATIONALE_FIRST = re.compile(r"\s*Rationale:\s*(?P<rationale>.*?)\s*Intent:\s*(?P<label>[^.]*)\.?\s*", re.DOTALL)
@@ -25,14 +24,6 @@ _RATIONALE_FIRST = re.compile(r"\s*Rationale:\s*(?P<rationale>.*?)\s*Intent:\s*(
 
 class InstructionError(ValueError):
     """A row that cannot be made to fit; the message says which and what to change."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What an answer says: the intent's label (None: none that the taxonomy has) and the rationale (None: none)."""
-
-    intent: str | None
-    rationale: str | None
 
 
 def alpaca_prompt(instruction: str, given: str = "") -> str:
@@ -65,7 +56,8 @@ def clip_exchange(
         answer = answer_text(example.intent, example.rationale, order).removeprefix(LEAD[order])
     intent = taxonomy.index(example.intent) if taxonomy and example.intent is not None else None
     context = example.text.strip() if with_text else ""
-    return Exchange(example.key, before, context, after + QUESTION + LEAD[order], answer, intent, embedded)
+    question = after + QUESTION + LEAD[order]
+    return Exchange(example.key, before, context, question, answer, intent, embedded, example.rationale)
 
 
 def answer_text(intent: str, rationale: str | None, order: str = "label") -> str:
@@ -97,19 +89,21 @@ def encode_exchange(exchange: Exchange, tokenizer: LlamaTokenizer, max_len: int)
     """
     words = exchange.context.split(" ")
     prompt, ids = _ids(exchange, exchange.context, tokenizer)
-    kept = len(words)
-    while len(ids) > max_len and kept:
-        kept -= max(1, min(kept, (len(ids) - max_len) // 2))
-        prompt, ids = _ids(exchange, " ".join(words[len(words) - kept :]), tokenizer)
-    cut = kept < len(words)
+    if cut := len(ids) > max_len:
+
+        def fits(dropped: int) -> bool:
+            return len(_ids(exchange, " ".join(words[dropped:]), tokenizer)[1]) <= max_len
+
+        dropped = bisect_left(range(1, len(words)), True, key=fits) + 1
+        prompt, ids = _ids(exchange, " ".join(words[dropped:]), tokenizer)
     if (excess := len(ids) - max_len) > 0:
         if excess > len(prompt) - 2:  # the start token and one more stay
             raise InstructionError(
                 f"{exchange.key}: its answer has {len(ids) - len(prompt)} tokens and does not fit into {max_len}; "
                 f"raise --max_seq_len or shorten the answer"
             )
-        prompt, ids, cut = [ids[0], *prompt[1 + excess :]], [ids[0], *ids[1 + excess :]], True
-    return Sequence(exchange.key, tuple(ids), len(prompt), exchange.intent, exchange.embedded, cut)
+        prompt, ids = [ids[0], *prompt[1 + excess :]], [ids[0], *ids[1 + excess :]]
+    return Sequence(exchange.key, tuple(ids), len(prompt), exchange.intent, exchange.embedded, cut, exchange.rationale)
 
 
 def _ids(exchange: Exchange, context: str, tokenizer: LlamaTokenizer) -> tuple[list[int], list[int]]:

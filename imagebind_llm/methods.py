@@ -103,9 +103,9 @@ def answers_of(explainer: Explainer, rows: Rows, protocol: Protocol) -> np.ndarr
         for example, present in zip(rows.examples[part], rows.present[part], strict=True):
             known = tuple(name for name in explainer.modalities if name != "text" or present[0])
             bare = Example(example.key, example.split, example.clip, example.text)  # neither intent nor rationale
-            asked.append(encode_prompt(ask(bare, None, known), explainer.tokenizer, explainer.max_len))
-        scored = explainer.score(asked, rows.vectors[part], rows.present[part])
-        found.append(explainer.calibration.probabilities(*scored).numpy())
+            asked.append(encode_prompt(ask(bare, None, known, explainer.order), explainer.tokenizer, explainer.max_len))
+        reading = explainer.score(asked, rows.vectors[part], rows.present[part])
+        found.append(explainer.calibration.probabilities(reading.head, reading.decoder).numpy())
     p, labels = np.concatenate(found), explainer.taxonomy.labels  # (N, their classes)
     if protocol.classes[0] == EXPRESS:
         express = np.array([explainer.taxonomy.coarse(name) == EXPRESS for name in labels])

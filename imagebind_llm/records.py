@@ -38,6 +38,7 @@ class Exchange:
     answer: str = ""
     intent: int | None = None
     embedded: bool = False
+    rationale: str | None = None  # the reference, as it stands in the answer
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,17 @@ class Sequence:
     intent: int | None = None
     embedded: bool = False
     cut: bool = False
+    rationale: str | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an answer says: a label of the taxonomy or None, a rationale or None; `finished`: it ended by itself (EOS), not at
+    the length limit."""
+
+    intent: str | None
+    rationale: str | None
+    finished: bool = True
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ OUTPUT_DIR/best/calibration.json    OUTPUT_DIR/results.json    OUTPUT_DIR/predic
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,13 +14,23 @@ from torch import Tensor
 
 from imagebind_llm import checkpoint, distributed
 from imagebind_llm.batches import Collator
-from imagebind_llm.inference import Calibration, Explainer, as_rows, calibrate, save_calibration
+from imagebind_llm.inference import (
+    MAX_NEW_TOKENS,
+    Calibration,
+    Explainer,
+    as_rows,
+    calibrate,
+    choose_alpha,
+    save_calibration,
+)
 from imagebind_llm.records import Sequence as Ids
 from imagebind_llm.run import Run
 from imagebind_llm.store import write_atomic
 from imagebind_llm.tokenizers import LlamaTokenizer
 
 BATCH = 32
+ALPHA_ROWS = 128  # of dev, for the choice of alpha
+Scored = tuple[Tensor, Tensor, Tensor]  # log-probabilities (N,C) by head and by decoder, gold (N,)
 
 
 def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
@@ -33,10 +44,20 @@ def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
     with torch.no_grad():
         for name, tensor in checkpoint.read_tensors(folder).items():
             parameters[name].copy_(tensor)
-    explainer = Explainer(run.assembled, tokenizer, taxonomy, run.settings.modalities, run.settings.max_seq_len)
+    explainer = Explainer(
+        run.assembled,
+        tokenizer,
+        taxonomy,
+        run.settings.modalities,
+        run.settings.max_seq_len,
+        verifier=run.verifier,
+        order=run.settings.answer_order,
+    )
     collate = Collator(corpus.store, corpus.modalities)
     found = {split: _scored(explainer, corpus.splits[split], collate) for split in ("dev", "test") if split in corpus.splits}
     calibration = calibrate(*found["dev"]) if "dev" in found else Calibration()
+    if run.verifier is not None and "dev" in found:
+        calibration = _with_alpha(explainer, calibration, corpus.splits["dev"], found["dev"], collate)
     if not distributed.is_main():
         return
     save_calibration(folder, calibration)
@@ -54,18 +75,37 @@ def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
     write_atomic(run.root / "results.json", json.dumps(results, indent=1).encode())
 
 
-def _scored(explainer: Explainer, sequences: Sequence[Ids], collate: Collator) -> tuple[Tensor, Tensor, Tensor]:
+def _scored(explainer: Explainer, sequences: Sequence[Ids], collate: Collator) -> Scored:
     """Head and decoder log-probabilities (N,C) and gold (N,) of the rows with a known intent, in order, from all ranks."""
     known = [i for i, row in enumerate(sequences) if row.intent is not None]
     own = known[distributed.rank() :: distributed.world_size()]
     parts = []
     for start in range(0, len(own), BATCH):
         rows = [sequences[i] for i in own[start : start + BATCH]]
-        head, decoder = explainer.score(as_rows(rows), *collate.embeddings(rows))
-        parts += list(zip(own[start : start + BATCH], head, decoder, strict=True))
+        reading = explainer.score(as_rows(rows), *collate.embeddings(rows))
+        parts += list(zip(own[start : start + BATCH], reading.head, reading.decoder, strict=True))
     everything = sorted((part for rank in distributed.gather_objects(parts) for part in rank), key=lambda part: part[0])
     gold = torch.tensor([sequences[i].intent for i, _, _ in everything])
     return torch.stack([h for _, h, _ in everything]), torch.stack([d for _, _, d in everything]), gold
+
+
+def _with_alpha(
+    explainer: Explainer, calibration: Calibration, sequences: Sequence[Ids], found: Scored, collate: Collator
+) -> Calibration:
+    """The calibration with the alpha that serves the first dev rows best: their rationales are written for it."""
+    explainer.calibration = calibration
+    head, decoder, gold = (part[:ALPHA_ROWS] for part in found)
+    known = [row for row in sequences if row.intent is not None][:ALPHA_ROWS]
+    p = calibration.probabilities(head, decoder)
+    own = list(range(len(known)))[distributed.rank() :: distributed.world_size()]
+    written: list[tuple[int, str]] = []
+    for start in range(0, len(own), BATCH):
+        part = own[start : start + BATCH]
+        rows = [known[i] for i in part]
+        _, texts = explainer.answer(as_rows(rows), *collate.embeddings(rows), MAX_NEW_TOKENS)
+        written += list(zip(part, (text for text, _ in texts), strict=True))
+    texts_in_order = [text for _, text in sorted(pair for rank in distributed.gather_objects(written) for pair in rank)]
+    return replace(calibration, alpha=choose_alpha(p, explainer.read(p, texts_in_order), gold))
 
 
 def _scores(p: Tensor, gold: Tensor) -> dict[str, float]:

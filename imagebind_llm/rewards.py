@@ -13,25 +13,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from imagebind_llm.config import BASELINES, REWARD_NORMS
 from imagebind_llm.labels import Taxonomy
+from imagebind_llm.records import Answer
 from imagebind_llm.text_metrics import CIDER_SCALE, CiderD, repetition4, rouge_l, words
 from imagebind_llm.verifier import Verifier, label_mentions
 
 WEIGHTS = {"intent": 1.0, "rationale": 0.5, "consistency": 0.5, "format": 0.1}
-BASELINES = ("greedy", "loo", "group")
 COARSE_REWARD = 0.25
 SHORTEST, LONGEST = 8, 80  # words of a rationale
 MOST_REPETITION = 0.2
 EPSILON = 1e-6
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A parsed answer: `intent` is a canonical label or None, `finished` says that it ended with EOS and not at the limit."""
-
-    intent: str | None
-    rationale: str | None
-    finished: bool
 
 
 def intent_reward(answer: Answer, gold: str, taxonomy: Taxonomy) -> float:
@@ -159,7 +151,7 @@ def _normalised(group: Tensor) -> Tensor:
 
 
 def _check(parts: Mapping[str, Tensor], baseline: str, wanted: Mapping[str, float], greedy, norm: str) -> None:
-    if baseline not in BASELINES or norm not in ("group", "none"):
+    if baseline not in BASELINES or norm not in REWARD_NORMS:
         raise ValueError(
             f"--baseline {baseline} --reward_norm {norm}: expected one of {' '.join(BASELINES)}, and group or none"
         )

@@ -1,6 +1,6 @@
 """One training run on disk: continue or start, save, log; and what it ends with.
 
-OUTPUT_DIR/{last, best} (checkpoint.py)   log.txt: one JSON an epoch   tensorboard/
+OUTPUT_DIR/{last, best} (checkpoint.py)   log.txt: one JSON an epoch   steps.jsonl   curves.html   tensorboard/
 """
 
 import hashlib
@@ -10,21 +10,27 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save as save_tensors
 
 from imagebind_llm import checkpoint, distributed
-from imagebind_llm.assembly import Assembled, llama_fingerprint
+from imagebind_llm.assembly import Assembled
 from imagebind_llm.checkpoint import CheckpointError
 from imagebind_llm.config import TrainSettings
 from imagebind_llm.corpus import Corpus
+from imagebind_llm.curves import STEPS, draw
 from imagebind_llm.frozen_states import FrozenStates, compute_states, states_size
+from imagebind_llm.self_critical import CriticSums
 from imagebind_llm.store import write_atomic
-from imagebind_llm.training import Moment, Position, Sums
+from imagebind_llm.training import Moment, Position, Sums, over_ranks
+from imagebind_llm.verifier import Verifier, fit_verifier
 
+QUIET = {"advantage", "distinct_2", "reward_format"}  # in the log, not on the console
 FREE = {
     "resume",
     "num_workers",
@@ -37,6 +43,26 @@ FREE = {
 }  # may change on the way
 
 
+@dataclass
+class Guard:
+    """Stops self-critical training when dev accuracy has twice fallen by more than a paired standard error below the
+    supervised model's; `right`: where that one was right."""
+
+    right: list[bool] = field(default_factory=list)
+    strikes: int = 0
+
+    @property
+    def stops(self) -> bool:
+        return self.strikes >= 2
+
+    def passes(self, right: list[bool]) -> bool:
+        """Compare with another model on the same rows; counts a strike if it is worse."""
+        change = torch.tensor(right, dtype=torch.float64) - torch.tensor(self.right, dtype=torch.float64)
+        worse = bool(change.mean() < -change.std() / len(change) ** 0.5)
+        self.strikes += worse
+        return not worse
+
+
 class Run:
     """A run in its output folder: its position, its best score so far, its history."""
 
@@ -45,6 +71,7 @@ class Run:
         self.settings, self.assembled, self.optimizer, self.corpus = settings, assembled, optimizer, corpus
         self.root = Path(settings.output_dir)
         self.position, self.stale = Position(), 0
+        self.guard = Guard()
         self.best: float | None = None
         self.history: list[dict[str, Any]] = []
         self._about = self._describe()
@@ -61,7 +88,8 @@ class Run:
     def finished(self) -> bool:
         """All epochs are done, or dev has not become better for --patience of them."""
         patience = self.settings.patience
-        return self.position.epoch >= self.settings.epochs or bool(patience and self.stale >= patience)
+        stopped = bool(patience and self.stale >= patience) or self.guard.stops
+        return self.position.epoch >= self.settings.epochs or stopped
 
     @contextmanager
     def frozen_states(self, device: torch.device) -> Iterator[FrozenStates | None]:
@@ -78,11 +106,44 @@ class Run:
             if distributed.is_main():
                 path.unlink(missing_ok=True)
 
+    def reference(self) -> dict[str, torch.Tensor]:
+        """A frozen copy of the trained tensors as they are when criticism begins; a run that continues reads its own again."""
+        path = self.root / "reference.safetensors"
+        trained = {name: p for name, p in self.assembled.model.named_parameters() if p.requires_grad}
+        if not self.guard.right and distributed.is_main():
+            write_atomic(path, save_tensors({name: p.detach().cpu().contiguous() for name, p in trained.items()}))
+        distributed.barrier()
+        found = checkpoint.read_tensors(self.root, path.name)
+        return {name: found[name].to(p.device) for name, p in trained.items()}
+
+    @cached_property
+    def verifier(self) -> Verifier | None:
+        """Fitted on train's reference rationales alone; None if there are none. Says whether it is to be trusted."""
+        taxonomy = self.corpus.taxonomy
+        train, dev = (self._told(split) for split in ("train", "dev"))
+        if taxonomy is None or not train[0]:
+            return None
+        verifier = fit_verifier(*train, taxonomy, dev if dev[0] else None)
+        if verifier.dev:
+            self.say(verifier.dev.sentence())
+        return verifier
+
+    def _told(self, split: str) -> tuple[list[str], list[str]]:
+        """Reference rationales of a split and the intents that they argue for."""
+        rows = [row for row in self.corpus.splits.get(split, []) if row.rationale and row.intent is not None]
+        labels = self.corpus.taxonomy.labels if self.corpus.taxonomy else ()
+        return [row.rationale or "" for row in rows], [labels[row.intent or 0] for row in rows]
+
+    def _write_verifier(self, folder: Path) -> None:
+        if self.verifier is not None:
+            self.verifier.save(folder)
+
     # --- saving and continuing ----------------------------------------------------------------------------------------
 
     def save(self, best: bool = False) -> None:
         """Write a checkpoint of this moment (on the main rank). Collective: every rank calls it."""
-        sums = distributed.gather_objects(list(vars(self.position.sums).values()))
+        own = (self.position.sums, self.position.critic)
+        sums = distributed.gather_objects([list(vars(part).values()) for part in own])
         if distributed.is_main():
             info = self._about | {
                 "epoch": self.position.epoch,
@@ -91,23 +152,46 @@ class Run:
                 "sums": sums,
                 "best": self.best,
                 "stale": self.stale,
+                "guard": asdict(self.guard),
                 "history": self.history,
                 "commit": checkpoint.code_commit(),
             }
-            checkpoint.save(self.root, self.position.total, self.assembled.adapter(), self._optimizer_tensors(), info, best)
+            checkpoint.save(
+                self.root,
+                self.position.total,
+                self.assembled.adapter(),
+                self._optimizer_tensors(),
+                info,
+                best,
+                self._write_verifier,
+            )
         distributed.barrier()
 
-    def end_epoch(self, scores: dict[str, dict[str, float]]) -> None:
-        """Record an epoch's scores ({"train": ..., "dev": ...}), keep it if it is the best, and write the log."""
+    def begin_criticism(self, scores: dict[str, float], right: list[bool]) -> None:
+        """Remember the supervised model as the one to be criticised: its dev scores, and its weights as the best so far."""
+        self.guard = Guard(right)
+        self.best, self.stale = _selection(scores), 0
+        self.say("self-critical loss from here on; dev before it: " + _shown_scores(scores))
+        self.save(best=True)
+
+    def end_epoch(self, scores: dict[str, dict[str, float]], right: list[bool]) -> None:
+        """Record an epoch's scores ({"train": ..., "dev": ...}), keep it if it is the best, and write the log.
+
+        `right`: for each dev row, whether the head was. Once answers are criticised, an epoch is kept unless the guard objects,
+        since what they gain does not show in the head's score.
+        """
         self.history.append({"epoch": self.position.epoch, "step": self.position.total, **scores})
         score = _selection(scores.get("dev"))
         better = score is None or self.best is None or score > self.best
+        if self.guard.right:
+            better = self.guard.passes(right)
         self.best, self.stale = (score, 0) if better else (self.best, self.stale + 1)
         self.position = Position(self.position.epoch + 1, 0, self.position.total)
         self.save(best=better)
         if distributed.is_main():
             write_atomic(self.root / "log.txt", "".join(json.dumps(row) + "\n" for row in self.history).encode())
             self.say(_epoch_line(self.history[-1], better))
+            draw(self.root, self.history)
             for split, found in scores.items():
                 for name, value in found.items():
                     self.board.add_scalar(f"{split}/{name}", value, self.position.total)
@@ -130,8 +214,9 @@ class Run:
             if f"{name}.exp_avg" in state:
                 moments = {part: state[f"{name}.{part}"].to(parameter.device) for part in ("step", "exp_avg", "exp_avg_sq")}
                 self.optimizer.state[parameter] = moments
-        sums = info["sums"][distributed.rank()] if info["step"] else []
-        self.position = Position(info["epoch"], info["step"], info["total"], Sums(*sums))
+        sums, critic = info["sums"][distributed.rank()] if info["step"] else ([], [])
+        self.position = Position(info["epoch"], info["step"], info["total"], Sums(*sums), CriticSums(*critic))
+        self.guard = Guard(**info["guard"])
         self.best, self.stale, self.history = info["best"], info["stale"], info["history"]
         self.say(f"continuing {folder}: epoch {info['epoch']}, step {info['step']}")
 
@@ -159,7 +244,7 @@ class Run:
         return {
             "settings": json.loads(json.dumps(asdict(self.settings))),
             "model": checkpoint.config_to_json(self.assembled.config),
-            "llama": llama_fingerprint(dict(self.assembled.model.llama.named_parameters())),
+            "llama": self.assembled.llama,
             "data": digest.hexdigest()[:16],
             "taxonomy": self.corpus.taxonomy.name if self.corpus.taxonomy else None,
             "modalities": list(self.settings.modalities),
@@ -195,20 +280,24 @@ class Run:
         at = moment.position
         if at.step % self.settings.log_steps and at.step != moment.steps:
             return
-        means = at.sums.over_ranks().means()
+        means = over_ranks(at.sums).means() | over_ranks(at.critic).means()
         if not distributed.is_main():
             return
         now = time.perf_counter()
         seconds = (now - self._spoken) / min(self.settings.log_steps, at.step)
         self._spoken = now
         left = ((self.settings.epochs - at.epoch) * moment.steps - at.step) * seconds
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in means.items() if name not in QUIET)
         print(
             f"epoch {at.epoch} [{at.step}/{moment.steps}]  {shown}  lr {moment.lr:.2e}  grad {moment.norm:.2f}  "
             f"{moment.tokens_per_s:.0f} tokens/s  {_memory()}  left {_clock(left)}",
             flush=True,
         )
-        for name, value in {**means, "lr": moment.lr, "grad_norm": moment.norm, "tokens_per_s": moment.tokens_per_s}.items():
+        values = means | {"lr": moment.lr, "grad_norm": moment.norm, "tokens_per_s": moment.tokens_per_s}
+        self.root.mkdir(parents=True, exist_ok=True)
+        with open(self.root / STEPS, "a") as file:
+            file.write(json.dumps({"step": at.total, "epoch": at.epoch, **values}) + "\n")
+        for name, value in values.items():
             self.board.add_scalar(f"step/{name}", value, at.total)
 
 
@@ -220,9 +309,12 @@ def _selection(scores: dict[str, float] | None) -> float | None:
 
 
 def _epoch_line(row: dict[str, Any], better: bool) -> str:
-    scores = {split: " ".join(f"{k} {v:.4f}" for k, v in row[split].items()) for split in ("train", "dev") if split in row}
-    parts = ";  ".join(f"{split} {shown}" for split, shown in scores.items())
+    parts = ";  ".join(f"{split} {_shown_scores(row[split])}" for split in ("train", "dev") if split in row)
     return f"epoch {row['epoch']} done: {parts}{'  (best)' if better else ''}"
+
+
+def _shown_scores(scores: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.4f}" for name, value in scores.items())
 
 
 def _memory() -> str:

@@ -1,16 +1,17 @@
 """The training step, the epoch, the evaluation. One wrapped forward pass for every backward pass.
 
-    loss = w_intent * CE(intent head) + w_rationale * NLL(answer tokens)
-Both are sums over all rows of a step, on every rank and in every forward pass, over their number there; so the gradient does
+    loss = w_intent * CE(intent head) + w_rationale * NLL(answer tokens) + lambda * self-critical loss (sampled answers)
+All are sums over all rows of a step, on every rank and in every forward pass, over their number there; so the gradient does
 not depend on how the rows were shared out. The schedule and the weight-decay groups are LLaMA-Adapter's.
 """
 
+import hashlib
 import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, cast
 
 import torch
 from sklearn.metrics import f1_score
@@ -21,9 +22,11 @@ from imagebind_llm.batches import Collator, by_length, load, shares, steps_of_ep
 from imagebind_llm.config import TrainSettings
 from imagebind_llm.losses import intent_cross_entropy, rationale_nll
 from imagebind_llm.model import ITSL
-from imagebind_llm.records import IGNORE, Batch
+from imagebind_llm.records import IGNORE, Batch, Output
 from imagebind_llm.records import Sequence as Ids
+from imagebind_llm.self_critical import Critic, CriticSums, Sampled, joined, split
 
+AnySums = TypeVar("AnySums", "Sums", CriticSums)
 BETAS, EPS = (0.9, 0.95), 1e-8
 
 
@@ -99,9 +102,6 @@ class Sums:
             self.intents += int(known.sum())
             self.right += int((intent_logits.argmax(1) == batch.intents)[known].sum())
 
-    def over_ranks(self) -> "Sums":
-        return Sums(*distributed.all_sum(torch.tensor(list(vars(self).values()), dtype=torch.float64)).tolist())
-
     def means(self) -> dict[str, float]:
         """Per answer token and per known intent; what there is none of is left out."""
         found = {}
@@ -112,6 +112,21 @@ class Sums:
         return found
 
 
+def over_ranks(sums: AnySums) -> AnySums:
+    """Running sums, added up over all ranks."""
+    return type(sums)(*distributed.all_sum(torch.tensor(list(vars(sums).values()), dtype=torch.float64)).tolist())
+
+
+@dataclass(frozen=True)
+class CriticStep:
+    """The self-critical part of one step: lambda, and where this rank's draws come from."""
+
+    critic: Critic
+    weight: float
+    generator: torch.Generator
+    sums: CriticSums
+
+
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -119,20 +134,30 @@ def train_step(
     counts: Counts,
     settings: TrainSettings,
     sums: Sums,
+    critic: CriticStep | None = None,
 ) -> float:
     """Forward and backward of every pass, one update; adds to `sums`. Returns the gradient's norm, alike on every rank.
+
+    With a critic, answers are sampled first; references and samples go through the model together.
 
     Raises TrainingError, before anything is changed, if the gradient is not finite.
     """
     ranks = distributed.world_size()
     bad: list[str] = []
+    itsl = cast(ITSL, distributed.unwrap(model))
     for number, batch in enumerate(passes):
+        sampled = critic.critic.sample(itsl, batch, critic.generator) if critic else None
         with distributed.without_sync(model) if number < len(passes) - 1 else nullcontext():
-            output = model(batch, checkpoint=settings.checkpoint_activations)
+            if critic and sampled:
+                output, criticism = _criticised(model, batch, sampled, critic, settings)
+            else:
+                output, criticism = model(batch, checkpoint=settings.checkpoint_activations), None
             loss = settings.w_rationale * rationale_nll(output.logp, output.mask, counts.tokens)
             if output.intent_logits is not None and batch.intents is not None:
                 ce = intent_cross_entropy(output.intent_logits, batch.intents, counts.intents)
                 loss = loss + settings.w_intent * ce
+            if critic and sampled and criticism is not None:  # a mean over this pass's answers, as a share of the step's
+                loss = loss + critic.weight * criticism * len(sampled.answers) / (counts.intents * settings.samples)
             (loss * ranks).backward()  # wrapped models average over ranks, losses are sums over them
         if not math.isfinite(float(loss.detach())):
             bad += batch.keys
@@ -146,6 +171,26 @@ def train_step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+def _criticised(
+    model: nn.Module, batch: Batch, sampled: Sampled, critic: CriticStep, settings: TrainSettings
+) -> tuple[Output, Tensor]:
+    """One forward pass for references and samples: the output for the references, and the self-critical loss."""
+    itsl = cast(ITSL, distributed.unwrap(model))
+    batch, samples = with_below(itsl, batch), with_below(itsl, sampled.batch)
+    output = model(joined(batch, samples), checkpoint=settings.checkpoint_activations)
+    own, logp, mask = split(output, *batch.tokens.shape)
+    logp, mask = logp[:, : samples.tokens.shape[1]], mask[:, : samples.tokens.shape[1]]
+    return own, critic.critic.loss(sampled, logp, mask, critic.critic.reference_logp(itsl, samples), critic.sums)
+
+
+def with_below(model: ITSL, batch: Batch) -> Batch:
+    """The batch with its states below the adapted layers, so that several passes need not compute them again."""
+    if batch.below is not None or not model.llama.lowest:
+        return batch
+    with torch.no_grad():
+        return replace(batch, below=model.llama.lower(batch.tokens))
 
 
 def _not_finite(bad: list[str], passes: Sequence[Batch]) -> TrainingError:
@@ -169,6 +214,7 @@ class Position:
     step: int = 0  # inside it
     total: int = 0  # since the start
     sums: Sums = field(default_factory=Sums)  # of the running epoch, this rank's
+    critic: CriticSums = field(default_factory=CriticSums)
 
 
 @dataclass(frozen=True)
@@ -179,7 +225,6 @@ class Moment:
     steps: int  # of the epoch
     lr: float
     norm: float
-    means: dict[str, float]
     tokens_per_s: float
 
 
@@ -191,6 +236,7 @@ def train_one_epoch(
     settings: TrainSettings,
     device: torch.device,
     position: Position,
+    critic: Critic | None = None,
 ) -> Iterator[Moment]:
     """Train from `position` to the end of its epoch, yielding after every step; `position` always says what is done."""
     ranks, rank = distributed.world_size(), distributed.rank()
@@ -203,15 +249,25 @@ def train_one_epoch(
     model.train()
     while position.step < len(steps):
         started, before = time.perf_counter(), position.sums.tokens
-        lr = lr_at(position.epoch + position.step / len(steps), peak, settings)
+        moment = position.epoch + position.step / len(steps)
+        lr = lr_at(moment, peak, settings)
         for group in optimizer.param_groups:
             group["lr"] = lr
         own = [next(batches).to(device) for _ in range(passes)]
         counts = counts_of([sequences[row] for row in steps[position.step]])
-        norm = train_step(model, optimizer, own, counts, settings, position.sums)
+        weight = critic.weight(moment) if critic else 0.0
+        step = CriticStep(critic, weight, _draws(settings, position, device), position.critic) if critic and weight else None
+        norm = train_step(model, optimizer, own, counts, settings, position.sums, step)
         position.step, position.total = position.step + 1, position.total + 1
         speed = (position.sums.tokens - before) * ranks / (time.perf_counter() - started)
-        yield Moment(position, len(steps), lr, norm, position.sums.means(), speed)
+        yield Moment(position, len(steps), lr, norm, speed)
+
+
+def _draws(settings: TrainSettings, position: Position, device: torch.device) -> torch.Generator:
+    """Random numbers that depend on (seed, epoch, step, rank) alone, so that resuming draws the same answers."""
+    parts = (settings.seed, position.epoch, position.step, distributed.rank())
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 # --- evaluation -------------------------------------------------------------------------------------------------------
@@ -220,9 +276,14 @@ def train_one_epoch(
 @torch.no_grad()
 def evaluate(
     model: ITSL, sequences: Sequence[Ids], collate: Collator, device: torch.device, batch_size: int, num_workers: int = 0
-) -> dict[str, float]:
+) -> tuple[dict[str, float], list[bool]]:
     """Teacher-forced scores of a split, every row once, whatever the number of ranks: nll per answer token and, where intents
-    are known, cross_entropy, accuracy and macro_f1 of the intent head (over the classes that occur or were predicted)."""
+    are known, cross_entropy, accuracy and macro_f1 of the intent head (over the classes that occur or were predicted).
+
+    Also returned: whether the head was right, for each row with a known intent, in order.
+    """
+    if not sequences:
+        return {}, []
     model.eval()
     plan = by_length([len(row.ids) for row in sequences], batch_size)[distributed.rank() :: distributed.world_size()]
     sums, predicted = Sums(), []
@@ -231,10 +292,9 @@ def evaluate(
         sums.add(batch.to(device), output.logp, output.mask, output.intent_logits)
         if output.intent_logits is not None:
             predicted += list(zip(rows, output.intent_logits.argmax(1).tolist(), strict=True))
-    scores = sums.over_ranks().means()
-    pairs = [(sequences[row].intent, guess) for found in distributed.gather_objects(predicted) for row, guess in sorted(found)]
-    pairs = [(gold, guess) for gold, guess in pairs if gold is not None]
+    scores = over_ranks(sums).means()
+    guesses = sorted(pair for found in distributed.gather_objects(predicted) for pair in found)
+    pairs = [(gold, guess) for row, guess in guesses if (gold := sequences[row].intent) is not None]
     if pairs:
-        gold, guesses = zip(*pairs, strict=True)
-        scores["macro_f1"] = float(f1_score(gold, guesses, average="macro", zero_division=0))
-    return scores
+        scores["macro_f1"] = float(f1_score(*zip(*pairs, strict=True), average="macro", zero_division=0))
+    return scores, [gold == guess for gold, guess in pairs]

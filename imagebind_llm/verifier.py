@@ -194,7 +194,8 @@ def fit_verifier(
         )
     vectorizer = _vectorizer(taxonomy, min_df=2 if len(rationales) > 50 else 1)
     features = vectorizer.fit_transform(rationales)
-    model = LogisticRegression(C=INVERSE_PENALTY, max_iter=1000).fit(features, [classes.index(intent) for intent in intents])
+    model = LogisticRegression(C=INVERSE_PENALTY, solver="newton-cg", max_iter=1000)
+    model.fit(features, [classes.index(intent) for intent in intents])
     coefficients, intercept = model.coef_, model.intercept_
     if len(classes) == 2:  # scikit-learn keeps the second class's alone, the first one's being 0
         coefficients, intercept = (np.concatenate([np.zeros_like(part), part]) for part in (coefficients, intercept))

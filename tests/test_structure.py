@@ -11,10 +11,11 @@ ROWS = (
     "tokenizers distributed metrics text_metrics store attention fused linear mel crops",
     "instructions media encoder llama losses zeroshot probe verifier batches",
     "bridge rewards datasets report checkpoint demo_world frozen_states",
-    "model weights corpus rationales protocol",
+    "model weights corpus rationales scoring curves protocol",
     "generate extraction assembly evaluation",
-    "inference training intent_report",
-    "answers run faithfulness methods",
+    "inference self_critical intent_report",
+    "answers training faithfulness methods",
+    "run",
     "results",
 )
 ROW = {name: number for number, row in enumerate(ROWS) for name in row.split()}

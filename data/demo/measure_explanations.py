@@ -1,0 +1,120 @@
+"""How true a trained model's explanations of the demo world are, cue by cue, and what they are when its senses are swapped.
+
+    python data/demo/measure_explanations.py --checkpoint runs/demo/itsl/best
+
+Test split. Precision: the share of the claims about looks and sounds that is true of the clip; recall: of the cues that the
+reference names, the share that is named truly; intervals by bootstrap over clips. Beside them what linear probes read off the
+same embeddings (the same cues, weighted as they are claimed), and the same model with every clip's embeddings dealt to another.
+"""
+
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch.nn.functional as F
+from measure_encoder import probe_accuracy
+from sklearn.metrics import f1_score
+from torch import Tensor
+from tqdm import tqdm
+
+from imagebind_llm import distributed
+from imagebind_llm.checkpoint import CheckpointError
+from imagebind_llm.config import MODALITIES, flag, parse
+from imagebind_llm.datasets import DataError, load_dataset
+from imagebind_llm.demo_world import cues
+from imagebind_llm.demo_world.phrases import cues_in
+from imagebind_llm.faithfulness import another_clip
+from imagebind_llm.inference import Explainer, Explanation
+from imagebind_llm.records import Example
+from imagebind_llm.scoring import Rationale, cue_scores, read_rationales
+from imagebind_llm.store import Store, StoreError
+
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class MeasureSettings:
+    """The flags of data/demo/measure_explanations.py."""
+
+    checkpoint: str = flag(help="a checkpoint folder, such as runs/demo/itsl/best")
+    data_path: str = flag("data/demo/clips", "the demo world")
+    emb_path: str = flag("runs/demo/emb", "its embedding store")
+    swapped: int = flag(100, "clips that are also explained with another clip's embeddings; 0: none")
+    device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
+
+
+def main() -> int:
+    settings = parse(MeasureSettings, description=__doc__)
+    try:
+        explainer = Explainer.load(Path(settings.checkpoint), device=distributed.choose_device(settings.device))
+        print(measure(explainer, settings))
+    except (CheckpointError, DataError, StoreError, ValueError, OSError) as error:
+        print(f"measure_explanations.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def measure(explainer: Explainer, settings: MeasureSettings) -> str:
+    """The table, in Markdown."""
+    dataset, store = load_dataset(settings.data_path), Store(Path(settings.emb_path))
+    references = read_rationales(Path(settings.data_path, "rationales.jsonl"))
+    test = dataset.splits["test"]
+    vectors, present = store.read([example.key for example in test])
+    own = answers(explainer, test, vectors, present, "explaining")
+    rows = [row("its own embeddings", own, test, references)]
+    if count := min(settings.swapped, len(test)):
+        other = another_clip(count, seed=0)
+        dealt = answers(explainer, test[:count], vectors[:count][other], present[:count][other], "swapped")
+        rows.append(row(f"another clip's ({count} clips)", dealt, test[:count], references))
+    probe = probe_precision(own, dataset.splits, store, references)
+    head = "| embeddings | accuracy, % | macro F1 | cue precision | cue recall | cue F1 |\n|---|---|---|---|---|---|"
+    allowed = cues.bayes_accuracy([name for name in explainer.modalities if name in MODALITIES])
+    notes = f"Best reachable accuracy {100 * allowed:.1f} %; linear probes on these cues: precision {100 * probe:.1f} %"
+    doubtful = sum(not answer.consistent for answer in own)
+    return "\n".join([head, *rows, "", notes, f"Answers whose rationale speaks for another intent: {doubtful} of {len(own)}"])
+
+
+def answers(explainer: Explainer, examples: list[Example], vectors: Tensor, present: Tensor, title: str) -> list[Explanation]:
+    """One a clip, in order."""
+    return list(tqdm(explainer.explain(examples, vectors, present), total=len(examples), desc=title, unit="clip"))
+
+
+def row(name: str, found: list[Explanation], examples: list[Example], references: dict[str, Rationale]) -> str:
+    """Scores with 95 % intervals of the cue scores."""
+    gold, guesses = [example.intent for example in examples], [answer.intent for answer in found]
+    told = [references[example.key] for example in examples]
+    texts = [answer.rationale for answer in found]
+    scores, spread = cue_scores(texts, told), intervals(texts, told)
+    right = float(np.mean([a == b for a, b in zip(gold, guesses, strict=True)]))
+    shown = [f"{100 * right:.1f}", f"{100 * f1_score(gold, guesses, average='macro', zero_division=0):.1f}"]
+    for score, value in scores.items():
+        low, high = spread[score]
+        shown.append(f"{100 * (value or 0):.1f} ({100 * low:.1f}-{100 * high:.1f})")
+    return f"| {name} | {' | '.join(shown)} |"
+
+
+def intervals(texts: list[str], told: list[Rationale]) -> dict[str, tuple[float, float]]:
+    """Bootstrap over clips: the middle 95 % of each cue score."""
+    draws = np.random.default_rng(0).integers(len(texts), size=(RESAMPLES, len(texts)))
+    found = [cue_scores([texts[i] for i in draw], [told[i] for i in draw]) for draw in draws]
+    return {name: tuple(np.percentile([one[name] or 0.0 for one in found], [2.5, 97.5])) for name in found[0]}
+
+
+def probe_precision(
+    found: list[Explanation], splits: dict[str, list[Example]], store: Store, references: dict[str, Rationale]
+) -> float:
+    """Accuracy of linear probes for single cues, averaged over the claims that the model makes."""
+    claims = Counter(cue for answer in found for cue in cues_in(answer.rationale))
+    vectors = {name: F.normalize(store.read([one.key for one in rows])[0], dim=-1) for name, rows in splits.items()}  # (n,M,E)
+    total = 0.0
+    for cue, count in claims.items():
+        column = MODALITIES.index("vision" if cue in cues.VISUAL else "audio")
+        truth = {name: np.array([(references[one.key].cues or {})[cue] for one in rows]) for name, rows in splits.items()}
+        total += count * probe_accuracy({name: x[:, column].numpy() for name, x in vectors.items()}, truth)
+    return total / max(sum(claims.values()), 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

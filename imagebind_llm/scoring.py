@@ -1,0 +1,285 @@
+"""All scores of rationales side by side: against references, against the label with its words masked, against known cues.
+
+    python -m imagebind_llm.scoring --data_path data/demo/clips --candidates answers.jsonl
+
+No score means anything alone, so a table has three rows that need no model: the references themselves (what is best), the
+references dealt out to other clips (what a fluent text about something else gets) and one fixed train rationale for each intent
+(what is got by knowing the label without looking). A score that does not fall from the first to the others measures nothing.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from imagebind_llm.config import ScoringSettings, parse
+from imagebind_llm.datasets import DataError, load_dataset
+from imagebind_llm.demo_world.cues import CUES_OF
+from imagebind_llm.demo_world.phrases import GISTS, cues_in
+from imagebind_llm.labels import Taxonomy
+from imagebind_llm.store import write_atomic
+from imagebind_llm.text_metrics import CiderD, bleu4, distinct2, meteor, repetition4, rouge_l, similarity, words
+from imagebind_llm.verifier import Verifier, VerifierError, fit_verifier
+
+Encode = Callable[[Sequence[str]], Tensor]
+COLUMNS = {
+    "bleu4": "BLEU-4", "rouge_l": "ROUGE-L", "cider_d": "CIDEr-D", "meteor": "METEOR", "similarity": "similarity",
+    "consistency": "reads gold", "q_gold": "q(gold)", "consistency_predicted": "reads predicted",
+    "cue_precision": "cue P", "cue_recall": "cue R", "cue_f1": "cue F1",
+    "distinct2": "distinct-2", "repetition4": "repeated", "words": "words",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rationale:
+    """A line of a rationales.jsonl: `cues` is the truth about the clip, where it is known."""
+
+    key: str
+    intent: str
+    rationale: str
+    cues: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Judges:
+    """What is fitted on the train split's reference rationales, once: document frequencies and the verifier."""
+
+    cider: CiderD
+    verifier: Verifier
+    encode: Encode | None = None
+
+    @classmethod
+    def fit(
+        cls,
+        train: Sequence[Rationale],
+        taxonomy: Taxonomy,
+        dev: Sequence[Rationale] = (),
+        encode: Encode | None = None,
+    ) -> "Judges":
+        """Raises VerifierError or ValueError where there are too few rationales."""
+        held_out = ([row.rationale for row in dev], [row.intent for row in dev]) if dev else None
+        texts = [row.rationale for row in train]
+        return cls(CiderD(texts), fit_verifier(texts, [row.intent for row in train], taxonomy, held_out), encode)
+
+
+def score_rationales(
+    candidates: Sequence[str],
+    references: Sequence[Rationale],
+    judges: Judges,
+    predicted: Sequence[str] | None = None,
+) -> dict[str, float | None]:
+    """Every score of `candidates` (a text a clip, empty where there is none) under the names of COLUMNS; None where unknown.
+
+    references: the gold intent of each clip, its reference rationale (empty if there is none) and its cues. All but CIDEr-D
+    (0 to 10) and the number of words lie in [0, 1]. Clips without a reference count for no score that needs one.
+    """
+    if len(candidates) != len(references) or not candidates:
+        raise ValueError(f"expected a candidate for each of {len(references)} references, got {len(candidates)}")
+    pairs = [(ours, row.rationale) for ours, row in zip(candidates, references, strict=True) if row.rationale]
+    scores: dict[str, float | None] = dict.fromkeys(COLUMNS)
+    if pairs:
+        ours, theirs = ([text for text, _ in pairs], [text for _, text in pairs])
+        scores |= {"bleu4": bleu4(ours, theirs), "meteor": meteor(ours, theirs)}
+        scores["rouge_l"] = _mean([rouge_l(*pair) for pair in pairs])
+        scores["cider_d"] = _mean([judges.cider.score(*pair) for pair in pairs])
+        scores["similarity"] = similarity(ours, theirs, judges.encode) if judges.encode else None
+    scores |= _masked_consistency(candidates, [row.intent for row in references], predicted, judges.verifier)
+    if all(row.cues for row in references):
+        scores |= cue_scores(candidates, references)
+    scores |= {"distinct2": distinct2(candidates), "repetition4": _mean([repetition4(text) for text in candidates])}
+    scores["words"] = _mean([len(words(text)) for text in candidates])
+    return scores
+
+
+def _masked_consistency(
+    candidates: Sequence[str], gold: Sequence[str], predicted: Sequence[str] | None, verifier: Verifier
+) -> dict[str, float | None]:
+    """How often, and how surely, the label is read from a text whose label words are masked; an empty text tells nothing."""
+    q = verifier.predict_proba(candidates)
+    labels = verifier.taxonomy.labels
+    read = [labels[i] if text.strip() else None for i, text in zip(q.argmax(1).tolist(), candidates, strict=True)]
+    own = [
+        float(row[labels.index(label)]) if text.strip() else 0.0 for row, label, text in zip(q, gold, candidates, strict=True)
+    ]
+    return {
+        "consistency": _mean([a == b for a, b in zip(read, gold, strict=True)]),
+        "q_gold": _mean(own),
+        "consistency_predicted": _mean([a == b for a, b in zip(read, predicted, strict=True)]) if predicted else None,
+    }
+
+
+def cue_scores(candidates: Sequence[str], references: Sequence[Rationale]) -> dict[str, float | None]:
+    """Claims about looks and sounds over all clips together. Precision: the share that is true of the clip. Recall: of what the
+    reference names, the share that is named, truly. None where nothing is claimed."""
+    claimed = true = named = found = 0
+    for text, row in zip(candidates, references, strict=True):
+        claims, truth = cues_in(text), row.cues or {}
+        right = {cue for cue, value in claims.items() if truth.get(cue) == value}
+        claimed, true = claimed + len(claims), true + len(right)
+        wanted = set(cues_in(row.rationale))
+        named, found = named + len(wanted), found + len(wanted & right)
+    precision, recall = (part / whole if whole else None for part, whole in ((true, claimed), (found, named)))
+    both = precision is not None and recall is not None
+    f1 = 2 * precision * recall / max(precision + recall, 1e-9) if both else None  # type: ignore[operator]
+    return {"cue_precision": precision, "cue_recall": recall, "cue_f1": f1}
+
+
+def claims_in(text: str) -> dict[str, str]:
+    """What a text claims of every modality: the cues of demo_world.phrases, and as `family` what it says the words do."""
+    lowered = text.lower()
+    families = [family for family, gists in GISTS.items() if any(gist in lowered for gist in gists)]
+    return {"family": families[0]} | cues_in(text) if families else cues_in(text)
+
+
+def modality_of(cue: str) -> str:
+    """text, audio or vision: where a cue is to be seen or heard."""
+    return next(modality for modality, cues in CUES_OF.items() if cue in cues)
+
+
+# --- rows that need no model ------------------------------------------------------------------------------------------------
+
+
+def shuffled(references: Sequence[Rationale], seed: int = 0) -> list[str]:
+    """The references dealt out to other clips: nobody keeps their own."""
+    order = np.random.default_rng(seed).permutation(len(references))
+    dealt = {int(mine): int(other) for mine, other in zip(order, np.roll(order, 1), strict=True)}
+    return [references[dealt[i]].rationale for i in range(len(references))]
+
+
+def templates(train: Sequence[Rationale]) -> dict[str, str]:
+    """By intent, the train rationale that is most like the others of its intent (mean ROUGE-L): label known, clip unseen."""
+    by_intent: dict[str, list[str]] = {}
+    for row in train:
+        by_intent.setdefault(row.intent, []).append(row.rationale)
+    return {intent: max(some, key=lambda own: sum(rouge_l(own, other) for other in some)) for intent, some in by_intent.items()}
+
+
+# --- files ------------------------------------------------------------------------------------------------------------------
+
+
+def read_rationales(path: Path) -> dict[str, Rationale]:
+    """By key, the lines of a JSONL of {key, rationale, intent, cues}; of two with one key the later. Raises DataError."""
+    rows: dict[str, Rationale] = {}
+    number = 0
+    try:
+        for line in Path(path).read_text(encoding="utf-8").splitlines():
+            number += 1
+            if line.strip():
+                row = json.loads(line)
+                rows[row["key"]] = Rationale(row["key"], row.get("intent") or "", row.get("rationale") or "", row.get("cues"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; expected JSON lines of {{key, intent, rationale}}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}, line {number}: expected an object with key and rationale ({error!r})") from error
+    return rows
+
+
+def load_references(settings: ScoringSettings) -> tuple[Taxonomy, dict[str, list[Rationale]]]:
+    """The data set's taxonomy, and by split its clips that have an intent, with reference rationale and cues where known."""
+    dataset = load_dataset(settings.data_path)
+    if dataset.taxonomy is None:
+        raise DataError(f"{dataset.root}: a plain folder has no intents to score against")
+    known = read_rationales(Path(settings.references or dataset.root / "rationales.jsonl"))
+    splits: dict[str, list[Rationale]] = {}
+    for split, examples in dataset.splits.items():
+        labelled = [example for example in examples if example.intent in dataset.taxonomy.labels]
+        rows = [(known.get(e.key), e) for e in labelled]
+        splits[split] = [
+            Rationale(e.key, e.intent or "", row.rationale if row else "", row.cues if row else None) for row, e in rows
+        ]
+    return dataset.taxonomy, splits
+
+
+def sentence_encoder(folder: str) -> Encode:
+    """Mean last states of a local Hugging Face encoder: n texts -> (n, width). Raises DataError if it cannot be loaded."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    except (OSError, ValueError) as error:
+        raise DataError(f"--sentence_encoder {folder}: no local encoder can be loaded ({error})") from error
+
+    @torch.no_grad()
+    def encode(texts: Sequence[str]) -> Tensor:
+        vectors = []
+        for start in range(0, len(texts), 32):
+            batch = tokenizer(
+                list(texts[start : start + 32]), padding=True, truncation=True, max_length=256, return_tensors="pt"
+            )
+            states, mask = model(**batch).last_hidden_state, batch["attention_mask"][..., None]
+            vectors.append((states * mask).sum(1) / mask.sum(1))  # (n,width)
+        return torch.cat(vectors)
+
+    return encode
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
+def markdown(rows: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Sources down, scores across; scores that no source has are left out."""
+    names = [name for name in COLUMNS if any(scores.get(name) is not None for scores in rows.values())]
+    lines = ["| | " + " | ".join(COLUMNS[name] for name in names) + " |", "|---|" + "---|" * len(names)]
+    for source, scores in rows.items():
+        cells = ["–" if (value := scores.get(name)) is None else _shown(name, value) for name in names]
+        lines.append(f"| {source} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _shown(name: str, value: float) -> str:
+    return f"{value:.1f}" if name == "words" else f"{value:.2f}" if name == "cider_d" else f"{value:.3f}"
+
+
+def side_by_side(settings: ScoringSettings) -> tuple[dict[str, dict[str, float | None]], str]:
+    """The scores of every source on one split, and what the verifier is worth. Raises DataError, VerifierError."""
+    taxonomy, splits = load_references(settings)
+    written = {split: [row for row in rows if row.rationale] for split, rows in splits.items()}
+    if settings.split not in splits or "train" not in splits:
+        raise DataError(f"{settings.data_path}: no split {settings.split}; there are: {', '.join(splits)}")
+    encode = sentence_encoder(settings.sentence_encoder) if settings.sentence_encoder else None
+    dev = written.get("dev", []) if settings.split != "dev" else []
+    judges = Judges.fit(written["train"], taxonomy, dev, encode)
+    rows, fixed = written[settings.split], templates(written["train"])
+    scores = {}
+    if rows:
+        sources = {
+            "reference": [row.rationale for row in rows],
+            "reference, shuffled": shuffled(rows, settings.seed),
+            "template of the gold intent": [fixed.get(row.intent, "") for row in rows],
+        }
+        scores = {name: score_rationales(texts, rows, judges) for name, texts in sources.items()}
+    for file in settings.candidates:
+        answers = read_rationales(Path(file))
+        asked = [row for row in splits[settings.split] if row.key in answers]
+        if not asked:
+            raise DataError(f"--candidates {file}: none of its {len(answers)} keys is in split {settings.split}")
+        own = [answers[row.key] for row in asked]
+        name = f"{Path(file).stem} ({len(asked)} of {len(splits[settings.split])})"
+        scores[name] = score_rationales([a.rationale for a in own], asked, judges, [a.intent for a in own])
+    check = judges.verifier.dev
+    return scores, check.sentence() if check else "the verifier was not checked: no dev rationales"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the table; write it as JSON where --output says so."""
+    settings = parse(ScoringSettings, argv, "Score rationales: references, shuffled, templates and candidates side by side.")
+    try:
+        scores, check = side_by_side(settings)
+    except (DataError, VerifierError) as error:
+        print(f"imagebind_llm.scoring: {error}", file=sys.stderr)
+        return 2
+    print(markdown(scores) + f"\n\n{check}")
+    if settings.output:
+        write_atomic(Path(settings.output), (json.dumps(scores, indent=1) + "\n").encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""A checkpoint is there whole or not at all, whatever goes wrong while it is written; what cannot be read says what to do."""
+
+import json
+import os
+
+import pytest
+import torch
+
+from imagebind_llm import checkpoint
+from imagebind_llm.checkpoint import CheckpointError, config_from_json, config_to_json, read_info, read_tensors, save
+from imagebind_llm.config import BridgeConfig, LlamaConfig, ModelConfig, PromptConfig, RopeScaling
+
+LLAMA = LlamaConfig(32, 4, 4, 2, 48, 61)
+
+
+def write(root, step: int, best: bool = False) -> None:
+    save(root, step, {"w": torch.full((3,), float(step))}, {"w.exp_avg": torch.zeros(3)}, {"total": step}, best)
+
+
+def value(folder) -> int:
+    assert read_info(folder)["total"] == int(read_tensors(folder)["w"][0])
+    return read_info(folder)["total"]
+
+
+def test_last_and_best_are_links_and_what_no_link_names_is_deleted(tmp_path):
+    for step, best in ((1, True), (2, False), (3, True), (4, False), (5, False)):
+        write(tmp_path, step, best)
+    assert (value(tmp_path / "last"), value(tmp_path / "best")) == (5, 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "checkpoint-0000003", "checkpoint-0000005", "last"]
+    assert os.readlink(tmp_path / "last") == "checkpoint-0000005"  # relative: the folder can be moved
+
+
+@pytest.mark.parametrize("failing", ["save_file", "_sync"])
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_full_disk_leaves_last_and_best_as_they_were(tmp_path, monkeypatch, failing, call):
+    write(tmp_path, 1, best=True)
+    write(tmp_path, 2)
+    real, calls = getattr(checkpoint, failing), []
+
+    def full(*arguments):
+        calls.append(arguments)
+        if len(calls) == call:
+            raise OSError(28, "No space left on device")
+        return real(*arguments)
+
+    monkeypatch.setattr(checkpoint, failing, full)
+    with pytest.raises(OSError, match=r"checkpoint-0000003 could not be written .*No space left.* as they were"):
+        write(tmp_path, 3, best=True)
+    assert (value(tmp_path / "last"), value(tmp_path / "best")) == (2, 1)
+    assert not list(tmp_path.glob(".*")) and not (tmp_path / "checkpoint-0000003").exists()
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+@pytest.mark.parametrize("step", [3, 2])  # a new step, and the one that `last` is on
+@pytest.mark.parametrize("moment", range(8))
+def test_killed_at_any_change_of_the_folder_last_and_best_are_whole(tmp_path, monkeypatch, moment, step):
+    write(tmp_path, 1, best=True)
+    write(tmp_path, 2)
+    changes = 0
+
+    def killing(real):
+        def change(*arguments, **keywords):
+            nonlocal changes
+            changes += 1
+            if changes > moment:
+                raise Killed
+            return real(*arguments, **keywords)
+
+        return change
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killing(os.replace))
+        patch.setattr(os, "rename", killing(os.rename))
+        patch.setattr(checkpoint.shutil, "rmtree", killing(checkpoint.shutil.rmtree))
+        try:
+            write(tmp_path, step, best=True)
+        except Killed:
+            pass
+    assert value(tmp_path / "last") in (2, step) and value(tmp_path / "best") in (1, step)
+    write(tmp_path, 4)
+    assert value(tmp_path / "last") == 4 and value(tmp_path / "best") in (1, step)
+    assert not list(tmp_path.glob(".checkpoint-*"))
+
+
+def test_best_never_stays_behind_last(tmp_path, monkeypatch):
+    write(tmp_path, 1, best=True)
+    link = checkpoint._link
+
+    def first_only(place, target):
+        monkeypatch.setattr(checkpoint, "_link", killed)
+        link(place, target)
+
+    def killed(*_):
+        raise Killed
+
+    monkeypatch.setattr(checkpoint, "_link", first_only)
+    with pytest.raises(Killed):
+        write(tmp_path, 2, best=True)
+    assert value(tmp_path / "last") == 1  # so the run goes on from 1 and makes 2, the best, again
+
+
+def test_clearing_deletes_a_runs_own_files_only(tmp_path):
+    write(tmp_path, 1, best=True)
+    (tmp_path / "log.txt").write_text("{}")
+    (tmp_path / "notes.txt").write_text("mine")
+    checkpoint.clear(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("bridge", [None, BridgeConfig(24, 12, "average", legacy=True)])
+@pytest.mark.parametrize("scaling", [None, RopeScaling(factor=4.0)])
+def test_a_config_survives_json(bridge, scaling):
+    llama = LlamaConfig(32, 4, 4, 2, 48, 61, rope_theta=5e5, tied=True, rope_scaling=scaling)
+    config = ModelConfig(llama, PromptConfig(3, 2, False, 4, True, lora_layers=None), bridge, 20)
+    assert config_from_json(json.loads(json.dumps(config_to_json(config)))) == config
+
+
+def test_what_is_no_checkpoint_says_which_folder_is_meant(tmp_path):
+    with pytest.raises(
+        CheckpointError, match=r"expected a checkpoint folder with checkpoint.json; make one with engine_finetune"
+    ):
+        read_info(tmp_path)
+    write(tmp_path, 1)
+    with pytest.raises(CheckpointError, match=r"did you mean .*last\?"):
+        read_info(tmp_path)
+    write(tmp_path, 2, best=True)
+    with pytest.raises(CheckpointError, match=r"did you mean .*best\?"):
+        read_info(tmp_path)
+
+
+def test_damaged_files_are_named(tmp_path):
+    write(tmp_path, 1)
+    folder = tmp_path / "last"
+    content = (folder / "checkpoint.json").read_text()
+    (folder / "checkpoint.json").write_text(content[:-5])
+    with pytest.raises(CheckpointError, match=r"checkpoint.json: damaged .*; take another checkpoint"):
+        read_info(folder)
+    (folder / "checkpoint.json").write_text(content.replace('"format": 1', '"format": 9'))
+    with pytest.raises(CheckpointError, match="checkpoint format 9, this version reads 1"):
+        read_info(folder)
+    tensors = (folder / "adapter.safetensors").read_bytes()
+    for damage in (tensors[:-3], b""):
+        (folder / "adapter.safetensors").write_bytes(damage)
+        with pytest.raises(CheckpointError, match=r"adapter.safetensors: cannot be read .*; take another checkpoint"):
+            read_tensors(folder)
+    (folder / "adapter.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"adapter.safetensors: cannot be read"):
+        read_tensors(folder)
