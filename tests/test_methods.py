@@ -1,0 +1,143 @@
+"""Trained checkpoints as a method: their own answers, in our classes, to what a row knows, and never on rows they have seen."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toy_intents import WIDTH, toy_set
+
+from imagebind_llm import methods
+from imagebind_llm.assembly import Assembled
+from imagebind_llm.config import MODALITIES, BridgeConfig, ClassifierSettings, LlamaConfig, ModelConfig, PromptConfig
+from imagebind_llm.datasets import DataError
+from imagebind_llm.evaluation import Answers, evaluate
+from imagebind_llm.inference import Explainer
+from imagebind_llm.labels import ITSL_ORDER, MINTREC, MINTREC2
+from imagebind_llm.methods import answers_of, fit_itsl
+from imagebind_llm.model import ITSL
+from imagebind_llm.protocol import load_protocol
+from imagebind_llm.tokenizers import load_tokenizer
+
+TOKENIZER = Path(__file__).parent / "golden" / "llama" / "tiny.model"
+
+
+def explainer(seed: int = 0, taxonomy=MINTREC, modalities=MODALITIES) -> Explainer:
+    """A random model with open gates and an intent head that looks at everything."""
+    tokenizer = load_tokenizer(TOKENIZER)
+    llama = LlamaConfig(32, 2, 4, 2, 48, tokenizer.n_words)
+    config = ModelConfig(llama, PromptConfig(2, 2), BridgeConfig(24, WIDTH), len(taxonomy.labels))
+    torch.manual_seed(seed)
+    model = ITSL(config.llama, config.prompts, config.bridge, n_intents=config.n_intents)
+    for parameter in model.parameters():
+        parameter.data = 0.3 * torch.randn_like(parameter)
+    return Explainer(Assembled(model, config, frozenset()), tokenizer, taxonomy, modalities, 256)
+
+
+@pytest.fixture
+def settings(tmp_path) -> ClassifierSettings:
+    """For two checkpoints that were trained on the toy set's train and dev splits."""
+    data, emb = toy_set(tmp_path, {"train": 24, "dev": 12, "test": 12})
+    for seed in (3, 5):
+        folder = tmp_path / f"run{seed}"
+        folder.mkdir()
+        (folder / "checkpoint.json").write_text(json.dumps({"format": 1, "settings": {"data_path": str(data), "seed": seed}}))
+    folders = (str(tmp_path / "run3"), str(tmp_path / "run5"))
+    return ClassifierSettings(str(data), str(emb), str(tmp_path / "out"), method="itsl", checkpoint=folders, device="cpu")
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """Checkpoints load as random models, by the seed in their name; the store of the toy set is taken as theirs."""
+    monkeypatch.setattr(Explainer, "load", classmethod(lambda cls, folder, path, device: explainer(int(folder.name[-1]))))
+
+
+def test_unmasked_answers_are_the_models_own(settings):
+    protocol, model = load_protocol(settings), explainer()
+    rows = protocol.report
+    found = answers_of(model, rows, protocol)
+    np.testing.assert_allclose(found, model.probabilities(rows.examples, rows.vectors, rows.present), atol=1e-6)
+    assert found.shape == (12, 20) and found.sum(1) == pytest.approx(1, abs=1e-5)
+
+
+def test_classes_follow_the_label_order_and_coarse_ones_are_sums(settings):
+    model = explainer()
+    orders = (settings, replace(settings, label_order="itsl"), replace(settings, labels="coarse"))
+    official, itsl, coarse = (answers_of(model, one.report, one) for one in map(load_protocol, orders))
+    assert np.array_equal(itsl, official[:, [MINTREC.labels.index(name) for name in ITSL_ORDER]])
+    express = [MINTREC.labels.index(name) for name in MINTREC.express]
+    assert coarse[:, 0] == pytest.approx(official[:, express].sum(1)) and coarse.sum(1) == pytest.approx(1, abs=1e-5)
+
+
+def test_masked_text_is_neither_embedded_nor_in_the_prompt(settings):
+    protocol, model = load_protocol(settings), explainer()
+    masked = protocol.report.only(("audio", "vision"))
+    other = replace(masked, examples=[replace(one, text="quite other words") for one in masked.examples])
+    assert np.array_equal(answers_of(model, masked, protocol), answers_of(model, other, protocol))
+    whole = replace(protocol.report, examples=other.examples)
+    assert not np.allclose(answers_of(model, protocol.report, protocol), answers_of(model, whole, protocol))
+
+
+def test_a_reported_label_is_never_shown_to_the_model(settings):
+    protocol, model = load_protocol(settings), explainer()
+    relabelled = [replace(one, intent="Joke", rationale="because") for one in protocol.report.examples]
+    found = answers_of(model, replace(protocol.report, examples=relabelled), protocol)
+    assert np.array_equal(found, answers_of(model, protocol.report, protocol))
+
+
+def test_checkpoints_count_as_seeds_and_subsets_are_masked(settings, loaded, monkeypatch):
+    monkeypatch.setattr(Explainer, "needs_embeddings", False)  # random models were trained on no store
+    monkeypatch.setattr(Explainer, "_on_device", lambda self, vectors, present: (vectors, present))
+    protocol = load_protocol(settings)
+    subsets = evaluate(protocol, replace(settings, ablate=True), fit_itsl)
+    assert len(subsets) == 7 and subsets[-1].seeds == (3, 5)
+    whole = subsets[-1].answers
+    assert isinstance(whole, Answers) and whole.probabilities.shape == (2, 12, 20)
+    assert np.allclose(whole.probabilities[1], answers_of(explainer(5), protocol.report, protocol))
+    assert not np.allclose(subsets[0].answers.probabilities, whole.probabilities)
+    assert subsets[0].masked is None and subsets[0].baseline is None
+
+
+# --- what does not fit
+
+
+def test_rows_that_a_checkpoint_was_trained_or_chosen_on_are_not_reported(settings, tmp_path):
+    for changed in ({"report_split": "dev", "select_split": "none"}, {"split_by": "episode"}):
+        own = replace(settings, **changed)
+        with pytest.raises(DataError, match=r"rows to report are rows of .* that it was trained or chosen on \(S04"):
+            fit_itsl(load_protocol(own), MODALITIES, own, lambda: None)
+
+
+def test_training_data_in_json_are_looked_up_too_and_gone_ones_are_said(settings, tmp_path):
+    rows = [{"key": "S04_E0_2000", "instruction": "?", "output": "!"}, {"key": "S04_E1_2001", "split": "test"}]
+    (tmp_path / "some.json").write_text(json.dumps(rows))
+    assert methods.rows_seen(tmp_path / "some.json") == {"S04_E0_2000"}
+    assert len(methods.rows_seen(Path(settings.data_path))) == 36
+    info = {"format": 1, "settings": {"data_path": str(tmp_path / "gone"), "seed": 0}}
+    (tmp_path / "run3" / "checkpoint.json").write_text(json.dumps(info))
+    protocol = load_protocol(settings)
+    fit_itsl(protocol, MODALITIES, settings, lambda: None)
+    assert "are not here; that no reported row was trained on is not known" in protocol.notes[-1]
+
+
+def test_checkpoints_of_other_labels_modalities_or_embeddings_are_refused(settings, monkeypatch):
+    protocol = load_protocol(settings)
+
+    def opened(model):
+        monkeypatch.setattr(Explainer, "load", classmethod(lambda cls, *_: model))
+        return methods._open("run3", protocol, settings.modalities, settings)
+
+    with pytest.raises(DataError, match=r"run3: trained on the 30 intents of MIntRec2.0; .* has 20 classes, MIntRec"):
+        opened(explainer(taxonomy=MINTREC2))
+    with pytest.raises(DataError, match="run3: was not trained with audio; give --modalities text vision"):
+        opened(explainer(modalities=("text", "vision")))
+    with pytest.raises(DataError, match="was not trained with audio vision; give --modalities text"):
+        opened(explainer(modalities=("none",)))
+    model = explainer()
+    model.store_identity = asdict(protocol.store.identity)
+    assert opened(model) is model
+    model.store_identity = model.store_identity | {"width": 1024}
+    with pytest.raises(ValueError, match="other embeddings than the model was trained on"):
+        opened(model)
