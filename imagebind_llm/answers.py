@@ -14,7 +14,7 @@ from imagebind_llm.extraction import BatchReader, embed
 from imagebind_llm.inference import Explainer, Explanation
 from imagebind_llm.records import Example
 from imagebind_llm.store import Store, write_atomic
-from imagebind_llm.weights.imagebind import find_imagebind, load_imagebind
+from imagebind_llm.weights.imagebind import file_sha256, find_imagebind, load_imagebind
 
 
 def embed_clip(explainer: Explainer, example: Example, settings: ExplainSettings) -> tuple[Tensor | None, Tensor | None]:
@@ -38,7 +38,12 @@ def embed_clip(explainer: Explainer, example: Example, settings: ExplainSettings
         window_rule=identity["window_rule"],
         clean_audio=identity["clean_audio"],
     )
-    encoder = load_imagebind(find_imagebind(recipe.encoder, settings.encoder_weights), recipe.encoder, torch.float32)
+    weights = find_imagebind(recipe.encoder, settings.encoder_weights)
+    if file_sha256(weights) != identity["weights_sha256"]:
+        raise DataError(
+            f"{weights}: not the weights whose embeddings the model was trained on; pass those as --encoder_weights"
+        )
+    encoder = load_imagebind(weights, recipe.encoder, torch.float32)
     vectors, present, failures = embed(encoder, BatchReader([[example]], recipe)[0])
     for failure in failures:
         print(f"not used, {failure.modality}: {failure.reason}")
@@ -65,7 +70,7 @@ def answer_split(explainer: Explainer, settings: ExplainSettings) -> None:
     dataset = load_dataset(settings.data_path, (settings.split,))
     examples = dataset.splits[settings.split]
     path = Path(settings.batch)
-    stamp = {"model": explainer.digest}
+    stamp = {"model": explainer.digest, "max_new_tokens": settings.max_new_tokens}
     done = _written(path, stamp)
     todo = [example for example in examples if example.key not in done]
     store = open_store(explainer, settings)

@@ -44,6 +44,7 @@ class Start:
     prompts: PromptConfig | None = None
     bridge: BridgeConfig | None = None
     tensors: dict[str, Tensor] | None = None
+    llama: str | None = None  # fingerprint, where the start says so
 
 
 def open_language(path: str, model: str = "auto") -> tuple[LlamaConfig, LlamaTokenizer]:
@@ -61,9 +62,10 @@ def build(settings: TrainSettings, taxonomy: Taxonomy | None, embedding_width: i
     Without a taxonomy it has no intent head; that of --pretrained_path goes on if it is for the same taxonomy.
     """
     start = _start(settings, taxonomy)
-    llama, state = load_llama(
-        settings.llama_model_path or smollm2_path(), frozen_dtype(settings.dtype, device), device, settings.model
-    )
+    path = settings.llama_model_path or smollm2_path()
+    llama, state = load_llama(path, frozen_dtype(settings.dtype, device), device, settings.model)
+    if start.llama not in (None, llama_fingerprint(state)):
+        raise CheckpointError(f"{settings.pretrained_path}: trained on another LLaMA than {path}; pass its own")
     prompts = _prompts(settings, start, llama)
     config = ModelConfig(
         llama, prompts, _bridge(settings, start, llama, embedding_width), len(taxonomy.labels) if taxonomy else 0
@@ -145,7 +147,7 @@ def _start(settings: TrainSettings, taxonomy: Taxonomy | None) -> Start:
         tensors = checkpoint.read_tensors(path)
         if (taxonomy.name if taxonomy else None) != info["taxonomy"]:  # the head is for other labels
             tensors = {name: t for name, t in tensors.items() if not name.startswith(HEAD)}
-        return Start(config.prompts, config.bridge, tensors)
+        return Start(config.prompts, config.bridge, tensors, info["llama"])
     adapter = open_adapter(path, settings.adapter_layer)
     return Start(adapter.prompts, adapter.bridge, adapter.read())
 

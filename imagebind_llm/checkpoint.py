@@ -41,7 +41,7 @@ def save(
 ) -> None:
     """Write checkpoint-STEP, make it `last` and, if it is, `best`. An OSError (a full disk) leaves the old ones."""
     root.mkdir(parents=True, exist_ok=True)
-    folder = root / f"checkpoint-{step:07d}"
+    folder = _free(root, f"checkpoint-{step:07d}")
     temporary = root / f".{folder.name}.{os.getpid()}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -53,11 +53,7 @@ def save(
             write_more(temporary)
         for path in temporary.iterdir():
             _sync(path)
-        old = root / f".{folder.name}.{os.getpid()}.old.tmp"
-        if folder.exists():  # the same step again, perhaps with `last` on it: the time without it is two renames
-            folder.rename(old)
         temporary.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise OSError(f"{folder} could not be written ({error}); `last` and `best` are as they were") from error
     finally:
@@ -66,6 +62,12 @@ def save(
         _link(root / "best", folder.name)
     _link(root / "last", folder.name)
     _prune(root)
+
+
+def _free(root: Path, name: str) -> Path:
+    """A folder that is not there yet: `last` may name one of the same step, which stays until the links have moved."""
+    names = (name, *(f"{name}.{number}" for number in range(2, 1000)))
+    return next(root / name for name in names if not (root / name).exists())
 
 
 def _sync(path: Path) -> None:

@@ -81,6 +81,11 @@ def _read_folder(path: Path, settings: TrainSettings) -> tuple[dict[str, list[Ex
         )
     if "train" not in dataset.splits:
         raise DataError(f"{path}: no train.tsv; there are: {', '.join(dataset.splits)}")
+    unknown = dataset.taxonomy.out_of_scope
+    if unknown and any(example.intent == unknown for example in dataset.examples):
+        raise DataError(
+            f"{path}: holds rows out of scope ({unknown}), which no class stands for; train on the in-scope release"
+        )
     splits = with_rationales(dataset.splits, rationales_file(dataset.root, settings.rationales))
     order, modalities = settings.answer_order, settings.modalities
     asked = {name: [ask(e, dataset.taxonomy, modalities, order) for e in rows] for name, rows in splits.items()}

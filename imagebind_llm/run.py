@@ -200,11 +200,6 @@ class Run:
     def _continue(self, folder: Path) -> None:
         info = checkpoint.read_info(folder)
         self._refuse_other_settings(folder, info)
-        if len(info["sums"]) != distributed.world_size() and info["step"]:
-            raise CheckpointError(
-                f"{folder}: written by {len(info['sums'])} ranks in the middle of an epoch, this run has "
-                f"{distributed.world_size()}; start it with as many, or anew with --resume no"
-            )
         parameters = dict(self.assembled.model.named_parameters())
         with torch.no_grad():
             for name, tensor in checkpoint.read_tensors(folder).items():
@@ -227,7 +222,7 @@ class Run:
             for name in ours
             if name not in FREE and theirs.get(name) != ours[name]
         ]
-        other += [f"another {what}" for what in ("llama", "data") if info[what] != self._about[what]]
+        other += [f"another {what}" for what in ("llama", "data", "store") if info[what] != self._about[what]]
         if info["world_size"] != self._about["world_size"]:
             other.append(f"{info['world_size']} ranks -> {self._about['world_size']}")
         if other:
@@ -248,7 +243,7 @@ class Run:
             "data": digest.hexdigest()[:16],
             "taxonomy": self.corpus.taxonomy.name if self.corpus.taxonomy else None,
             "modalities": list(self.settings.modalities),
-            "store": asdict(store.identity) if store else None,
+            "store": json.loads(json.dumps(asdict(store.identity))) if store else None,
             "world_size": distributed.world_size(),
         }
 

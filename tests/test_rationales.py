@@ -340,12 +340,12 @@ def script(monkeypatch):
 
 
 def test_the_script_says_what_it_did_and_writes_the_review_page(settings, script, capsys):
-    with ChatServer(lambda m, n: "no" if "matter5" in asked_about(m)[0] else good(m)) as server:
+    with ChatServer(lambda m, n: "no\nno" if "matter5" in asked_about(m)[0] else good(m)) as server:
         assert script(command(settings, server.url)) == 0
     said = capsys.readouterr().out
-    assert "    11  accepted, asked 1x" in said and "no rationale for S01_E01_5: it has 1 words; 20 to 60" in said
+    assert "    11  accepted, asked 1x" in said and "no rationale for S01_E01_5: it is not one plain paragraph" in said
     page = Path(settings.output).with_suffix(".html").read_text()
-    assert page.count("<tr>") >= N and "matter5" in page and "Rejected, or without an answer (1)" in page
+    assert page.count("<tr>") >= N and "no ¶ no" in page and "Rejected, or without an answer (1)" in page
 
 
 def test_the_script_ends_with_a_sentence(settings, script, capsys):

@@ -33,7 +33,7 @@ def _agreement(summary: Summary) -> str:
 
 def _row(outcome: Outcome, summary: Summary) -> list:
     example, last = outcome.item.example, outcome.rows[-1] if outcome.rows else {}
-    said = last.get("rationale", last.get("answer", ""))
+    said = last.get("rationale", last.get("answer", "")).replace("\n", " ¶ ")  # a page would swallow line breaks
     verdict = outcome.error or last.get("reason") or f"accepted at asking {len(outcome.rows)}"
     read = summary.agreement.get(example.key)
     known = "" if read is None else f"{read}" if read == outcome.item.intent else f"{read} ≠ {outcome.item.intent}"

@@ -57,12 +57,16 @@ def same_sizes(one: LlamaConfig, other: LlamaConfig) -> bool:
 
 
 def check_preset(where: Path, config: LlamaConfig, model: str) -> None:
-    """Raise WeightsError unless the sizes are those that the model's name stands for; "auto" stands for any."""
+    """Raise WeightsError unless there are as many layers as the model's name stands for; "auto" stands for any.
+
+    Not the width: a tiny LLaMA of 7B's depth tries the published command out.
+    """
     if model == "auto":
         return
     if model not in LLAMA_PRESETS:
         raise WeightsError(f"unknown model {model}: expected {', '.join(LLAMA_PRESETS)} or auto")
-    if not same_sizes(config, preset := LLAMA_PRESETS[model]):
+    preset = LLAMA_PRESETS[model]
+    if config.n_layers != preset.n_layers:
         want, got = (f"{c.n_layers} layers, width {c.dim}, vocabulary {c.vocab_size}" for c in (preset, config))
         raise WeightsError(f"{where}: {model} has {want}; these weights have {got}: pass model auto, or other weights")
 
