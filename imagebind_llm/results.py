@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from sklearn.metrics import f1_score
 from torch import Tensor
 
 from imagebind_llm import checkpoint, distributed
@@ -23,6 +22,7 @@ from imagebind_llm.inference import (
     choose_alpha,
     save_calibration,
 )
+from imagebind_llm.metrics import calibration_error, scores
 from imagebind_llm.records import Sequence as Ids
 from imagebind_llm.run import Run
 from imagebind_llm.store import write_atomic
@@ -71,7 +71,7 @@ def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
         _write_predictions(
             run.root / f"predictions_{split}.jsonl", corpus.splits[split], taxonomy.labels, head, decoder, calibration
         )
-        run.say(f"{split}: " + "; ".join(_line(name, scores) for name, scores in results[split].items()))
+        run.say(f"{split}: " + "; ".join(_line(name, one) for name, one in results[split].items()))
     write_atomic(run.root / "results.json", json.dumps(results, indent=1).encode())
 
 
@@ -109,20 +109,15 @@ def _with_alpha(
 
 
 def _scores(p: Tensor, gold: Tensor) -> dict[str, float]:
-    """Accuracy, macro F1 (classes of the split or predicted), and expected calibration error in 15 equal bins."""
-    confidence, guess = p.max(1)
-    right = (guess == gold).float()
-    bins = (confidence * 15).long().clamp(max=14)
-    gaps = [(bins == b).float().mean() * (right[bins == b].mean() - confidence[bins == b].mean()).abs() for b in bins.unique()]
-    return {
-        "accuracy": float(right.mean()),
-        "macro_f1": float(f1_score(gold, guess, average="macro", zero_division=0)),
-        "ece": float(sum(gaps)),
-    }
+    """Accuracy, macro F1, and expected calibration error of probabilities (N,C)."""
+    confidence, guess = (part.numpy() for part in p.max(1))
+    found = scores(gold.numpy(), guess)
+    error = calibration_error(guess == gold.numpy(), confidence)
+    return {"accuracy": found["accuracy"], "macro_f1": found["macro_f1"], "ece": error}
 
 
-def _line(name: str, scores: dict[str, float]) -> str:
-    return f"{name} accuracy {100 * scores['accuracy']:.2f} macro F1 {100 * scores['macro_f1']:.2f} ECE {scores['ece']:.3f}"
+def _line(name: str, found: dict[str, float]) -> str:
+    return f"{name} accuracy {100 * found['accuracy']:.2f} macro F1 {100 * found['macro_f1']:.2f} ECE {found['ece']:.3f}"
 
 
 def _write_predictions(

@@ -14,10 +14,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
 import torch
-from sklearn.metrics import f1_score
 from torch import Tensor, nn
 
-from imagebind_llm import distributed
+from imagebind_llm import distributed, metrics
 from imagebind_llm.batches import Collator, by_length, load, shares, steps_of_epoch
 from imagebind_llm.config import TrainSettings
 from imagebind_llm.losses import intent_cross_entropy, rationale_nll
@@ -278,7 +277,7 @@ def evaluate(
     model: ITSL, sequences: Sequence[Ids], collate: Collator, device: torch.device, batch_size: int, num_workers: int = 0
 ) -> tuple[dict[str, float], list[bool]]:
     """Teacher-forced scores of a split, every row once, whatever the number of ranks: nll per answer token and, where intents
-    are known, cross_entropy, accuracy and macro_f1 of the intent head (over the classes that occur or were predicted).
+    are known, cross_entropy, accuracy and macro_f1 of the intent head (over the classes that occur).
 
     Also returned: whether the head was right, for each row with a known intent, in order.
     """
@@ -296,5 +295,6 @@ def evaluate(
     guesses = sorted(pair for found in distributed.gather_objects(predicted) for pair in found)
     pairs = [(gold, guess) for row, guess in guesses if (gold := sequences[row].intent) is not None]
     if pairs:
-        scores["macro_f1"] = float(f1_score(*zip(*pairs, strict=True), average="macro", zero_division=0))
+        gold, predicted_classes = torch.tensor(pairs).T.numpy()
+        scores["macro_f1"] = metrics.scores(gold, predicted_classes)["macro_f1"]
     return scores, [gold == guess for gold, guess in pairs]

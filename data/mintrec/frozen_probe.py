@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import f1_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
@@ -24,6 +24,7 @@ from imagebind_llm.assembly import open_language
 from imagebind_llm.config import flag, parse
 from imagebind_llm.datasets import DataError, load_dataset
 from imagebind_llm.llama import Llama
+from imagebind_llm.metrics import paired_difference, scores
 from imagebind_llm.records import Example
 from imagebind_llm.tokenizers import LlamaTokenizer
 from imagebind_llm.weights import load_decoder, smollm2_path
@@ -31,7 +32,7 @@ from imagebind_llm.weights import load_decoder, smollm2_path
 QUESTION = 'A person in a TV show says: "{}"\nWhat is the intent of the speaker? The intent is to'
 DEPTHS = (1 / 3, 1 / 2, 2 / 3, 5 / 6, 1.0)  # of the layers
 STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0)
-BATCH, RESAMPLES = 32, 2000
+BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ def main() -> int:
         splits = load_dataset(settings.data_path).splits
         gold = {name: np.array([one.intent for one in rows]) for name, rows in splits.items()}
         guesses = probe(settings.llama_model_path, splits, gold)
-        print(f"frozen probe: accuracy {scores(gold['test'], guesses)[0]:.2f} macro F1 {scores(gold['test'], guesses)[1]:.2f}")
+        own = scores(gold["test"], guesses)
+        print(f"frozen probe: accuracy {100 * own['accuracy']:.2f} macro F1 {100 * own['macro_f1']:.2f}")
         if settings.runs:
             compare([answers(Path(run), splits["test"]) for run in settings.runs], guesses, gold["test"])
     except (DataError, OSError, ValueError) as error:
@@ -105,23 +107,18 @@ def answers(run: Path, rows: list[Example]) -> np.ndarray:
     return np.array([predicted[row.key] for row in rows])
 
 
-def scores(gold: np.ndarray, guesses: np.ndarray) -> np.ndarray:
-    """Accuracy and macro F1, in %."""
-    return 100 * np.array([accuracy_score(gold, guesses), f1_score(gold, guesses, average="macro", zero_division=0)])
-
-
 def compare(runs: list[np.ndarray], base: np.ndarray, gold: np.ndarray) -> None:
     """Print each run, their mean and spread, and the paired difference from the probe."""
-    own = np.array([scores(gold, run) for run in runs])  # (seeds,2)
-    for run in own:
-        print(f"  run: accuracy {run[0]:.2f} macro F1 {run[1]:.2f}")
-    spread = own.std(0, ddof=1) if len(own) > 1 else np.zeros(2)
-    draws = np.random.default_rng(0).integers(len(gold), size=(RESAMPLES, len(gold)))
-    gaps = np.array([np.mean([scores(gold[d], run[d]) for run in runs], 0) - scores(gold[d], base[d]) for d in draws])
-    low, high = np.percentile(gaps, [2.5, 97.5], axis=0)
-    for i, name in enumerate(("accuracy", "macro F1")):
-        gap = own[:, i].mean() - scores(gold, base)[i]
-        print(f"{name}: {own[:, i].mean():.2f} ± {spread[i]:.2f}, {gap:+.2f} over the probe [{low[i]:+.2f}, {high[i]:+.2f}]")
+    found = [scores(gold, run) for run in runs]
+    for one in found:
+        print(f"  run: accuracy {100 * one['accuracy']:.2f} macro F1 {100 * one['macro_f1']:.2f}")
+    classes = {label: i for i, label in enumerate(np.unique(np.concatenate([gold, base, *runs])))}
+    numbers = [np.array([classes[label] for label in labels]) for labels in (gold, base, *runs)]
+    for name, gap in paired_difference(numbers[0], np.stack(numbers[2:]), numbers[1][None]).items():
+        values = 100 * np.array([one[name] for one in found])
+        spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
+        reach = f"{100 * gap.value:+.2f} over the probe [{100 * gap.low:+.2f}, {100 * gap.high:+.2f}], p {gap.p:.3f}"
+        print(f"{name}: {values.mean():.2f}{spread}, {reach}")
 
 
 if __name__ == "__main__":
