@@ -1,0 +1,117 @@
+"""What training needs, small enough for a test: a random LLaMA in Meta's layout, instructions, a MIntRec folder, its store."""
+
+import io
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from imagebind_llm.config import EMBEDDING_WIDTH, MODALITIES, LlamaConfig
+from imagebind_llm.extraction import NUMBERS
+from imagebind_llm.store import Identity, StoreWriter
+from imagebind_llm.weights.imagebind import file_sha256, find_imagebind
+from imagebind_llm.weights.llama_checkpoint import expected_shapes
+
+TOKENIZER = Path(__file__).parent / "golden" / "llama" / "tiny.model"
+INTENTS = ("Praise", "Complain", "Greet")
+CUES = {"Praise": "a broad smile", "Complain": "a deep frown", "Greet": "a waving hand"}
+ROWS = {"train": 12, "dev": 6, "test": 6}
+
+
+def write_llama(root: Path, n_layers: int, seed: int = 0) -> Path:
+    """A folder as Meta published LLaMA-7B: tokenizer.model, 7B/params.json, 7B/consolidated.00.pth; width 16."""
+    config = LlamaConfig(16, n_layers, 2, 2, 48, 300)
+    draw = torch.Generator().manual_seed(seed)
+    weights = {
+        name: torch.ones(shape) if "norm" in name else 0.1 * torch.randn(shape, generator=draw)
+        for name, shape in expected_shapes(config).items()
+    }
+    (root / "7B").mkdir(parents=True)
+    shutil.copy(TOKENIZER, root / "tokenizer.model")
+    params = {"dim": 16, "multiple_of": 16, "n_heads": 2, "n_layers": n_layers, "norm_eps": 1e-6, "vocab_size": -1}
+    (root / "7B" / "params.json").write_text(json.dumps(params))
+    torch.save(weights, root / "7B" / "consolidated.00.pth")
+    return root
+
+
+def write_alpaca(path: Path, n_rows: int) -> Path:
+    """An instruction file of the three fields that Stanford Alpaca's has; every third row has an input."""
+    rows = [
+        {"instruction": f"Name thing {i}.", "input": f"word {i}" if i % 3 == 0 else "", "output": f"It is {i * i}."}
+        for i in range(n_rows)
+    ]
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def key_of(split: str, number: int) -> str:
+    return f"S0{list(ROWS).index(split) + 1}_E01_{number}"
+
+
+def write_intents(root: Path) -> Path:
+    """A MIntRec folder without clips: three intents in turn, a rationale for every row, captions of train and dev."""
+    root.mkdir()
+    rationales, captions = [], []
+    for split, count in ROWS.items():
+        lines = ["season\tepisode\tclip\ttext\tlabel"]
+        for i in range(count):
+            intent, key = INTENTS[i % 3], key_of(split, i)
+            lines.append(key.replace("_", "\t") + f"\tsay it {i}\t{intent}")
+            rationales.append({"key": key, "rationale": f"We see {CUES[intent]}."})
+            if split != "test":
+                captions.append({"key": key, "caption": f"Face: {CUES[intent]}.", "split": split})
+        (root / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    (root / "rationales.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rationales))
+    (root / "captions.json").write_text(json.dumps(captions))
+    return root
+
+
+def write_store(root: Path, keys: list[str] | None = None, encoder: str = "imagebind_tiny") -> Path:
+    """Random vectors under the identity that avt_get_emb.py gives to those of the encoder that ships."""
+    keys = keys or [key_of(split, i) for split, count in ROWS.items() for i in range(count)]
+    sha = file_sha256(find_imagebind("imagebind_tiny", ""))
+    identity = Identity(encoder, sha, "float32", MODALITIES, "to_end", False, EMBEDDING_WIDTH, NUMBERS)
+    shape = (len(keys), len(MODALITIES))
+    vectors = torch.randn(*shape, EMBEDDING_WIDTH, generator=torch.Generator().manual_seed(1))
+    with StoreWriter(root, identity) as store:
+        store.append(keys, vectors, torch.ones(shape, dtype=torch.bool), list(range(len(keys))))
+    return root
+
+
+# --- commands, in this process ---
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command ended with."""
+
+    code: int
+    out: str
+    err: str
+
+
+def call(main: Callable[[], int], **flags: object) -> Done:
+    """A command's main function under the flags as they would be typed: quicker than a process of its own."""
+    words = [part for name, value in flags.items() for part in (f"--{name}", *str(value).split())]
+    argv, threads, out, err = sys.argv, torch.get_num_threads(), io.StringIO(), io.StringIO()
+    sys.argv = ["command", *words]
+    torch.set_num_threads(1)  # as in the processes it is compared with
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            code = main()
+    except SystemExit as error:
+        code = int(error.code or 0)
+    finally:
+        sys.argv = argv
+        torch.set_num_threads(threads)
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The rows of a JSONL file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
