@@ -74,6 +74,12 @@ TEMPLATES = (
     "There is {seen}, joined by {heard}. Since the words {gist} as well, the speaker most likely means to {intent}.",
     "Looking at {seen} and listening to {heard}, we notice that the words {gist}, so the aim must be to {intent}.",
 )
+REMARKS = (
+    "The speaker shows {seen}, and we hear {heard}.",
+    "We see {seen} and hear {heard}.",
+    "There is {seen}, joined by {heard}.",
+    "We are looking at {seen} and listening to {heard}.",
+)
 _OWNER = {phrase: (cue, value) for cue, table in PHRASES.items() for value, phrases in table.items() for phrase in phrases}
 _CLAIM = re.compile(r"\b(?:" + "|".join(map(re.escape, sorted(_OWNER, key=len, reverse=True))) + r")\b", re.IGNORECASE)
 
@@ -93,6 +99,17 @@ def caption(cues: dict[str, str], rng: np.random.Generator | None = None) -> str
     groups = {"Face": ("expression", "gaze"), "Head": ("head",), "Gesture": ("gesture",), "Voice": VOCAL}
     parts = ((title, [said[cue] for cue in names if cue in said]) for title, names in groups.items())
     return " ".join(f"{title}: {', '.join(phrases)}." for title, phrases in parts if phrases)
+
+
+def remark(cues: dict[str, str], rng: np.random.Generator) -> str:
+    """Some of the given cues in a sentence, as a person would tell them: one to three that are seen, one to three heard."""
+
+    def told(group: tuple[str, ...]) -> str:
+        count = int(rng.integers(1, 4))
+        picked = sorted(rng.choice(len(group), count, replace=False).tolist())
+        return " and ".join(_phrase(group[i], cues[group[i]], rng) for i in picked)
+
+    return REMARKS[rng.integers(len(REMARKS))].format(seen=told(VISUAL), heard=told(VOCAL))
 
 
 def _phrase(cue: str, value: str, rng: np.random.Generator | None) -> str:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from imagebind_llm.config import DemoWorldSettings
 from imagebind_llm.demo_world import cues, face, texts, voice
-from imagebind_llm.demo_world.phrases import caption, rationale
+from imagebind_llm.demo_world.phrases import caption, rationale, remark
 from imagebind_llm.store import write_atomic
 
 SPLITS = ("train", "dev", "test")
@@ -61,8 +61,8 @@ class Row:
 
 
 def generator(seed: int, split: str, index: int, part: str) -> np.random.Generator:
-    """The random numbers of one part (scene, words, picture, sound, file) of one row."""
-    parts = ("scene", "words", "picture", "sound", "file")
+    """The random numbers of one part (scene, words, picture, sound, file, captions) of one row."""
+    parts = ("scene", "words", "picture", "sound", "file", "captions")
     return np.random.default_rng([seed, SPLITS.index(split), index, parts.index(part)])
 
 
@@ -103,7 +103,7 @@ def write_world(settings: DemoWorldSettings) -> list[Row]:
     for split in SPLITS:
         write_atomic(root / f"{split}.tsv", _tsv([row for row in made if row.split == split]).encode())
     write_atomic(root / "rationales.jsonl", "".join(json.dumps(_reference(row)) + "\n" for row in made).encode())
-    captions = [_caption(row) for row in made if row.split != "test"]
+    captions = [caption for row in made if row.split != "test" for caption in _captions(row, settings.seed)]
     write_atomic(root / "captions.json", (json.dumps(captions, indent=0) + "\n").encode())
     return made
 
@@ -187,6 +187,8 @@ def _reference(row: Row) -> dict:
     return {"key": row.key, "intent": row.scene.intent, "rationale": row.rationale, "cues": row.scene.cues}
 
 
-def _caption(row: Row) -> dict:
-    """Always in the first wording of a cue: what there is to learn is which cue, not which word for it."""
-    return {"key": row.key, "split": row.split, "caption": caption(row.scene.cues)}
+def _captions(row: Row, seed: int) -> list[dict]:
+    """All cues in one line, and some of them in a sentence, in words drawn anew."""
+    rng = generator(seed, row.split, row.index, "captions")
+    told = (caption(row.scene.cues, rng), remark(row.scene.cues, rng))
+    return [{"key": row.key, "split": row.split, "caption": text} for text in told]
