@@ -6,7 +6,7 @@ set -euo pipefail
 DATA=${1:-data/demo/clips} EMB=${2:-runs/demo/emb} OUT=${3:-runs/demo/ablation} CAPTIONS=${4:-data/demo/clips/captions.json}
 SEEDS=${SEEDS:-0 1} RANKS=${RANKS:-2} PYTHON=${PYTHON:-.venv/bin/python}
 BATCH=(--emb_path "$EMB" --trainable all --batch_size 4)
-SUPERVISED=(--epochs 3 --warmup_epochs 0.3 --lr 1e-3)
+SUPERVISED=(--epochs 3 --warmup_epochs 0.2 --lr 1e-3)
 CRITIC=(--epochs 1 --warmup_epochs 0.1 --lr 2e-4 --w_critic 0.5)
 
 train() { # OUTPUT_DIR flags: one run, unless it is done, and the answers of its best checkpoint
@@ -28,7 +28,7 @@ for seed in $SEEDS; do
     S=$OUT/seed$seed
     start=(--data_path "$DATA" --seed "$seed" --pretrained_path "$S/pretrain/best" "${SUPERVISED[@]}")
     critic=(--data_path "$DATA" --seed "$seed" --pretrained_path "$S/supervised/best" "${CRITIC[@]}")
-    train "$S/pretrain" --stage pretrain --data_path "$CAPTIONS" --seed "$seed" --adapter_layer 12 --lora_rank 8 --epochs 3 --warmup_epochs 0.3 --lr 2e-3
+    train "$S/pretrain" --stage pretrain --data_path "$CAPTIONS" --seed "$seed" --adapter_layer 12 --lora_rank 8 --batch_size 8 --epochs 2 --warmup_epochs 0.2 --lr 2e-3
     train "$S/supervised" "${start[@]}"
     train "$S/intent only" "${start[@]}" --w_rationale 0
     train "$S/rationale only" "${start[@]}" --w_intent 0
