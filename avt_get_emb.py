@@ -9,9 +9,10 @@ Started again, an interrupted run continues. Clips that cannot be read are liste
 import os
 import sys
 
-from imagebind_llm.config import ExtractSettings, parse
+from imagebind_llm.config import parse
 from imagebind_llm.datasets import DataError
 from imagebind_llm.extraction import Summary, extract
+from imagebind_llm.settings import ExtractSettings
 from imagebind_llm.store import StoreError
 from imagebind_llm.weights import WeightsError
 

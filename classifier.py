@@ -13,12 +13,13 @@ import time
 from pathlib import Path
 
 from imagebind_llm.checkpoint import CheckpointError
-from imagebind_llm.config import ClassifierSettings, parse
+from imagebind_llm.config import parse
 from imagebind_llm.datasets import DataError
 from imagebind_llm.evaluation import PREDICTIONS, evaluate, predictions_table, results
 from imagebind_llm.intent_report import console, write_page
 from imagebind_llm.methods import METHODS
 from imagebind_llm.protocol import load_protocol
+from imagebind_llm.settings import ClassifierSettings
 from imagebind_llm.store import StoreError, write_atomic
 from imagebind_llm.tokenizers import TokenizerError
 from imagebind_llm.weights import WeightsError

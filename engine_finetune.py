@@ -21,7 +21,7 @@ from imagebind_llm import distributed
 from imagebind_llm.assembly import Assembled, build, open_language
 from imagebind_llm.batches import Collator
 from imagebind_llm.checkpoint import CheckpointError
-from imagebind_llm.config import TrainSettings, parse
+from imagebind_llm.config import parse
 from imagebind_llm.corpus import Corpus, load_corpus
 from imagebind_llm.datasets import DataError
 from imagebind_llm.instructions import InstructionError
@@ -29,6 +29,7 @@ from imagebind_llm.llama import ContextError
 from imagebind_llm.results import finish
 from imagebind_llm.run import Run
 from imagebind_llm.self_critical import Critic
+from imagebind_llm.settings import TrainSettings
 from imagebind_llm.store import StoreError
 from imagebind_llm.tokenizers import LlamaTokenizer, TokenizerError
 from imagebind_llm.training import TrainingError, evaluate, make_optimizer, over_ranks, train_one_epoch

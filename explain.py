@@ -11,10 +11,11 @@ from pathlib import Path
 from imagebind_llm import distributed
 from imagebind_llm.answers import answer_split, embed_clip, open_store, shown
 from imagebind_llm.checkpoint import CheckpointError
-from imagebind_llm.config import ExplainSettings, parse
+from imagebind_llm.config import parse
 from imagebind_llm.datasets import DataError, load_dataset
 from imagebind_llm.inference import Explainer
 from imagebind_llm.records import Example
+from imagebind_llm.settings import ExplainSettings
 from imagebind_llm.store import StoreError
 
 

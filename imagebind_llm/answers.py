@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from imagebind_llm.config import ExplainSettings, ExtractSettings
 from imagebind_llm.datasets import DataError, load_dataset
 from imagebind_llm.extraction import BatchReader, embed
 from imagebind_llm.inference import Explainer, Explanation
 from imagebind_llm.records import Example
+from imagebind_llm.settings import ExplainSettings, ExtractSettings
 from imagebind_llm.store import Store, write_atomic
 from imagebind_llm.weights.imagebind import file_sha256, find_imagebind, load_imagebind
 

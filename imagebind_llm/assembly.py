@@ -11,9 +11,10 @@ from torch import Tensor
 
 from imagebind_llm import checkpoint
 from imagebind_llm.checkpoint import CheckpointError
-from imagebind_llm.config import BridgeConfig, LlamaConfig, ModelConfig, PromptConfig, TrainSettings
+from imagebind_llm.config import BridgeConfig, LlamaConfig, ModelConfig, PromptConfig
 from imagebind_llm.labels import MINTREC, MINTREC2, Taxonomy
 from imagebind_llm.model import HEAD, ITSL
+from imagebind_llm.settings import TrainSettings
 from imagebind_llm.tokenizers import LlamaTokenizer, check_vocabulary, load_tokenizer
 from imagebind_llm.weights import WeightsError, assign, load_llama, open_adapter, open_llama, smollm2_path
 from imagebind_llm.weights.llama_checkpoint import expected_shapes

@@ -9,11 +9,12 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from imagebind_llm.config import MODALITIES, NO_MODALITY, TrainSettings
+from imagebind_llm.config import MODALITIES, NO_MODALITY
 from imagebind_llm.datasets import DataError, load_dataset
 from imagebind_llm.instructions import answer_text, caption_exchange, clip_exchange, encode_exchange, instruction_exchange
 from imagebind_llm.labels import MINTREC, MINTREC2, Taxonomy
 from imagebind_llm.records import Example, Exchange, Sequence
+from imagebind_llm.settings import TrainSettings
 from imagebind_llm.store import Store
 from imagebind_llm.tokenizers import LlamaTokenizer
 

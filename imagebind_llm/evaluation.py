@@ -13,10 +13,11 @@ import numpy as np
 from tqdm import tqdm
 
 from imagebind_llm import metrics
-from imagebind_llm.config import MODALITIES, ClassifierSettings
+from imagebind_llm.config import MODALITIES
 from imagebind_llm.datasets import DataError
 from imagebind_llm.demo_world import cues
 from imagebind_llm.protocol import Protocol, Rows
+from imagebind_llm.settings import ClassifierSettings
 
 Predictor = Callable[[Rows], np.ndarray]
 WORDS = ((1, 4), (5, 8), (9, 12), (13, 10**6))

@@ -18,11 +18,12 @@ from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
 from imagebind_llm import distributed
-from imagebind_llm.config import EMBEDDING_WIDTH, MODALITIES, ExtractSettings
+from imagebind_llm.config import EMBEDDING_WIDTH, MODALITIES
 from imagebind_llm.datasets import DataError, load_dataset
 from imagebind_llm.encoder import ImageBind
 from imagebind_llm.media import load_clip
 from imagebind_llm.records import Example, Windows
+from imagebind_llm.settings import ExtractSettings
 from imagebind_llm.store import (
     Failure,
     Identity,

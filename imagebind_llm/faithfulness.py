@@ -18,11 +18,12 @@ from torch import Tensor
 
 from imagebind_llm import distributed
 from imagebind_llm.checkpoint import CheckpointError
-from imagebind_llm.config import MODALITIES, FaithfulnessSettings, parse
+from imagebind_llm.config import MODALITIES, parse
 from imagebind_llm.datasets import DataError, load_dataset
 from imagebind_llm.inference import Explainer
 from imagebind_llm.records import Example
 from imagebind_llm.scoring import Rationale, claims_in, modality_of, read_rationales
+from imagebind_llm.settings import FaithfulnessSettings
 from imagebind_llm.store import Store, StoreError
 from imagebind_llm.text_metrics import rouge_l
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imagebind_llm.config import GenerateSettings, PromptConfig, parse
+from imagebind_llm.config import PromptConfig, parse
 from imagebind_llm.instructions import alpaca_prompt
 from imagebind_llm.llama import ContextError, KVCache, check_context
 from imagebind_llm.losses import token_logp
 from imagebind_llm.model import ITSL
+from imagebind_llm.settings import GenerateSettings
 from imagebind_llm.tokenizers import TokenizerError, check_vocabulary, load_tokenizer
 from imagebind_llm.weights import WeightsError, assign, load_llama, smollm2_path
 

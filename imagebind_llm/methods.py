@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from imagebind_llm import checkpoint, distributed
-from imagebind_llm.config import ENCODERS, MODALITIES, NO_MODALITY, ClassifierSettings, ProbeConfig
+from imagebind_llm.config import ENCODERS, MODALITIES, NO_MODALITY, ProbeConfig
 from imagebind_llm.corpus import ask
 from imagebind_llm.datasets import DataError, load_dataset
 from imagebind_llm.evaluation import Fitted, Method
@@ -21,6 +21,7 @@ from imagebind_llm.labels import EXPRESS
 from imagebind_llm.probe import Scaling, fit_logistic, train_probes
 from imagebind_llm.protocol import Protocol, Rows
 from imagebind_llm.records import Example
+from imagebind_llm.settings import ClassifierSettings
 from imagebind_llm.store import Identity, Store, StoreError
 from imagebind_llm.tokenizers import ClipBPE
 from imagebind_llm.weights.imagebind import file_sha256, find_imagebind, load_imagebind

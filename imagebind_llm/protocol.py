@@ -1,6 +1,6 @@
 """Who trains, who chooses, who is reported on: the rows of an evaluation, and what would make its number untrue.
 
-A split that is reported on is neither trained on nor selected on. config.ClassifierSettings refuses that by name; here the
+A split that is reported on is neither trained on nor selected on. ClassifierSettings refuses that by name; here the
 rows themselves are looked at, because a copied file or a clip under a second key is the same leak. Texts that occur in
 training too are no leak but luck: they are counted, and the score without them is printed beside the score.
 """
@@ -14,10 +14,11 @@ import torch
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
 
-from imagebind_llm.config import MODALITIES, NO_SELECTION, ClassifierSettings
+from imagebind_llm.config import MODALITIES, NO_SELECTION
 from imagebind_llm.datasets import SPLITS, DataError, Dataset, load_dataset
 from imagebind_llm.labels import ACHIEVE, EXPRESS, ITSL_ORDER, MINTREC, Taxonomy
 from imagebind_llm.records import Example
+from imagebind_llm.settings import ClassifierSettings
 from imagebind_llm.store import Identity, PtFolders, Store, StoreError
 
 MISSING_LIMIT = 0.1  # share of a split without embeddings above which a run would say little

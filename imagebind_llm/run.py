@@ -21,11 +21,11 @@ from safetensors.torch import save as save_tensors
 from imagebind_llm import checkpoint, distributed
 from imagebind_llm.assembly import Assembled
 from imagebind_llm.checkpoint import CheckpointError
-from imagebind_llm.config import TrainSettings
 from imagebind_llm.corpus import Corpus
 from imagebind_llm.curves import STEPS, draw
 from imagebind_llm.frozen_states import FrozenStates, compute_states, states_size
 from imagebind_llm.self_critical import CriticSums
+from imagebind_llm.settings import TrainSettings
 from imagebind_llm.store import write_atomic
 from imagebind_llm.training import Moment, Position, Sums, over_ranks
 from imagebind_llm.verifier import Verifier, fit_verifier

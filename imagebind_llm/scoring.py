@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from imagebind_llm.config import ScoringSettings, parse
+from imagebind_llm.config import parse
 from imagebind_llm.datasets import DataError, load_dataset
 from imagebind_llm.demo_world.cues import CUES_OF
 from imagebind_llm.demo_world.phrases import GISTS, cues_in
 from imagebind_llm.labels import Taxonomy
+from imagebind_llm.settings import ScoringSettings
 from imagebind_llm.store import write_atomic
 from imagebind_llm.text_metrics import CiderD, bleu4, distinct2, meteor, repetition4, rouge_l, similarity, words
 from imagebind_llm.verifier import Verifier, VerifierError, fit_verifier

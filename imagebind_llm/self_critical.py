@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from imagebind_llm.config import TrainSettings
 from imagebind_llm.generate import GREEDY, Sampling, generate
 from imagebind_llm.instructions import LEAD, parse_answer
 from imagebind_llm.labels import Taxonomy
@@ -22,6 +21,7 @@ from imagebind_llm.model import ITSL
 from imagebind_llm.records import IGNORE, Answer, Batch, Output
 from imagebind_llm.records import Sequence as Ids
 from imagebind_llm.rewards import advantage, reward_parts
+from imagebind_llm.settings import TrainSettings
 from imagebind_llm.text_metrics import CiderD, distinct2
 from imagebind_llm.tokenizers import LlamaTokenizer
 from imagebind_llm.verifier import Verifier

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from imagebind_llm import distributed, metrics
 from imagebind_llm.batches import Collator, by_length, load, shares, steps_of_epoch
-from imagebind_llm.config import TrainSettings
 from imagebind_llm.losses import intent_cross_entropy, rationale_nll
 from imagebind_llm.model import ITSL
 from imagebind_llm.records import IGNORE, Batch, Output
 from imagebind_llm.records import Sequence as Ids
 from imagebind_llm.self_critical import Critic, CriticSums, Sampled, joined, split
+from imagebind_llm.settings import TrainSettings
 
 AnySums = TypeVar("AnySums", "Sums", CriticSums)
 BETAS, EPS = (0.9, 0.95), 1e-8

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from imagebind_llm.config import GenerateSettings
 from imagebind_llm.generate import answer, main
 from imagebind_llm.instructions import alpaca_prompt
+from imagebind_llm.settings import GenerateSettings
 from imagebind_llm.tokenizers import TokenizerError, load_tokenizer
 
 GOLDEN = Path(__file__).parent / "golden" / "llama"

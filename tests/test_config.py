@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from imagebind_llm.config import ExtractSettings, GenerateSettings, flag, parse
+from imagebind_llm.config import flag, parse
+from imagebind_llm.settings import ExtractSettings, GenerateSettings
 
 
 @dataclass(frozen=True)

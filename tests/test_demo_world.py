@@ -10,11 +10,11 @@ import av
 import numpy as np
 import pytest
 
-from imagebind_llm.config import DemoWorldSettings
 from imagebind_llm.demo_world import cues, face, phrases, texts, voice, write
 from imagebind_llm.demo_world.__main__ import main
 from imagebind_llm.labels import DEMO
 from imagebind_llm.media import load_clip
+from imagebind_llm.settings import DemoWorldSettings
 
 SMALL = {"train": 24, "dev": 8, "test": 12}
 FULL = {"train": 600, "dev": 200, "test": 400}

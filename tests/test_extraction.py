@@ -14,11 +14,12 @@ import torch
 from media_files import write_clip
 from safetensors.torch import save_file
 
-from imagebind_llm.config import MODALITIES, ExtractSettings, imagebind_tiny
+from imagebind_llm.config import MODALITIES, imagebind_tiny
 from imagebind_llm.datasets import DataError
 from imagebind_llm.encoder import ImageBind
 from imagebind_llm.extraction import extract
 from imagebind_llm.media import load_clip
+from imagebind_llm.settings import ExtractSettings
 from imagebind_llm.store import Store, StoreError
 from imagebind_llm.tokenizers import ClipBPE
 from imagebind_llm.weights import WeightsError

@@ -11,7 +11,7 @@ from toy_intents import WIDTH, toy_set
 
 from imagebind_llm import methods
 from imagebind_llm.assembly import Assembled
-from imagebind_llm.config import MODALITIES, BridgeConfig, ClassifierSettings, LlamaConfig, ModelConfig, PromptConfig
+from imagebind_llm.config import MODALITIES, BridgeConfig, LlamaConfig, ModelConfig, PromptConfig
 from imagebind_llm.datasets import DataError
 from imagebind_llm.evaluation import Answers, evaluate
 from imagebind_llm.inference import Explainer
@@ -19,6 +19,7 @@ from imagebind_llm.labels import ITSL_ORDER, MINTREC, MINTREC2
 from imagebind_llm.methods import answers_of, fit_itsl
 from imagebind_llm.model import ITSL
 from imagebind_llm.protocol import load_protocol
+from imagebind_llm.settings import ClassifierSettings
 from imagebind_llm.tokenizers import load_tokenizer
 
 TOKENIZER = Path(__file__).parent / "golden" / "llama" / "tiny.model"

@@ -6,10 +6,11 @@ import pytest
 import torch
 from toy_intents import WIDTH, key, rows_of, toy_set, vectors_of, write_store, write_tables
 
-from imagebind_llm.config import ClassifierSettings, parse
+from imagebind_llm.config import parse
 from imagebind_llm.datasets import DataError, load_dataset
 from imagebind_llm.labels import ITSL_ORDER, MINTREC
 from imagebind_llm.protocol import episode_splits, load_protocol
+from imagebind_llm.settings import ClassifierSettings
 from imagebind_llm.store import PtFolders, Store, StoreError, export_pt
 
 

@@ -16,12 +16,12 @@ pytest.importorskip("openai", reason="the extra `rationales` is not installed")
 from chat_server import ChatServer, asked_about, completion, error, good
 from media_files import write_clip
 
-from imagebind_llm.config import RationaleSettings
 from imagebind_llm.datasets import DataError
 from imagebind_llm.rationales import client, writing
 from imagebind_llm.rationales.client import RationalesError
 from imagebind_llm.rationales.review import review_page
 from imagebind_llm.rationales.writing import preview, write_rationales
+from imagebind_llm.settings import RationaleSettings
 from imagebind_llm.store import StoreError
 
 SCRIPT = Path(__file__).parent.parent / "write_rationales.py"

@@ -16,6 +16,7 @@ import train_encoder
 from imagebind_llm import config
 from imagebind_llm.demo_world import cues, face, phrases, texts, voice, write
 from imagebind_llm.media import load_clip
+from imagebind_llm.settings import TrainEncoderSettings
 from imagebind_llm.tokenizers import ClipBPE
 from imagebind_llm.weights.imagebind import load_imagebind
 
@@ -34,7 +35,7 @@ def toy_preset(monkeypatch):
 
 def toy(**changed):
     settings = {"text_steps": 6, "vision_steps": 3, "audio_steps": 3, "batch_size": 4, "num_workers": 0}
-    return config.TrainEncoderSettings(**(settings | changed))
+    return TrainEncoderSettings(**(settings | changed))
 
 
 def few_windows(modality):

@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from tiny_itsl import random_itsl
 
 from imagebind_llm.batches import Collator
-from imagebind_llm.config import TrainSettings
 from imagebind_llm.frozen_states import compute_states
 from imagebind_llm.losses import rationale_nll
 from imagebind_llm.model import ITSL
 from imagebind_llm.records import IGNORE, Batch, Sequence
+from imagebind_llm.settings import TrainSettings
 from imagebind_llm.training import (
     Sums,
     TrainingError,

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import f1_score
 
-from imagebind_llm.config import ScoringSettings, flag, parse
+from imagebind_llm.config import flag, parse
 from imagebind_llm.datasets import DataError
 from imagebind_llm.report import bars, figure, page, table
 from imagebind_llm.scoring import Judges, Rationale, load_references, read_rationales, score_rationales
+from imagebind_llm.settings import ScoringSettings
 from imagebind_llm.store import write_atomic
 
 ROWS = (

@@ -15,13 +15,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from torch import Tensor
 
-from imagebind_llm import config
 from imagebind_llm.config import MODALITIES
 from imagebind_llm.datasets import load_dataset
 from imagebind_llm.demo_world import cues, phrases, texts
 from imagebind_llm.demo_world.write import write_world
 from imagebind_llm.encoder import ImageBind
 from imagebind_llm.extraction import extract
+from imagebind_llm.settings import DemoWorldSettings, ExtractSettings, TrainEncoderSettings
 from imagebind_llm.store import Store
 from imagebind_llm.tokenizers import ClipBPE
 from imagebind_llm.weights.imagebind import load_imagebind
@@ -29,13 +29,13 @@ from imagebind_llm.weights.imagebind import load_imagebind
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # C of the logistic regression: the larger, the less regularised
 
 
-def measure(settings: config.TrainEncoderSettings, preset: str) -> str:
+def measure(settings: TrainEncoderSettings, preset: str) -> str:
     """Print and return two Markdown tables: intents by subset of modalities, and single cues."""
     weights = Path(settings.output_dir, f"{preset}.safetensors")
     if not Path(settings.data_path, "test.tsv").exists():
-        write_world(config.DemoWorldSettings(settings.data_path))
+        write_world(DemoWorldSettings(settings.data_path))
     extract(
-        config.ExtractSettings(
+        ExtractSettings(
             settings.data_path, settings.emb_path, encoder=preset, encoder_weights=str(weights), overwrite=not settings.evaluate
         )
     )

@@ -30,6 +30,7 @@ from imagebind_llm.demo_world import cues, face, phrases, texts, voice
 from imagebind_llm.demo_world.write import SIZES
 from imagebind_llm.encoder import ImageBind
 from imagebind_llm.mel import SAMPLE_RATE, log_mel
+from imagebind_llm.settings import TrainEncoderSettings
 from imagebind_llm.store import write_atomic
 from imagebind_llm.tokenizers import ClipBPE
 from imagebind_llm.weights.imagebind import SCALE
@@ -161,7 +162,7 @@ def unit(model: ImageBind, modality: str, x: Tensor) -> Tensor:
     return F.normalize(model.encode(modality, x), dim=1)  # (B,E)
 
 
-def train_text(model: ImageBind, settings: config.TrainEncoderSettings) -> None:
+def train_text(model: ImageBind, settings: TrainEncoderSettings) -> None:
     """Teach the text tower what means the same."""
     tokens = ClipBPE().encode([phrase for _, _, phrase in PHRASES])
     meaning = torch.tensor([list(cues.CUES).index(cue) * 10 + cues.CUES[cue].index(value) for cue, value, _ in PHRASES])
@@ -177,7 +178,7 @@ def train_text(model: ImageBind, settings: config.TrainEncoderSettings) -> None:
     optimize(model, "text", Wordings(settings.seed, settings.text_steps), losses, settings)
 
 
-def train_tower(model: ImageBind, modality: str, settings: config.TrainEncoderSettings) -> None:
+def train_tower(model: ImageBind, modality: str, settings: TrainEncoderSettings) -> None:
     """Bind vision or audio to the text tower, which stays as it is."""
     with torch.no_grad():
         names = unit(model, "text", ClipBPE().encode([phrase for _, _, phrase in PHRASES]))
@@ -215,7 +216,7 @@ def _is_projection(name: str, modality: str) -> bool:
     return name.startswith(f"modality_preprocessors.{modality}.rgbt_stem.proj")
 
 
-def optimize(model: ImageBind, modality: str, data: Wordings | Speakers, losses, settings: config.TrainEncoderSettings) -> None:
+def optimize(model: ImageBind, modality: str, data: Wordings | Speakers, losses, settings: TrainEncoderSettings) -> None:
     """AdamW on one tower over all batches of `data`; the losses that `losses(batch)` names are added.
 
     The patch projection stays as it is: a step's worth of noise in it changes every token at once (arXiv:2104.02057 freezes
@@ -248,7 +249,7 @@ def lr_at(step: int, n_steps: int, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, n_steps - warmup)))
 
 
-def train(settings: config.TrainEncoderSettings) -> ImageBind:
+def train(settings: TrainEncoderSettings) -> ImageBind:
     """New towers: text first, then the others bound to it."""
     torch.manual_seed(settings.seed)
     model = ImageBind(config.ENCODERS[PRESET]()).train()
@@ -258,7 +259,7 @@ def train(settings: config.TrainEncoderSettings) -> ImageBind:
     return model.eval()
 
 
-def save(model: ImageBind, settings: config.TrainEncoderSettings) -> Path:
+def save(model: ImageBind, settings: TrainEncoderSettings) -> Path:
     """Write the towers in float16 (their scales in float32) under their public names, atomically."""
     path = Path(settings.output_dir, f"{PRESET}.safetensors")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
@@ -272,7 +273,7 @@ def save(model: ImageBind, settings: config.TrainEncoderSettings) -> Path:
 
 def main(argv: list[str] | None = None) -> None:
     """Train and save the towers, then measure what linear probes and captions read off them."""
-    settings = config.parse(config.TrainEncoderSettings, argv, "Make imagebind_tiny, and measure it on the demo world.")
+    settings = config.parse(TrainEncoderSettings, argv, "Make imagebind_tiny, and measure it on the demo world.")
     if not settings.evaluate:
         path = save(train(settings), settings)
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")

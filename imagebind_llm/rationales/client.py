@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from imagebind_llm.config import RationaleSettings
+from imagebind_llm.settings import RationaleSettings
 
 PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 LOCAL = ("localhost", "127.0.0.1", "::1", "0.0.0.0")

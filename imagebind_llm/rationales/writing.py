@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from imagebind_llm.config import RationaleSettings
 from imagebind_llm.datasets import DataError, Dataset, load_dataset
 from imagebind_llm.labels import Taxonomy
 from imagebind_llm.media import MediaError
@@ -32,6 +31,7 @@ from imagebind_llm.rationales.prompt import (
     request_id,
     with_pictures,
 )
+from imagebind_llm.settings import RationaleSettings
 from imagebind_llm.verifier import fit_verifier
 
 MOST_ASKED = 3
