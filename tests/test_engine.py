@@ -109,7 +109,7 @@ def test_two_ranks_and_one_with_the_same_rows_a_step_have_the_same_losses(alpaca
     assert two.returncode == 0, two.stderr
     assert train(**flags, batch_size=4, output_dir=tmp_path / "one").code == 0
     one, both = ([row["train"]["nll"] for row in read_lines(tmp_path / name / "log.txt")] for name in ("one", "two"))
-    assert both == pytest.approx(one, abs=1e-4) and one[2] < one[0] - 1e-3
+    assert both == pytest.approx(one, abs=1e-4) and one[2] < one[0]
 
 
 # --- intents and rationales, both stages ---
