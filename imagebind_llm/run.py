@@ -304,7 +304,7 @@ def _selection(scores: dict[str, float] | None) -> float | None:
 
 
 def _epoch_line(row: dict[str, Any], better: bool) -> str:
-    parts = ";  ".join(f"{split} {_shown_scores(row[split])}" for split in ("train", "dev") if split in row)
+    parts = ";  ".join(f"{split} {_shown_scores(row[split])}" for split in ("train", "dev") if row.get(split))
     return f"epoch {row['epoch']} done: {parts}{'  (best)' if better else ''}"
 
 

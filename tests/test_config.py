@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 from imagebind_llm.config import flag, parse
-from imagebind_llm.settings import ExtractSettings, GenerateSettings
+from imagebind_llm.settings import ExplainSettings, ExtractSettings, GenerateSettings, TrainSettings
 
 
 @dataclass(frozen=True)
@@ -81,4 +81,60 @@ def test_values_that_cannot_be_meant_are_refused(given, message, capsys):
 def test_questions_that_cannot_be_answered_are_refused(given, message, capsys):
     with pytest.raises(SystemExit):
         parse(GenerateSettings, ["--instruction", "Hello", *given])
+    assert message in capsys.readouterr().err
+
+
+def test_flags_of_training_and_explaining_are_frozen():
+    assert " ".join(field.name for field in dataclasses.fields(TrainSettings)) == (
+        "data_path output_dir emb_path llama_model_path model stage pretrained_path trainable modalities rationales "
+        "adapter_layer adapter_len lora_rank bridge_width fusion max_seq_len batch_size accum_iter epochs warmup_epochs lr blr "
+        "min_lr weight_decay clip_grad w_intent w_rationale patience seed save_steps log_steps resume num_workers device dtype "
+        "w_critic samples baseline critic_start kl reward_weights reward_norm answer_order cache_gb checkpoint_activations"
+    )
+    assert " ".join(field.name for field in dataclasses.fields(ExplainSettings)) == (
+        "checkpoint clip text data_path emb_path key batch split llama_model_path encoder_weights max_new_tokens batch_size "
+        "device dtype"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--batch_size", "0"], "--batch_size 0: at least 1"),
+        (["--weight_decay", "-1"], "--weight_decay -1.0: at least 0, and finite"),
+        (["--blr", "nan"], "--blr nan: at least 0, and finite"),
+        (["--w_critic", "inf"], "--w_critic inf: at least 0, and finite"),
+        (["--epochs", "2", "--warmup_epochs", "2"], "--warmup_epochs 2 --epochs 2: the warm-up must end before the last"),
+        (["--modalities", "none", "text"], "--modalities none text: name each once, and none alone"),
+        (["--modalities", "text", "text"], "--modalities text text: name each once, and none alone"),
+        (["--samples", "1"], "--samples 1: --baseline loo compares samples, give at least 2"),
+        (["--reward_weights", "intent"], "--reward_weights intent: expected NAME=NUMBER, got 'intent'"),
+        (["--reward_weights", "luck=1"], "--reward_weights: luck=1; expected weights >= 0 of intent, rationale, "),
+        (["--reward_weights", "intent=0"], "--reward_weights intent=0: every part weighs 0"),
+        (["--stage", "both"], "invalid choice: 'both'"),
+    ],
+)
+def test_training_that_cannot_be_meant_is_refused(given, message, capsys):
+    with pytest.raises(SystemExit):
+        parse(TrainSettings, ["--data_path", "a", *given])
+    assert message in capsys.readouterr().err
+
+
+def test_one_sample_is_enough_beside_a_greedy_answer():
+    assert parse(TrainSettings, ["--data_path", "a", "--samples", "1", "--baseline", "greedy"]).samples == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "say what to explain: --clip FILE"),
+        (["--clip", "a.mp4", "--data_path", "b"], "say what to explain: --clip FILE"),
+        (["--data_path", "b"], "--data_path wants --key KEY for one clip, or --batch FILE"),
+        (["--data_path", "b", "--key", "k", "--batch", "f"], "--data_path wants --key KEY for one clip, or --batch FILE"),
+        (["--clip", "a.mp4", "--max_new_tokens", "0"], "--max_new_tokens 0 --batch_size 32: at least 1"),
+    ],
+)
+def test_explanations_that_cannot_be_meant_are_refused(given, message, capsys):
+    with pytest.raises(SystemExit):
+        parse(ExplainSettings, ["--checkpoint", "c", *given])
     assert message in capsys.readouterr().err

