@@ -34,7 +34,7 @@ def explainer(seed: int = 0, taxonomy=MINTREC, modalities=MODALITIES) -> Explain
     model = ITSL(config.llama, config.prompts, config.bridge, n_intents=config.n_intents)
     for parameter in model.parameters():
         parameter.data = 0.3 * torch.randn_like(parameter)
-    return Explainer(Assembled(model, config, frozenset()), tokenizer, taxonomy, modalities, 256)
+    return Explainer(Assembled(model, config, frozenset(), "toy"), tokenizer, taxonomy, modalities, 256)
 
 
 @pytest.fixture
