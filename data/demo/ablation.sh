@@ -22,8 +22,8 @@ train() { # OUTPUT_DIR flags: one run, unless it is done, and the answers of its
 }
 
 count=$(wc -w <<<"$SEEDS")
-echo "$count seeds x (first stage, 4 supervised, 6 self-critical runs, 9 x explaining test): about $((count * 110)) minutes with the"
-echo "demo world on 2 cores, $((count * 8)) on a GPU; started again it continues"
+echo "$count seeds x (first stage, 4 supervised, 6 self-critical runs, 9 x explaining test): estimated $((count * 180)) minutes with"
+echo "the demo world on 2 cores; started again it continues"
 for seed in $SEEDS; do
     S=$OUT/seed$seed
     start=(--data_path "$DATA" --seed "$seed" --pretrained_path "$S/pretrain/best" "${SUPERVISED[@]}")
