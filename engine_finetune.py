@@ -57,7 +57,7 @@ def train(settings: TrainSettings, device: torch.device) -> None:
     corpus = load_corpus(settings, tokenizer, min(settings.max_seq_len, llama.max_seq_len))
     assembled = build(settings, corpus.taxonomy, corpus.store.identity.width if corpus.store else None, device)
     model = distributed.wrap(assembled.model)
-    optimizer = make_optimizer(assembled.model, settings.weight_decay)
+    optimizer = make_optimizer(assembled.model, settings.weight_decay, settings.gate_lr)
     run = Run(settings, assembled, optimizer, corpus)
     announce(run, assembled, corpus)
     rows = corpus.splits["train"]

@@ -130,6 +130,7 @@ class TrainSettings:
     warmup_epochs: float = flag(40.0, "epochs in which the learning rate rises")
     lr: float | None = flag(None, "peak learning rate; if not given, BLR * rows a step / 256")
     blr: float = flag(1e-3, "learning rate for 256 rows a step")
+    gate_lr: float = flag(1.0, "of the gates, in units of the others': they start shut and open by about this a step")
     min_lr: float = flag(0.0, "the half cosine ends here")
     weight_decay: float = flag(0.05, "of matrices, prompts and gates; never of biases and norms")
     clip_grad: float = flag(1.0, "largest norm of the gradient; 0: unlimited")
@@ -158,10 +159,8 @@ class TrainSettings:
         for name in ("max_seq_len", "batch_size", "accum_iter", "epochs", "save_steps", "log_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)}: at least 1")
-        for name in ("warmup_epochs", "blr", "min_lr", "weight_decay", "clip_grad", "w_intent", "w_rationale", "patience"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"--{name} {getattr(self, name)}: at least 0, and finite")
-        for name in ("w_critic", "critic_start", "kl"):
+        rates = ("warmup_epochs", "blr", "gate_lr", "min_lr", "weight_decay", "clip_grad")
+        for name in (*rates, "w_intent", "w_rationale", "patience", "w_critic", "critic_start", "kl"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"--{name} {getattr(self, name)}: at least 0, and finite")
         if self.samples < (1 if self.baseline == "greedy" else 2):

@@ -51,18 +51,26 @@ def lr_at(epoch: float, peak: float, settings: TrainSettings) -> float:
     return settings.min_lr + (peak - settings.min_lr) / 2 * (1 + math.cos(math.pi * share))
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trained parameters for AdamW: vectors and biases without weight decay, all others (gates and prompts too) with it."""
-    decayed: list[nn.Parameter] = []
+def parameter_groups(model: nn.Module, weight_decay: float, gate_lr: float = 1.0) -> list[dict[str, Any]]:
+    """Trained parameters for AdamW: vectors and biases without weight decay, all others (gates and prompts too) with it.
+
+    `lr_scale` says how many times the schedule's learning rate a group gets: `gate_lr` the gates, which have a group of
+    their own if that is not 1.
+    """
     free: list[nn.Parameter] = []
+    decayed: list[nn.Parameter] = []
+    gates: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (free if parameter.ndim == 1 or name.endswith(".bias") else decayed).append(parameter)
-    return [{"params": free, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
+            is_free = parameter.ndim == 1 or name.endswith(".bias")
+            is_gate = gate_lr != 1 and name.endswith(".gate")
+            (gates if is_gate else free if is_free else decayed).append(parameter)
+    groups = [(free, 0.0, 1.0), (decayed, weight_decay, 1.0), *([(gates, weight_decay, gate_lr)] if gates else [])]
+    return [{"params": params, "weight_decay": decay, "lr_scale": scale} for params, decay, scale in groups]
 
 
-def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
-    return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=0.0, betas=BETAS, eps=EPS, fused=True)
+def make_optimizer(model: nn.Module, weight_decay: float, gate_lr: float = 1.0) -> torch.optim.AdamW:
+    return torch.optim.AdamW(parameter_groups(model, weight_decay, gate_lr), lr=0.0, betas=BETAS, eps=EPS, fused=True)
 
 
 # --- one step ---------------------------------------------------------------------------------------------------------
@@ -251,7 +259,7 @@ def train_one_epoch(
         moment = position.epoch + position.step / len(steps)
         lr = lr_at(moment, peak, settings)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         own = [next(batches).to(device) for _ in range(passes)]
         counts = counts_of([sequences[row] for row in steps[position.step]])
         weight = critic.weight(moment) if critic else 0.0

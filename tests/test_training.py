@@ -65,6 +65,16 @@ def test_weight_decay_groups_equal_the_public_ones(name):
         assert groups[decay] == wanted - unprompted  # a gate of a layer without prompts has no gradient; ours stays frozen
 
 
+def test_gates_alone_learn_at_their_own_rate():
+    model = random_itsl(None, lora_rank=2)
+    model.train_only("all")
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, 0.05, gate_lr=20)
+    scales = {names[p]: group["lr_scale"] for group in groups for p in group["params"]}
+    assert scales == {name: 20.0 if name.endswith(".gate") else 1.0 for name in model.trainable_parameters("all")}
+    assert {names[p] for group in parameter_groups(model, 0.05) for p in group["params"]} == set(scales)
+
+
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 def test_twelve_iterations_end_with_the_public_weights(stage):
     config, tensors = RUNS[stage]["config"], load_file(golden_llama.FOLDER / "t_train.safetensors")
