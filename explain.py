@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 from imagebind_llm import distributed
-from imagebind_llm.answers import answer_split, embed_clip, open_store, shown
+from imagebind_llm.answers import answer_split, embed_clip, open_store, scores_beside, shown
 from imagebind_llm.checkpoint import CheckpointError
 from imagebind_llm.config import parse
 from imagebind_llm.datasets import DataError, load_dataset
 from imagebind_llm.inference import Explainer
 from imagebind_llm.records import Example
+from imagebind_llm.scoring import markdown
 from imagebind_llm.settings import ExplainSettings
 from imagebind_llm.store import StoreError
 
@@ -26,6 +27,8 @@ def main() -> int:
         explainer = Explainer.load(Path(settings.checkpoint), settings.llama_model_path, device, settings.dtype)
         if settings.batch:
             answer_split(explainer, settings)
+            scores, judge = scores_beside(settings.data_path, [Path(settings.batch)], settings.split)
+            print(f"\n{markdown(scores)}\n\n{judge}" if scores else "")
         else:
             one(explainer, settings)
     except (CheckpointError, DataError, StoreError, ValueError, OSError) as error:

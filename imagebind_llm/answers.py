@@ -12,7 +12,7 @@ from imagebind_llm.datasets import DataError, load_dataset
 from imagebind_llm.extraction import BatchReader, embed
 from imagebind_llm.inference import Explainer, Explanation
 from imagebind_llm.records import Example
-from imagebind_llm.scoring import markdown, side_by_side
+from imagebind_llm.scoring import side_by_side
 from imagebind_llm.settings import ExplainSettings, ExtractSettings, ScoringSettings
 from imagebind_llm.store import Store, write_atomic
 from imagebind_llm.weights.imagebind import file_sha256, find_imagebind, load_imagebind
@@ -89,15 +89,16 @@ def answer_split(explainer: Explainer, settings: ExplainSettings) -> None:
     print(f"{len(examples)} answers in {path}; {doubtful} whose rationale speaks for another intent (consistent: false)")
     if unfinished:
         print(f"{unfinished} rationales were cut at --max_new_tokens {settings.max_new_tokens}")
-    print(scores_beside(settings, path))
 
 
-def scores_beside(settings: ExplainSettings, path: Path) -> str:
-    """The scores of the answers beside references, shuffled and template rationales; empty where there are no references."""
-    if not (Path(settings.data_path) / "rationales.jsonl").is_file() or settings.split not in ("dev", "test"):
-        return ""
-    scores, check = side_by_side(ScoringSettings(settings.data_path, candidates=(str(path),), split=settings.split))
-    return f"\n{markdown(scores)}\n\n{check}"
+def scores_beside(data_path: str, answers: Sequence[Path], split: str) -> tuple[dict[str, dict[str, float | None]], str]:
+    """Scores of files of answers beside references, shuffled and template rationales, and what the judge of them is worth.
+
+    Nothing where there are no references.
+    """
+    if not (Path(data_path) / "rationales.jsonl").is_file() or split not in ("dev", "test"):
+        return {}, ""
+    return side_by_side(ScoringSettings(data_path, candidates=tuple(map(str, answers)), split=split))
 
 
 def row(explainer: Explainer, example: Example, found: Explanation) -> dict:

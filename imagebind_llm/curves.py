@@ -28,11 +28,15 @@ PICTURES = (
 
 def draw(root: Path, history: Sequence[dict[str, Any]]) -> Path:
     """Write the page; what was never logged is left out."""
-    steps = _steps(root / STEPS)
-    pictures = [part for heading, note, names in PICTURES for part in _picture(heading, note, names, steps)]
-    sections: list[tuple[str, Iterable[object]]] = [("Epochs", [_epochs(history)]), ("Steps", pictures)]
+    sections: list[tuple[str, Iterable[object]]] = [("Epochs", [_epochs(history)]), ("Steps", pictures(root))]
     write_atomic(root / "curves.html", page(f"Training: {root}", sections).encode())
     return root / "curves.html"
+
+
+def pictures(root: Path) -> list[Html]:
+    """Everything that the steps of a run logged, as figures."""
+    steps = _steps(root / STEPS)
+    return [part for heading, note, names in PICTURES for part in _picture(heading, note, names, steps)]
 
 
 def _steps(path: Path) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from imagebind_llm.evaluation import Answers, Subset
 from imagebind_llm.probe import Scaling
 from imagebind_llm.protocol import Protocol, Rows
 from imagebind_llm.report import Html
+from imagebind_llm.scoring import markdown, score_cells
 
 N_ERRORS = 30
 MINTREC_SEASONS = ("S04", "S05", "S06")  # the demo world, in the same layout, has others
@@ -116,6 +117,8 @@ def console(results: dict) -> str:
     lines = [*results["notes"], "", title, *_columns([header, *rows]), ""]
     header, rows = slice_table(results)
     lines += _columns([["rows", "n", "accuracy", "macro F1"], *([*row[:2], *row[-2:]] for row in rows)])
+    if results.get("rationales"):
+        lines += ["", markdown(results["rationales"]), "", results["verifier"]]
     return "\n".join(lines + (comparison_sentences(results["comparison"]) if "comparison" in results else []))
 
 
@@ -139,6 +142,7 @@ def write_page(protocol: Protocol, subsets: list[Subset], results: dict, path: P
         ("Confusion", [_confusion(protocol, results)]),
         ("Can its confidence be believed?", _confidence(whole.answers, results)),
         ("Embeddings", [_projection(protocol, whole)]),
+        *([("Rationales", [_rationales(results), results["verifier"]])] if results.get("rationales") else []),
         ("The worst errors", [_errors(protocol, whole.answers, path)]),
         (
             "How this was made",
@@ -224,6 +228,10 @@ def _confidence(answers: Answers, results: dict) -> list[Html]:
         report.figure(curve, f"Reliability, all seeds together; expected calibration error {percent(error)} %"),
         report.figure(selective, "Accuracy if only the surest answers are given, mean over seeds"),
     ]
+
+
+def _rationales(results: dict) -> Html:
+    return report.table(*score_cells(results["rationales"]), "Beside references, references of other clips, one text an intent")
 
 
 def _projection(protocol: Protocol, whole: Subset) -> Html:

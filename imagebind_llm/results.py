@@ -14,6 +14,7 @@ from torch import Tensor
 from imagebind_llm import checkpoint, distributed
 from imagebind_llm.batches import Collator
 from imagebind_llm.inference import (
+    CALIBRATION,
     MAX_NEW_TOKENS,
     Calibration,
     Explainer,
@@ -28,6 +29,7 @@ from imagebind_llm.run import Run
 from imagebind_llm.store import write_atomic
 from imagebind_llm.tokenizers import LlamaTokenizer
 
+RESULTS = "results.json"  # written last
 BATCH = 32
 ALPHA_ROWS = 128  # of dev, for the choice of alpha
 Scored = tuple[Tensor, Tensor, Tensor]  # log-probabilities (N,C) by head and by decoder, gold (N,)
@@ -39,6 +41,10 @@ def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
     run.say(f"{folder}: the checkpoint to use")
     corpus, taxonomy = run.corpus, run.corpus.taxonomy
     if taxonomy is None:
+        return
+    step = checkpoint.read_info(folder)["step"]
+    if _is_done(run, folder, step):
+        run.say(f"{run.root / RESULTS}: there already, from these weights")
         return
     parameters = dict(run.assembled.model.named_parameters())
     with torch.no_grad():
@@ -61,7 +67,7 @@ def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
     if not distributed.is_main():
         return
     save_calibration(folder, calibration)
-    results: dict = {"checkpoint": str(folder), "calibration": vars(calibration)}
+    results: dict = {"checkpoint": str(folder), "step": step, "calibration": vars(calibration)}
     for split, (head, decoder, gold) in found.items():
         results[split] = {
             "mixed": _scores(calibration.probabilities(head, decoder), gold),
@@ -72,7 +78,15 @@ def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
             run.root / f"predictions_{split}.jsonl", corpus.splits[split], taxonomy.labels, head, decoder, calibration
         )
         run.say(f"{split}: " + "; ".join(_line(name, one) for name, one in results[split].items()))
-    write_atomic(run.root / "results.json", json.dumps(results, indent=1).encode())
+    write_atomic(run.root / RESULTS, json.dumps(results, indent=1).encode())
+
+
+def _is_done(run: Run, folder: Path, step: int) -> bool:
+    """Whether the results of these very weights are on disk; the answer of the first rank holds for all."""
+    path, found = run.root / RESULTS, {}
+    if path.is_file() and (folder / CALIBRATION).is_file():
+        found = json.loads(path.read_text())
+    return distributed.gather_objects(found.get("step") == step)[0]
 
 
 def _scored(explainer: Explainer, sequences: Sequence[Ids], collate: Collator) -> Scored:

@@ -224,14 +224,21 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values))
 
 
-def markdown(rows: Mapping[str, Mapping[str, float | None]]) -> str:
-    """Sources down, scores across; scores that no source has are left out."""
+def score_cells(rows: Mapping[str, Mapping[str, float | None]]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: sources down, scores across; scores that no source has are left out."""
     names = [name for name in COLUMNS if any(scores.get(name) is not None for scores in rows.values())]
-    lines = ["| | " + " | ".join(COLUMNS[name] for name in names) + " |", "|---|" + "---|" * len(names)]
-    for source, scores in rows.items():
-        cells = ["–" if (value := scores.get(name)) is None else _shown(name, value) for name in names]
-        lines.append(f"| {source} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    cells = [
+        [source, *("–" if (value := scores.get(name)) is None else _shown(name, value) for name in names)]
+        for source, scores in rows.items()
+    ]
+    return ["", *(COLUMNS[name] for name in names)], cells
+
+
+def markdown(rows: Mapping[str, Mapping[str, float | None]]) -> str:
+    """The same as a table in Markdown."""
+    header, cells = score_cells(rows)
+    lines = ["| " + " | ".join(row) + " |" for row in (header, *cells)]
+    return "\n".join([lines[0], "|---|" + "---|" * (len(header) - 1), *lines[1:]])
 
 
 def _shown(name: str, value: float) -> str:

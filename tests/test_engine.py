@@ -135,13 +135,17 @@ def test_finetuning_ends_with_results_calibration_and_verifier(clips, tmp_path):
     done = train(**clips, lora_rank=2, output_dir=tmp_path)
     assert done.code == 0, done.err
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results.keys() == {"checkpoint", "calibration", "dev", "test"}
+    assert results.keys() == {"checkpoint", "step", "calibration", "dev", "test"}
     assert all(0 <= results["test"][way]["macro_f1"] <= 1 for way in ("mixed", "head", "decoder"))
     rows = read_lines(tmp_path / "predictions_test.jsonl")
     assert [row["key"] for row in rows] == [key_of("test", i) for i in range(ROWS["test"])]
     assert [row["gold"] for row in rows] == [*INTENTS, *INTENTS]
     assert all(sum(row["probabilities"]) == pytest.approx(1, abs=1e-3) for row in rows)
     assert (tmp_path / "best" / "calibration.json").is_file() and (tmp_path / "best" / "verifier.json").is_file()
+    before = (tmp_path / "results.json").stat().st_mtime_ns
+    again = train(**clips, lora_rank=2, output_dir=tmp_path)
+    assert again.code == 0 and "results.json: there already" in again.out
+    assert (tmp_path / "results.json").stat().st_mtime_ns == before
     scores = read_lines(tmp_path / "log.txt")[0]
     assert {"nll", "cross_entropy", "accuracy", "macro_f1"} <= scores["dev"].keys() and "test" not in scores
 

@@ -1,12 +1,14 @@
 """explain.py on a trained checkpoint: one key, a whole split that continues, a clip of one's own, and what it refuses."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from media_files import write_clip
 from toy_training import INTENTS, ROWS, Done, call, key_of, read_lines, write_intents, write_llama, write_store
 
+import classifier
 import engine_finetune
 import explain
 from imagebind_llm.labels import MINTREC
@@ -60,6 +62,20 @@ def test_a_split_is_answered_line_by_line_and_continues(world, tmp_path):
     assert answers(world, **data_of(world), batch=file).code == 0
     again = read_lines(file)
     assert again[:-1] == kept and again[-1]["key"] == rows[-1]["key"] and again[-1]["intent"] == rows[-1]["intent"]
+
+
+def test_classifier_scores_what_a_checkpoint_writes_beside_references(world, tmp_path):
+    shutil.copytree(world / "MIntRec", tmp_path / "MIntRec")
+    table = tmp_path / "MIntRec" / "test.tsv"
+    table.write_text(table.read_text().replace("say it", "say so"))  # no text of train's or dev's
+    told = {"method": "itsl", "checkpoint": world / "run" / "best", "output_dir": tmp_path, "device": "cpu"}
+    done = call(classifier.main, **(data_of(world) | {"data_path": tmp_path / "MIntRec"}), **told)
+    assert done.code == 0, done.err
+    found = json.loads((tmp_path / "results.json").read_text())["rationales"]
+    assert list(found) == ["reference", "reference, shuffled", "template of the gold intent", "explanations_0 (6 of 6)"]
+    assert found["reference"]["rouge_l"] == 1 > found["explanations_0 (6 of 6)"]["rouge_l"]
+    assert "| explanations_0 (6 of 6) |" in done.out and "explanations_0" in (tmp_path / "report.html").read_text()
+    assert [row["key"] for row in read_lines(tmp_path / "explanations_0.jsonl")] == [key_of("test", i) for i in range(6)]
 
 
 def test_a_clip_of_ones_own_is_embedded_and_explained(world, tmp_path):

@@ -84,13 +84,17 @@ _OWNER = {phrase: (cue, value) for cue, table in PHRASES.items() for value, phra
 _CLAIM = re.compile(r"\b(?:" + "|".join(map(re.escape, sorted(_OWNER, key=len, reverse=True))) + r")\b", re.IGNORECASE)
 
 
+def claims(text: str) -> list[tuple[int, int, str, str]]:
+    """Every phrase about a cue in a text, in order: where it starts and ends, the cue and the value that it claims."""
+    return [(match.start(), match.end(), *_OWNER[match.group().lower()]) for match in _CLAIM.finditer(text)]
+
+
 def cues_in(text: str) -> dict[str, str]:
     """The claims of a text: cue -> value, read from its phrases; of two claims about one cue the first counts."""
-    claims: dict[str, str] = {}
-    for match in _CLAIM.finditer(text):
-        cue, value = _OWNER[match.group().lower()]
-        claims.setdefault(cue, value)
-    return claims
+    found: dict[str, str] = {}
+    for _, _, cue, value in claims(text):
+        found.setdefault(cue, value)
+    return found
 
 
 def caption(cues: dict[str, str], rng: np.random.Generator | None = None) -> str:

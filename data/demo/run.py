@@ -1,0 +1,107 @@
+"""The demo, stage by stage: clips -> embeddings -> classifier -> training in three steps -> explanations -> one report.
+
+    python data/demo/run.py            (or: make demo)
+
+A stage whose result is there is skipped, one that was interrupted continues, and one that fails says why: its own last lines,
+and what to type next. runs/demo/stages.json holds how long each took.
+"""
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from imagebind_llm.store import write_atomic
+
+CLIPS, RUNS = "data/demo/clips", "runs/demo"
+EMB = f"--emb_path {RUNS}/emb"
+TORCHRUN = "-m torch.distributed.run --nproc_per_node 2 engine_finetune.py"
+TRAIN = f"{TORCHRUN} {EMB} --trainable all --batch_size 4 --gate_lr 20 --warmup_epochs 0.2"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A command (what follows `python`), what it does, and the file that it ends with."""
+
+    name: str
+    what: str
+    command: str
+    result: str
+
+
+STAGES = (
+    Stage(
+        "clips",
+        "drawing and voicing 1,200 clips of 20 intents",
+        f"-m imagebind_llm.demo_world --output_dir {CLIPS} --seed 0",
+        f"{CLIPS}/world.json",
+    ),
+    Stage(
+        "embeddings",
+        "text, sound and pictures of every clip through the encoder",
+        f"avt_get_emb.py --data_path {CLIPS} --output_dir {RUNS}/emb --encoder imagebind_tiny",
+        f"{RUNS}/emb/manifest-0.json",
+    ),
+    Stage(
+        "classifier",
+        "intents from embeddings alone, every subset of text, sound and pictures",
+        f"classifier.py --data_path {CLIPS} {EMB} --output_dir {RUNS}/probe --ablate --seeds 0 1 2",
+        f"{RUNS}/probe/report.html",
+    ),
+    Stage(
+        "captions",
+        "first stage of training: the language model learns to say what is seen and heard",
+        f"{TRAIN} --stage pretrain --data_path {CLIPS}/captions.json --output_dir {RUNS}/pretrain"
+        " --adapter_layer 12 --adapter_len 1 --lora_rank 8 --bridge_width 2 --epochs 1 --lr 3e-3",
+        f"{RUNS}/pretrain/best/checkpoint.json",
+    ),
+    Stage(
+        "supervised",
+        "second stage: intent and rationale together",
+        f"{TRAIN} --data_path {CLIPS} --output_dir {RUNS}/itsl --pretrained_path {RUNS}/pretrain/best --epochs 3 --lr 2e-3",
+        f"{RUNS}/itsl/results.json",
+    ),
+    Stage(
+        "explanations",
+        "the intent of every test clip, and why",
+        f"explain.py --checkpoint {RUNS}/itsl/best --data_path {CLIPS} {EMB} --batch {RUNS}/answers.jsonl",
+        f"{RUNS}/answers.jsonl",
+    ),
+    Stage("report", "everything on one page", "data/demo/make_report.py", f"{RUNS}/report.html"),
+)
+
+
+def main() -> int:
+    record = Path(RUNS, "stages.json")
+    done = json.loads(record.read_text()) if record.is_file() else {}
+    for number, stage in enumerate(STAGES, 1):
+        before = done.get(stage.name, {})
+        same = before.get("command") == stage.command
+        if same and before.get("done") and Path(stage.result).exists():
+            print(f"[{number}/{len(STAGES)}] {stage.name}: there already, {stage.result}")
+            continue
+        print(f"\n[{number}/{len(STAGES)}] {stage.name}: {stage.what}\n    python {stage.command}", flush=True)
+        started = time.monotonic()
+        try:
+            code = subprocess.run([sys.executable, *shlex.split(stage.command)]).returncode
+        except KeyboardInterrupt:
+            code = None
+        seconds = time.monotonic() - started + (before.get("seconds", 0.0) if same else 0.0)
+        done[stage.name] = {"command": stage.command, "seconds": round(seconds, 1), "done": code == 0}
+        write_atomic(record, (json.dumps(done, indent=1) + "\n").encode())
+        if code is None:
+            print(f"\ndemo: interrupted in stage {stage.name}; make demo continues there", file=sys.stderr)
+            return 130
+        if code:
+            print(f"\ndemo: stage {stage.name} failed for the reason above; mend it, then: make demo", file=sys.stderr)
+            return 1
+    total = sum(one["seconds"] for one in done.values())
+    print(f"\ndemo: {total / 60:.0f} minutes of work in {RUNS}; open {RUNS}/report.html in a browser")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
