@@ -76,7 +76,7 @@ def build(settings: TrainSettings, taxonomy: Taxonomy | None, embedding_width: i
     assembled.model.train_only(settings.trainable)
     if embedding_width is None:  # nothing would ever reach them
         for name, parameter in assembled.model.named_parameters():
-            if name.startswith(("bridge.", "modality_query.")):
+            if name.startswith(("bridge.", "modality_")):
                 parameter.requires_grad_(False)
     trained = {name for name, p in assembled.model.named_parameters() if p.requires_grad}
     assembled.own = assembled.own | trained

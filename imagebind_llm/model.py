@@ -1,17 +1,18 @@
 """ITSL: a bridge, prompts and a frozen LLaMA; and which of its parameters train.
 
     prompts of layer j = learned_j (P,D)  +  bridge(clip) (D)                    fusion "average" (ImageBind-LLM)
-                       = learned_j (P,D)  beside  bridge(e_m) + query_jm (M,D)   fusion "separate" (ours)
+                       = learned_j (P,D)  beside  bridge(e_m) * (1 + scale_jm) + query_jm (M,D)   "separate" (ours)
 Kept apart, each modality has a prompt vector of its own in every prompted layer, so the heads can read face and voice
-separately and weigh them by content; `query_jm` tells a layer which modality it is looking at, since one bridge carries
-them all. The vector of an absent modality is masked out of the softmax, which leaves exactly what the others give.
+separately and weigh them by content; one bridge carries them all, so `query_jm` tells a layer which modality it is looking
+at, and `scale_jm` what of it this layer looks at (FiLM, arXiv:1709.07871). The vector of an absent modality is masked out of
+the softmax, which leaves exactly what the others give.
 
 The intent head reads the last prompt position, which no answer can leak into, and the carried embeddings beside it: the
 decoder reaches them only through gates that start at zero, the head reaches them at once.
 
 Names: `llama.*` as Meta and LLaMA-Adapter have them, `prefix_query.weight` (A*P, D) holds the learned prompts, layer by
 layer (LLaMA-Adapter's `adapter_query.weight`, ImageBind-LLM's `prefix_query.weight`), `bridge.image_bind_*` the bridge
-(ImageBind-LLM has no `bridge.` in front), `modality_query.weight` (A*M, D) is ours.
+(ImageBind-LLM has no `bridge.` in front), `modality_query.weight` and `modality_scale.weight` (A*M, D) are ours.
 """
 
 import torch
@@ -71,6 +72,8 @@ class ITSL(nn.Module):
         self.bridge = Bridge(bridge, llama.dim) if bridge else None
         if bridge and bridge.fusion == "separate":
             self.modality_query = _queries(prompts.adapter_layer * len(MODALITIES), llama.dim, std)
+            self.modality_scale = nn.Embedding(prompts.adapter_layer * len(MODALITIES), llama.dim)
+            nn.init.zeros_(self.modality_scale.weight)
         slots = 0 if bridge is None else 1 if bridge.fusion == "average" else len(MODALITIES)
         self.intent_head = IntentHead(llama.dim, slots, n_intents) if n_intents else None
         self.requires_grad_(False)
@@ -96,7 +99,8 @@ class ITSL(nn.Module):
             return Prompts(learned)
         if self.bridge.fusion == "average":
             return Prompts(learned + carried[:, None])  # (B,A,P,D)
-        own = carried[:, None] + self.modality_query.weight.view(1, layers, len(MODALITIES), -1)  # (B,A,M,D)
+        query, scale = (e.weight.view(1, layers, len(MODALITIES), -1) for e in (self.modality_query, self.modality_scale))
+        own = carried[:, None] * (1 + scale) + query  # (B,A,M,D)
         vectors = torch.cat([learned.expand(len(own), -1, -1, -1), own], dim=2)  # (B,A,P+M,D)
         return Prompts(vectors, torch.cat([present.new_ones(len(own), length).bool(), present > 0], dim=1))
 

@@ -78,6 +78,19 @@ def test_a_new_model_has_closed_gates_and_no_prompt_vector_of_zero(normalise):
         assert queries.abs().amax(1).min() > 0.01
 
 
+def test_a_layer_sees_a_modality_scaled_feature_by_feature_in_its_own_way():
+    model, batch = random_itsl("separate"), random_batch()
+    learned, layers = model.prompt_config.adapter_len, model.prompt_config.adapter_layer
+    with torch.no_grad():
+        model.modality_query.weight.zero_()
+        model.modality_scale.weight.zero_()
+        plain = model.prompts(batch.embeddings, batch.present).vectors[:, :, learned:]  # (B,A,M,D)
+        model.modality_scale.weight.view(layers, 3, -1)[1, 2, 5] = 2.0
+        scaled = model.prompts(batch.embeddings, batch.present).vectors[:, :, learned:]
+    torch.testing.assert_close(scaled[:, 1, 2, 5], 3 * plain[:, 1, 2, 5])
+    assert (scaled != plain).nonzero()[:, 1:].unique(dim=0).tolist() == [[1, 2, 5]]
+
+
 @pytest.mark.parametrize("fusion", ["average", "separate"])
 def test_absent_modality_does_not_change_the_output(fusion):
     model, batch = random_itsl(fusion), random_batch()
