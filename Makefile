@@ -25,17 +25,8 @@ $(VENV)/.ready: requirements.txt setup.py
 	@touch $@
 	@echo "setup: done; next: make test"
 
-DEMO    = --data_path data/demo/clips --emb_path runs/demo/emb
-TRAIN   = $(BIN)/torchrun --nproc_per_node 2 engine_finetune.py --emb_path runs/demo/emb --trainable all --warmup_epochs 0.2
 demo: setup
-	$(BIN)/python -m imagebind_llm.demo_world --output_dir data/demo/clips --seed 0
-	$(BIN)/python avt_get_emb.py --data_path data/demo/clips --output_dir runs/demo/emb --encoder imagebind_tiny
-	$(BIN)/python classifier.py --data_path data/demo/clips --emb_path runs/demo/emb --output_dir runs/demo/probe --ablate --seeds 0 1 2
-	$(TRAIN) --stage pretrain --data_path data/demo/clips/captions.json --output_dir runs/demo/pretrain \
-		--adapter_layer 12 --lora_rank 8 --batch_size 8 --epochs 2 --lr 2e-3
-	$(TRAIN) --data_path data/demo/clips --output_dir runs/demo/itsl --pretrained_path runs/demo/pretrain/best \
-		--batch_size 4 --epochs 3 --lr 1e-3
-	$(BIN)/python explain.py --checkpoint runs/demo/itsl/best $(DEMO) --key S03_E01_1
+	$(BIN)/python data/demo/run.py
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"

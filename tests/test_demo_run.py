@@ -1,0 +1,107 @@
+"""make demo, stage by stage: what is done is skipped, what fails says so and continues; and the page that it ends with."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "data" / "demo"))
+
+import make_report  # noqa: E402
+import run  # noqa: E402
+
+from imagebind_llm.demo_world import write  # noqa: E402
+from imagebind_llm.scoring import read_rationales  # noqa: E402
+from imagebind_llm.settings import DemoWorldSettings  # noqa: E402
+
+
+def append(name: str) -> str:
+    """A stage's command: add a line to a file."""
+    return f"""-c "open('{name}', 'a').write('again\\\\n')" """
+
+
+@pytest.fixture
+def stages(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "RUNS", "runs")
+
+    def choose(*commands: tuple[str, str]) -> None:
+        monkeypatch.setattr(run, "STAGES", [run.Stage(name, "tries it", command, name) for name, command in commands])
+
+    return choose
+
+
+def test_stages_run_once_unless_their_command_or_result_changed(stages, capsys):
+    stages(("one", append("one")), ("two", append("two")))
+    assert run.main() == 0 and run.main() == 0
+    assert "[1/2] one: there already, one" in capsys.readouterr().out
+    assert Path("one").read_text() == Path("two").read_text() == "again\n"
+    stages(("one", append("one")), ("two", append("two") + "more"))
+    Path("one").unlink()
+    assert run.main() == 0
+    assert Path("one").read_text() == "again\n" and Path("two").read_text() == "again\nagain\n"
+    record = json.loads(Path("runs/stages.json").read_text())
+    assert record["two"]["done"] and record["two"]["command"].endswith("more") and record["two"]["seconds"] > 0
+
+
+def test_a_stage_that_fails_stops_the_demo_and_is_tried_again(stages, capfd):
+    stages(("one", append("one")), ("two", "-c 'import sys; sys.exit(\"no room\")'"), ("three", append("three")))
+    assert run.main() == 1
+    said = capfd.readouterr().err
+    assert "no room" in said and "stage two failed for the reason above; mend it, then: make demo" in said
+    assert not Path("three").exists() and not json.loads(Path("runs/stages.json").read_text())["two"]["done"]
+    stages(("one", append("one")), ("two", append("two")), ("three", append("three")))
+    assert run.main() == 0
+    assert Path("one").read_text() == "again\n" and Path("three").exists()
+
+
+def test_the_real_stages_are_commands_of_ours():
+    known = {path.name for path in ROOT.glob("*.py")} | {"data/demo/make_report.py", "imagebind_llm.demo_world"}
+    for stage in run.STAGES:
+        words = stage.command.split()
+        assert any(word in known for word in words), stage.command
+        assert stage.result.startswith(("runs/demo/", "data/demo/clips/"))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """Eight test clips, and answers about them: references but for the first, whose face is told wrong."""
+    root = tmp_path_factory.mktemp("demo")
+    write.write_world(DemoWorldSettings(str(root / "clips"), workers=2, train=24, dev=8, test=8))
+    rows = []
+    for one in read_rationales(root / "clips" / "rationales.jsonl").values():
+        if one.key.startswith("S03"):
+            said = {"key": one.key, "intent": one.intent, "rationale": one.rationale, "probability": 0.9, "consistent": True}
+            rows.append(said | {"runners_up": [["Joke", 0.1]], "criticised": one.intent})
+    truth = read_rationales(root / "clips" / "rationales.jsonl")[rows[0]["key"]].cues
+    wrong = "an angry frown" if truth["expression"] != "frown" else "a broad smile"
+    rows[0] |= {"rationale": f"We see {wrong} & <more>.", "intent": "Joke", "consistent": False, "criticised": "Greet"}
+    (root / "runs").mkdir()
+    (root / "runs" / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+def test_the_page_marks_true_and_false_claims_and_holds_its_clips(world):
+    path = make_report.write(make_report.ReportSettings(str(world / "clips"), str(world / "runs")))
+    page = path.read_text()
+    assert page.count("data:video/mp4;base64,") == page.count("data:image/jpeg;base64,") == 3  # of eight
+    assert page.count('<mark class="false"') == 2 and "&amp; &lt;more&gt;." in page  # one claim, one in the legend
+    assert page.count('<mark class="true"') > 4 and "Careful: the rationale speaks for Greet." in page
+    assert "http://" not in page and "https://" not in page.replace("http://www.w3.org", "")
+    assert "not recorded: the stages were not run" in page
+
+
+def test_a_page_without_answers_says_what_to_type(world, tmp_path):
+    settings = make_report.ReportSettings(str(world / "clips"), str(tmp_path))
+    with pytest.raises(make_report.DataError, match="make it with explain"):
+        make_report.write(settings)
+
+
+def test_times_of_the_stages_are_shown(world, tmp_path):
+    shutil.copytree(world / "runs", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "stages.json").write_text(json.dumps({"clips": {"command": "x.py", "seconds": 90.0, "done": True}}))
+    page = make_report.write(make_report.ReportSettings(str(world / "clips"), str(tmp_path))).read_text()
+    assert "<td>1.5</td>" in page and "Together 1.5 minutes" in page
