@@ -60,7 +60,7 @@ def train(settings: TrainSettings, device: torch.device) -> None:
     optimizer = make_optimizer(assembled.model, settings.weight_decay, settings.gate_lr)
     run = Run(settings, assembled, optimizer, corpus)
     announce(run, assembled, corpus)
-    rows = corpus.splits["train"]
+    rows = corpus.taught
     with run.frozen_states(device) as states:
         collate = Collator(corpus.store, corpus.modalities, states)
         look = partial(evaluate, assembled.model, corpus.splits.get("dev", []), collate, device, 2 * settings.batch_size)
@@ -97,8 +97,10 @@ def announce(run: Run, assembled: Assembled, corpus: Corpus) -> None:
     run.say("rows: " + ", ".join(f"{name} {len(rows)}" for name, rows in corpus.splits.items()))
     if corpus.n_cut:
         run.say(f"rows that lost context to fit --max_seq_len {run.settings.max_seq_len}: {corpus.n_cut}")
-    if len(corpus.splits["train"]) < distributed.world_size():
-        raise DataError(f"{len(corpus.splits['train'])} rows for {distributed.world_size()} ranks; lower --nproc_per_node")
+    if run.settings.limit:
+        run.say(f"trained on: {len(corpus.taught)} rows of train (--limit)")
+    if len(corpus.taught) < distributed.world_size():
+        raise DataError(f"{len(corpus.taught)} rows for {distributed.world_size()} ranks; lower --nproc_per_node")
 
 
 def fail(message: str) -> int:

@@ -69,7 +69,7 @@ def shown(explanation: Explanation, labels: Sequence[str], example: Example) -> 
 def answer_split(explainer: Explainer, settings: ExplainSettings) -> None:
     """Write an answer a line for every clip of a split; rows that an interrupted run wrote are kept."""
     dataset = load_dataset(settings.data_path, (settings.split,))
-    examples = dataset.splits[settings.split]
+    examples = dataset.splits[settings.split][: settings.limit or None]
     path = Path(settings.batch)
     stamp = {"model": explainer.digest, "max_new_tokens": settings.max_new_tokens}
     done = _written(path, stamp)

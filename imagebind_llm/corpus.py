@@ -27,6 +27,7 @@ class Corpus:
     taxonomy: Taxonomy | None
     store: Store | None
     modalities: tuple[str, ...]  # that the model may know
+    taught: list[Sequence]  # the rows of train that are trained on: all but for --limit
 
     @property
     def n_cut(self) -> int:
@@ -46,7 +47,12 @@ def load_corpus(settings: TrainSettings, tokenizer: LlamaTokenizer, max_len: int
     modalities = tuple(name for name in MODALITIES if name in settings.modalities)
     store = _open_store(settings, exchanges) if any(e.embedded for rows in exchanges.values() for e in rows) else None
     splits = {name: [encode_exchange(e, tokenizer, max_len) for e in rows] for name, rows in exchanges.items()}
-    return Corpus(splits, taxonomy, store, modalities if store else ())
+    return Corpus(splits, taxonomy, store, modalities if store else (), _spread(splits["train"], settings.limit))
+
+
+def _spread(rows: list[Sequence], limit: int) -> list[Sequence]:
+    """So many rows, evenly spread; 0: all."""
+    return [rows[i * len(rows) // limit] for i in range(limit)] if 0 < limit < len(rows) else rows
 
 
 def _open_store(settings: TrainSettings, exchanges: dict[str, list[Exchange]]) -> Store:

@@ -42,7 +42,7 @@ def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
     corpus, taxonomy = run.corpus, run.corpus.taxonomy
     if taxonomy is None:
         return
-    step = checkpoint.read_info(folder)["step"]
+    step = checkpoint.read_info(folder)["total"]
     if _is_done(run, folder, step):
         run.say(f"{run.root / RESULTS}: there already, from these weights")
         return

@@ -94,7 +94,7 @@ class Run:
     @contextmanager
     def frozen_states(self, device: torch.device) -> Iterator[FrozenStates | None]:
         """States below the adapted layers of every row, if they fit into --cache_gb and save time; gone afterwards."""
-        rows = [row for split, rows in self.corpus.splits.items() if split in ("train", "dev") for row in rows]
+        rows = [*self.corpus.taught, *self.corpus.splits.get("dev", [])]
         llama = self.assembled.model.llama
         if not 0 < states_size(rows, llama) <= self.settings.cache_gb * 1e9 or self.finished:
             yield None

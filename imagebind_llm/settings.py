@@ -118,6 +118,7 @@ class TrainSettings:
     trainable: str = flag("prompts", "prompts, gates and bridge; lora: LoRA, biases and norms; all: both", TRAINABLE)
     modalities: tuple[str, ...] = flag(MODALITIES, "what is known of a clip; none: its words alone", (*MODALITIES, NO_MODALITY))
     rationales: str = flag("", "JSONL of {key, rationale}; if not given, DATA_PATH/rationales.jsonl where there is one")
+    limit: int = flag(0, "train on so many rows of train only, evenly spread; 0: all")
     adapter_layer: int | None = flag(None, "top layers with prompts and LoRA; if not given, 30 or what --pretrained_path has")
     adapter_len: int | None = flag(None, "prompts per layer; if not given, 10 or what --pretrained_path has")
     lora_rank: int | None = flag(None, "of LoRA; if not given, what --pretrained_path has, or none")
@@ -160,7 +161,7 @@ class TrainSettings:
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)}: at least 1")
         rates = ("warmup_epochs", "blr", "gate_lr", "min_lr", "weight_decay", "clip_grad")
-        for name in (*rates, "w_intent", "w_rationale", "patience", "w_critic", "critic_start", "kl"):
+        for name in (*rates, "limit", "w_intent", "w_rationale", "patience", "w_critic", "critic_start", "kl"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"--{name} {getattr(self, name)}: at least 0, and finite")
         if self.samples < (1 if self.baseline == "greedy" else 2):
@@ -200,6 +201,7 @@ class ExplainSettings:
     key: str = flag("", "one clip of it")
     batch: str = flag("", "all clips of --split: write their answers here, one JSON a line; continues if interrupted")
     split: str = flag("test", "for --batch")
+    limit: int = flag(0, "for --batch: only the first clips of the split; 0: all")
     llama_model_path: str = flag("", "the LLaMA, if it is not where it was when the checkpoint was made")
     encoder_weights: str = flag("", "weights of the encoder for --clip; if not given, checkpoints/ENCODER.safetensors or .pth")
     max_new_tokens: int = flag(96, "longest rationale")
@@ -214,8 +216,8 @@ class ExplainSettings:
             )
         if self.data_path and bool(self.key) == bool(self.batch):
             raise ValueError("--data_path wants --key KEY for one clip, or --batch FILE for all of a split")
-        if self.max_new_tokens < 1 or self.batch_size < 1:
-            raise ValueError(f"--max_new_tokens {self.max_new_tokens} --batch_size {self.batch_size}: at least 1")
+        if self.max_new_tokens < 1 or self.batch_size < 1 or self.limit < 0:
+            raise ValueError("--max_new_tokens and --batch_size must be at least 1, --limit at least 0")
 
 
 @dataclass(frozen=True)

@@ -87,14 +87,14 @@ def test_questions_that_cannot_be_answered_are_refused(given, message, capsys):
 def test_flags_of_training_and_explaining_are_frozen():
     assert " ".join(field.name for field in dataclasses.fields(TrainSettings)) == (
         "data_path output_dir emb_path llama_model_path model stage pretrained_path trainable modalities rationales "
-        "adapter_layer adapter_len lora_rank bridge_width fusion max_seq_len batch_size accum_iter epochs warmup_epochs lr blr "
-        "gate_lr min_lr weight_decay clip_grad w_intent w_rationale patience seed save_steps log_steps resume num_workers "
+        "limit adapter_layer adapter_len lora_rank bridge_width fusion max_seq_len batch_size accum_iter epochs warmup_epochs lr "
+        "blr gate_lr min_lr weight_decay clip_grad w_intent w_rationale patience seed save_steps log_steps resume num_workers "
         "device dtype w_critic samples baseline critic_start kl reward_weights reward_norm answer_order cache_gb "
         "checkpoint_activations"
     )
     assert " ".join(field.name for field in dataclasses.fields(ExplainSettings)) == (
-        "checkpoint clip text data_path emb_path key batch split llama_model_path encoder_weights max_new_tokens batch_size "
-        "device dtype"
+        "checkpoint clip text data_path emb_path key batch split limit llama_model_path encoder_weights max_new_tokens "
+        "batch_size device dtype"
     )
 
 
@@ -132,7 +132,8 @@ def test_one_sample_is_enough_beside_a_greedy_answer():
         (["--clip", "a.mp4", "--data_path", "b"], "say what to explain: --clip FILE"),
         (["--data_path", "b"], "--data_path wants --key KEY for one clip, or --batch FILE"),
         (["--data_path", "b", "--key", "k", "--batch", "f"], "--data_path wants --key KEY for one clip, or --batch FILE"),
-        (["--clip", "a.mp4", "--max_new_tokens", "0"], "--max_new_tokens 0 --batch_size 32: at least 1"),
+        (["--clip", "a.mp4", "--max_new_tokens", "0"], "--max_new_tokens and --batch_size must be at least 1"),
+        (["--data_path", "b", "--batch", "f", "--limit", "-1"], "--limit at least 0"),
     ],
 )
 def test_explanations_that_cannot_be_meant_are_refused(given, message, capsys):

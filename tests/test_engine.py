@@ -145,9 +145,19 @@ def test_finetuning_ends_with_results_calibration_and_verifier(clips, tmp_path):
     before = (tmp_path / "results.json").stat().st_mtime_ns
     again = train(**clips, lora_rank=2, output_dir=tmp_path)
     assert again.code == 0 and "results.json: there already" in again.out
+    assert results["step"] == json.loads((tmp_path / "best" / "checkpoint.json").read_text())["total"] > 0
     assert (tmp_path / "results.json").stat().st_mtime_ns == before
     scores = read_lines(tmp_path / "log.txt")[0]
     assert {"nll", "cross_entropy", "accuracy", "macro_f1"} <= scores["dev"].keys() and "test" not in scores
+
+
+def test_a_limit_trains_on_rows_spread_over_the_split_and_judges_by_all(clips, tmp_path):
+    done = train(**clips, lora_rank=2, output_dir=tmp_path, limit=4)
+    assert done.code == 0 and "rows: train 12, dev 6, test 6" in done.out and "trained on: 4 rows of train" in done.out
+    info = json.loads((tmp_path / "last" / "checkpoint.json").read_text())
+    assert info["total"] == 1  # four rows, four a step
+    verifier = json.loads((tmp_path / "best" / "verifier.json").read_text())
+    assert len(read_lines(tmp_path / "predictions_test.jsonl")) == ROWS["test"] and verifier
 
 
 @pytest.mark.parametrize("baseline", ["loo", "greedy", "group"])

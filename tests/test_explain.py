@@ -64,6 +64,12 @@ def test_a_split_is_answered_line_by_line_and_continues(world, tmp_path):
     assert again[:-1] == kept and again[-1]["key"] == rows[-1]["key"] and again[-1]["intent"] == rows[-1]["intent"]
 
 
+def test_a_limit_answers_the_first_clips_of_a_split(world, tmp_path):
+    done = answers(world, **data_of(world), batch=tmp_path / "few.jsonl", limit=2)
+    assert done.code == 0 and "few (2 of 6)" in done.out
+    assert [row["key"] for row in read_lines(tmp_path / "few.jsonl")] == [key_of("test", i) for i in range(2)]
+
+
 def test_classifier_scores_what_a_checkpoint_writes_beside_references(world, tmp_path):
     shutil.copytree(world / "MIntRec", tmp_path / "MIntRec")
     table = tmp_path / "MIntRec" / "test.tsv"
