@@ -15,7 +15,7 @@ ROWS = (
     "generate extraction assembly evaluation",
     "inference self_critical intent_report clip_encoder",
     "answers training faithfulness methods",
-    "run",
+    "run page",
     "results",
 )
 ROW = {name: number for number, row in enumerate(ROWS) for name in row.split()}
