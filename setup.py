@@ -11,6 +11,7 @@ REQUIREMENTS = [
     line.strip() for line in (HERE / "requirements.txt").read_text().splitlines() if line.strip() and not line.startswith("#")
 ]
 OPENAI = "openai>=1.40"
+GRADIO = "gradio>=6.31,<7"
 
 setup(
     name="itsl",
@@ -27,7 +28,9 @@ setup(
         "dev": [
             *("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.6", "mypy>=1.11", "accelerate>=1", "peft>=0.15"),
             OPENAI,
+            GRADIO,
         ],
+        "demo": [GRADIO],  # web_demo.py
         "rationales": [OPENAI],  # write_rationales.py
         # independent oracles in tests, where a build for this machine can be imported; the main path never needs them
         "vision": ["torchvision"],

@@ -4,18 +4,16 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from imagebind_llm.clip_encoder import ClipEncoder
 from imagebind_llm.datasets import DataError, load_dataset
-from imagebind_llm.extraction import BatchReader, embed
 from imagebind_llm.inference import Explainer, Explanation
 from imagebind_llm.records import Example
 from imagebind_llm.scoring import side_by_side
-from imagebind_llm.settings import ExplainSettings, ExtractSettings, ScoringSettings
+from imagebind_llm.settings import ExplainSettings, ScoringSettings
 from imagebind_llm.store import Store, write_atomic
-from imagebind_llm.weights.imagebind import file_sha256, find_imagebind, load_imagebind
 
 
 def embed_clip(explainer: Explainer, example: Example, settings: ExplainSettings) -> tuple[Tensor | None, Tensor | None]:
@@ -23,34 +21,16 @@ def embed_clip(explainer: Explainer, example: Example, settings: ExplainSettings
 
     What cannot be read of it counts as absent, and is said. Raises DataError if nothing can.
     """
-    identity = explainer.store_identity
-    if not explainer.needs_embeddings or identity is None:
+    if not explainer.needs_embeddings or explainer.store_identity is None:
         return None, None
-    wanted = [
-        name for name in explainer.modalities if name in identity["modalities"] and (name != "text" or example.text.strip())
-    ]
-    if example.clip is None:
-        wanted = [name for name in wanted if name == "text"]
-    recipe = ExtractSettings(
-        data_path="",
-        output_dir="",
-        encoder=identity["encoder"],
-        modalities=tuple(wanted),
-        window_rule=identity["window_rule"],
-        clean_audio=identity["clean_audio"],
-    )
-    weights = find_imagebind(recipe.encoder, settings.encoder_weights)
-    if file_sha256(weights) != identity["weights_sha256"]:
-        raise DataError(
-            f"{weights}: not the weights whose embeddings the model was trained on; pass those as --encoder_weights"
-        )
-    encoder = load_imagebind(weights, recipe.encoder, torch.float32)
-    vectors, present, failures = embed(encoder, BatchReader([[example]], recipe)[0])
-    for failure in failures:
+    encoder = ClipEncoder.load(explainer.store_identity, settings.encoder_weights, explainer.device)
+    encoded = encoder.encode(example, explainer.modalities)
+    for failure in encoded.failures:
         print(f"not used, {failure.modality}: {failure.reason}")
-    if not present.any():
-        raise DataError(f"{example.clip}: nothing of it can be used: {'; '.join(f.reason for f in failures) or 'no words'}")
-    return vectors, present
+    if not encoded.present.any():
+        reasons = "; ".join(failure.reason for failure in encoded.failures) or "no words"
+        raise DataError(f"{example.clip}: nothing of it can be used: {reasons}")
+    return encoded.vectors, encoded.present
 
 
 def shown(explanation: Explanation, labels: Sequence[str], example: Example) -> str:

@@ -76,3 +76,8 @@ def spatial_crops(picture: Tensor, offsets: list[tuple[int, int]]) -> Tensor:
     scaled = interpolate(picture[None].float().div_(255), size=size, mode="bilinear", align_corners=False)[0]
     crops = torch.stack([scaled[:, y : y + SIDE, x : x + SIDE] for y, x in offsets])  # (n,3,224,224)
     return crops.sub_(PIXEL_MEAN).div_(PIXEL_STD)
+
+
+def pixels(crops: Tensor) -> Tensor:
+    """Normalised crops (..., 3, H, W) as pictures to look at: uint8 (..., H, W, 3)."""
+    return ((crops * PIXEL_STD + PIXEL_MEAN) * 255).round().clamp(0, 255).to(torch.uint8).movedim(-3, -1)

@@ -69,6 +69,28 @@ def load_clip(
         return {name: _attempt(track.windows) if isinstance(track, _Track) else track for name, track in tracks.items()}
 
 
+def clip_seconds(path: str | Path, at_most: float = math.inf) -> float:
+    """How long a clip lasts, in seconds, by its packets: the header may lie, and nothing is decoded.
+
+    Reading stops where `at_most` is passed. A file that is damaged further on counts up to there; one that cannot be opened
+    raises MediaError.
+    """
+    first: dict[int, Fraction] = {}
+    longest = Fraction(0)
+    with _open(Path(path)) as container:
+        try:
+            for packet in container.demux():
+                if packet.pts is None or not packet.time_base or packet.stream.type not in ("video", "audio"):
+                    continue
+                start = first.setdefault(packet.stream.index, packet.pts * packet.time_base)
+                longest = max(longest, (packet.pts + (packet.duration or 0)) * packet.time_base - start)
+                if longest > at_most:
+                    break
+        except (av.FFmpegError, IndexError):  # as in _read; load_clip says what is wrong
+            pass
+    return float(longest)
+
+
 def _attempt(make):
     """What `make()` returns, or the MediaError that it raises; FFmpeg's own errors become MediaErrors."""
     try:

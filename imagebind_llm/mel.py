@@ -61,6 +61,11 @@ def log_mel(samples: Tensor) -> Tensor:
     return (mel - MEL_MEAN) / MEL_STD
 
 
+def bin_at(hertz: float) -> int:
+    """The mel bin that answers most to a tone of this frequency, which lies above 20 and below 8000 Hz."""
+    return int(mel_bank()[:, round(hertz * FFT / SAMPLE_RATE)].argmax())
+
+
 def fbank(samples: Tensor) -> Tensor:
     """Kaldi's log filter bank energies (frames, 128) of samples (n,) at 16 kHz, n >= 400; whole frames only, no dither."""
     frames = samples.unfold(0, FRAME, HOP)  # (T,400)

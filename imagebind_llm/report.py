@@ -150,6 +150,16 @@ def heatmap(values: np.ndarray, rows: Sequence[str], columns: Sequence[str], x: 
     return drawn
 
 
+def raster(values: np.ndarray, width: float, x: str = "", y: str = "", ticks: Mapping[str, float] | None = None) -> Figure:
+    """A picture of values (rows, columns), row 0 at the bottom; `width`: of its x axis, `ticks`: rows of the y axis by name."""
+    drawn, axes = _axes(3.6, 2.4, x, y)
+    axes.imshow(values, origin="lower", aspect="auto", cmap="magma", extent=(0, width, 0, len(values)))
+    if ticks is not None:
+        axes.set_yticks(list(ticks.values()), list(ticks))
+    axes.grid(False)
+    return drawn
+
+
 def scatter(points: np.ndarray, groups: Sequence[str], order: Sequence[str]) -> Figure:
     """Points (n, 2), coloured by group; the axes of a projection have no unit, so none is drawn."""
     drawn, axes = _axes(8.2, 5.2, "", "")

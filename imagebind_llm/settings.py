@@ -221,6 +221,30 @@ class ExplainSettings:
 
 
 @dataclass(frozen=True)
+class WebSettings:
+    """The flags of web_demo.py."""
+
+    checkpoint: str = flag(help="a checkpoint folder of engine_finetune.py, such as runs/demo/itsl/best")
+    data_path: str = flag("data/demo/clips", "a data set with clips: three of its test split are offered as examples")
+    host: str = flag("127.0.0.1", "address to listen at; 0.0.0.0: also for other machines")
+    port: int = flag(7860, "port to listen at; 0: any that is free")
+    max_mb: float = flag(20.0, "largest file that is taken")
+    max_seconds: float = flag(30.0, "longest clip that is taken")
+    llama_model_path: str = flag("", "the LLaMA, if it is not where it was when the checkpoint was made")
+    encoder_weights: str = flag("", "weights of the encoder; if not given, checkpoints/ENCODER.safetensors or .pth")
+    max_new_tokens: int = flag(96, "longest rationale")
+    device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
+    dtype: str = flag("auto", "of frozen weights; auto: bfloat16 on a GPU, else float32", ("auto", "float32", "bfloat16"))
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or not 0 <= self.port < 2**16:
+            raise ValueError(f"--max_new_tokens {self.max_new_tokens} --port {self.port}: at least 1, and 0 to 65535")
+        for name in ("max_mb", "max_seconds"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"--{name} {getattr(self, name):g}: above 0, and finite")
+
+
+@dataclass(frozen=True)
 class RationaleSettings:
     """The flags of write_rationales.py. Sampling flags that are not given are not sent: the server's defaults hold."""
 

@@ -20,12 +20,13 @@ from imagebind_llm.crops import (
     FramePicker,
     crop_offsets,
     frame_spans,
+    pixels,
     scaled_size,
     spatial_crops,
     window_starts,
 )
-from imagebind_llm.media import as_float, audio_windows, load_clip, load_image
-from imagebind_llm.mel import SAMPLE_RATE, fbank, log_mel, mel_bank, resample
+from imagebind_llm.media import MediaError, as_float, audio_windows, clip_seconds, load_clip, load_image
+from imagebind_llm.mel import SAMPLE_RATE, bin_at, fbank, log_mel, mel_bank, resample
 
 FOLDER = Path(__file__).parent / "golden" / "imagebind"
 MEDIA = FOLDER / "media"
@@ -225,6 +226,25 @@ def test_scaling_down_takes_the_four_nearest_pixels_without_anti_aliasing():
     assert (spatial_crops(picture, [(0, 0)])[0] - expected).abs().max() < 1e-5
 
 
+def test_the_pixels_of_a_crop_are_those_of_the_picture():
+    picture = torch.randint(0, 256, (3, 224, 300), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    crops = spatial_crops(picture, crop_offsets(224, 300))
+    assert torch.equal(pixels(crops)[0], picture[:, :, :224].permute(1, 2, 0))
+    assert torch.equal(pixels(crops)[2], picture[:, :, -224:].permute(1, 2, 0))
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv"])
+def test_the_length_of_a_clip_is_that_of_its_packets(tmp_path, name):
+    write_clip(tmp_path / name, seconds=1.5)
+    assert clip_seconds(tmp_path / name) == pytest.approx(1.5, abs=0.15)
+    assert 0.4 < clip_seconds(tmp_path / name, at_most=0.4) < 0.8, "reading stops there"
+    write_clip(tmp_path / "sound.mp4", seconds=0.7, video=False)
+    assert clip_seconds(tmp_path / "sound.mp4") == pytest.approx(0.7, abs=0.15)
+    (tmp_path / "broken.mp4").write_bytes(b"no media")
+    with pytest.raises(MediaError, match="cannot be opened"):
+        clip_seconds(tmp_path / "broken.mp4")
+
+
 def test_equal_windows_and_equal_crops_are_returned_once(tmp_path):
     sizes = {"wide": ((96, 64), (5, 5, 5)), "square": ((64, 64), (15,)), "tall": ((64, 96), (5, 5, 5))}
     for name, (size, counts) in sizes.items():
@@ -285,7 +305,7 @@ def test_energies_of_a_tone_peak_where_its_frequency_lies():
     nearest = round((1127 * math.log(1 + 1000 / 700) - low) / (high - low) * 129) - 1
     energies = fbank(tone)
     assert energies.shape == (198, 128)
-    assert (energies.argmax(1) == nearest).all()
+    assert (energies.argmax(1) == nearest).all() and bin_at(1000) == nearest
     assert torch.allclose(fbank(tone + 0.05), energies, atol=0.02)  # a constant is removed in every frame
 
 

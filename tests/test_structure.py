@@ -13,9 +13,9 @@ ROWS = (
     "bridge rewards datasets report checkpoint demo_world frozen_states",
     "model weights corpus rationales scoring curves protocol",
     "generate extraction assembly evaluation",
-    "inference self_critical intent_report",
+    "inference self_critical intent_report clip_encoder",
     "answers training faithfulness methods",
-    "run",
+    "run page",
     "results",
 )
 ROW = {name: number for number, row in enumerate(ROWS) for name in row.split()}

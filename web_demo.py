@@ -1,0 +1,196 @@
+"""A clip in the browser: upload or record it, say what is said in it, and see the intent, why, and what it depends on.
+
+python web_demo.py --checkpoint runs/demo/itsl/best
+"""
+
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from imagebind_llm.checkpoint import CheckpointError
+from imagebind_llm.config import parse
+from imagebind_llm.datasets import DataError
+from imagebind_llm.page import view
+from imagebind_llm.page.analysis import MAX_CHARACTERS, MB, PageError, PageModel, Seen
+from imagebind_llm.settings import WebSettings
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported: nothing is reported to anyone
+try:
+    import gradio as gr
+except ModuleNotFoundError as error:
+    raise SystemExit("web_demo.py: gradio is missing; install it with: pip install -e .[demo]") from error
+
+KEPT_S = 600  # how long answers wait for a visitor, and uploads for the question that never came
+WAITING = 16  # visitors in the queue
+MEANING = {"text": "text: what is said", "audio": "audio: how it sounds", "vision": "vision: how it looks"}
+UNEXPECTED = "Something went wrong here, not with your clip; the server's log has the details. Try once more or another clip."
+WELCOME = view.block(
+    view.note("Give a clip and its words, or take an example; then switch modalities off to see what changes.")
+)
+CSS = view.STYLE + "\nfooter { display: none !important } #clip video { max-height: 20rem; object-fit: contain }"
+
+
+def main() -> int:
+    settings = parse(WebSettings, description=__doc__)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the folder of uploads is removed then, too
+    try:
+        model = PageModel.load(settings)
+        with tempfile.TemporaryDirectory(prefix="itsl_page_") as uploads:
+            page, address = serve(model, settings, Path(uploads))
+            print(f"web_demo.py: {address} (Ctrl-C ends it); {len(model.examples)} examples of {settings.data_path}")
+            page.block_thread()
+    except (CheckpointError, DataError, ValueError, OSError) as error:
+        print(f"web_demo.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def serve(model: PageModel, settings: WebSettings, uploads: Path) -> tuple[gr.Blocks, str]:
+    """Start the page on a thread of its own; returns it and its address. Files of visitors go to `uploads` alone."""
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads)
+    page = build(model, uploads)
+    page.queue(max_size=WAITING, api_open=False)
+    _, address, _ = page.launch(
+        server_name=settings.host,
+        server_port=settings.port or None,
+        max_file_size=int(settings.max_mb * MB),
+        theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        css=CSS,
+        share=False,
+        show_error=False,  # other messages than ours may name files of the server
+        allowed_paths=[],
+        state_session_capacity=64,
+        run_history=False,
+        footer_links=[],
+        ssr_mode=False,
+        quiet=True,
+        prevent_thread_lock=True,
+    )
+    return page, address
+
+
+def build(model: PageModel, uploads: Path) -> gr.Blocks:
+    """The page: what is given on the left, the answer on the right, what it was made from below."""
+    size = f"{model.settings.max_seconds:g} s and {model.settings.max_mb:g} MB"
+    with gr.Blocks(title="ITSL", analytics_enabled=False, delete_cache=(60, KEPT_S)) as page:
+        gr.Markdown(
+            "# What does this person mean, and why?\nITSL names the intent behind a clip from words, voice and picture."
+        )
+        seen = gr.State(None, time_to_live=KEPT_S)
+        with gr.Row():
+            with gr.Column():
+                sources: list = ["upload", "webcam"]
+                options = gr.WebcamOptions(mirror=False)  # what is recorded is what the model sees
+                files = model.takes_files
+                video = gr.Video(label="Clip", sources=sources, webcam_options=options, visible=files, elem_id="clip")
+                gr.Markdown(f"At most {size}; removed from the server once it is read.", visible=files)
+                text = gr.Textbox(label="What is said in it", max_length=MAX_CHARACTERS, lines=2, max_lines=4)
+                choices = [(MEANING[name], name) for name in model.modalities]
+                modalities = gr.CheckboxGroup(choices, value=list(model.modalities), label="The model may use")
+                button = gr.Button("Explain", variant="primary")
+                if model.examples:
+                    samples = [[example.text] for example in model.examples]
+                    examples = gr.Dataset(
+                        components=[gr.Textbox(visible=False)], samples=samples, type="index", label="Examples"
+                    )
+            with gr.Column():
+                note = gr.HTML(WELCOME)
+                intent = gr.Label(label="Intent", num_top_classes=5)
+                answer = gr.HTML()
+        comparison = gr.HTML()
+        evidence = gr.HTML()
+
+        handlers = Handlers(model, uploads)
+        outputs = [note, intent, answer, comparison, seen]
+        # one visitor at a time at the model: two would only wait for the same processor
+        asked: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
+        given = [video, text, modalities, seen]
+        explain: dict[str, Any] = {"fn": handlers.explain, "inputs": given, "outputs": [*outputs, evidence], **asked}
+        running = [button.click(**explain, api_name="explain"), text.submit(**explain, api_visibility="private")]
+        again: dict[str, Any] = {"fn": handlers.again, "inputs": [modalities, seen], "outputs": outputs, **asked}
+        running.append(modalities.input(**again, trigger_mode="always_last", api_name="again"))
+        if model.examples:
+            chosen = examples.click(handlers.example, examples, [video, text], api_name="example")
+            running.append(chosen.then(**explain, api_visibility="private"))
+        for change in (video.upload, video.clear, video.stop_recording):
+            forgotten: dict[str, Any] = {"outputs": [*outputs, evidence], "cancels": running}
+            change(handlers.forget, **forgotten, api_visibility="private", queue=False)
+    return page
+
+
+class Handlers:
+    """What the page does at an event; each yields or returns values of the components that it is bound to."""
+
+    def __init__(self, model: PageModel, uploads: Path):
+        self.model, self.uploads = model, uploads
+
+    def explain(self, video: str | None, text: str, modalities: list[str], seen: Seen | None) -> Iterator[tuple]:
+        """The answer, then what changes without each modality; of a clip that is new, what the towers were given."""
+        clip, evidence = Path(video) if video else None, ""
+        try:
+            before, seen = seen, None  # of a clip that is refused nothing is kept, and nothing of the one before it
+            seen, inputs = self.model.look(clip, before)
+            evidence = gr.skip() if inputs is None else view.evidence(inputs)
+            seen = self.model.read(seen, text)
+        except Exception as error:
+            yield *refusal(error), seen, evidence
+            return
+        finally:
+            if clip is not None:
+                remove(clip, self.uploads)
+        for outputs in self.again(modalities, seen):
+            yield *outputs, evidence
+
+    def again(self, modalities: list[str], seen: Seen | None) -> Iterator[tuple]:
+        """The same from what is kept of the clip; nothing where nothing is."""
+        if seen is None:
+            yield (gr.skip(),) * 5
+            return
+        model = self.model
+        labels = model.explainer.taxonomy.labels
+        try:
+            found, chosen = model.answer(seen, modalities), model.chosen(seen, modalities)
+            bars = dict(zip(labels, found.probabilities.tolist(), strict=True))
+            said = (view.notes_of(seen), bars, view.answer(seen, chosen, model.explainer))
+            yield *said, view.block(view.note("Looking at what each modality adds …")), seen
+            others = model.without(seen, modalities)
+            yield *said, view.comparison(seen, chosen, others, labels), seen
+        except Exception as error:
+            yield *refusal(error), seen
+
+    def forget(self) -> tuple:
+        """Another clip is coming: nothing of the last one stays."""
+        return WELCOME, None, "", "", None, ""
+
+    def example(self, index: int) -> tuple[str, str]:
+        """A copy of the example among the uploads, which is removed as any upload is, and its words."""
+        example = self.model.examples[index]
+        assert example.clip is not None  # find_examples takes no other
+        return shutil.copy(example.clip, tempfile.mkdtemp(dir=self.uploads)), example.text
+
+
+def remove(clip: Path, uploads: Path) -> None:
+    """Delete an upload and the folder that gradio made for it; nothing that lies elsewhere."""
+    if uploads not in clip.parents:
+        return
+    clip.unlink(missing_ok=True)
+    if clip.parent != uploads and clip.parent.is_dir() and not any(clip.parent.iterdir()):
+        clip.parent.rmdir()
+
+
+def refusal(error: Exception) -> tuple:
+    """Why there is no answer, in place of one. What nobody foresaw is logged here and not told there."""
+    if not isinstance(error, PageError):
+        logging.exception("web_demo.py: not foreseen")
+    sentence = str(error) if isinstance(error, PageError) else UNEXPECTED
+    return view.block(view.note(sentence, "refused")), None, "", ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
