@@ -12,6 +12,7 @@ an error, and so does a stream that ends before the container says. The other mo
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -67,6 +68,35 @@ def load_clip(
             tracks[name] = _attempt(lambda name=name: makers[name](container))
         _read(container, [track for track in tracks.values() if isinstance(track, _Track)])
         return {name: _attempt(track.windows) if isinstance(track, _Track) else track for name, track in tracks.items()}
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a media file is found to hold without decoding it; the length in seconds is the longest stream's."""
+
+    video: bool
+    audio: bool
+    duration_s: float
+
+
+def look_into(path: str | Path) -> Contents:
+    """Open a file and read it to its end, without decoding. Raises MediaError if it cannot be opened, or is cut off.
+
+    `load_clip` sees more: damage inside a picture or a sound shows only when it is decoded.
+    """
+    with _open(Path(path)) as container:
+        cover = av.stream.Disposition.attached_pic
+        kinds = {stream.type for stream in container.streams if not stream.disposition & cover}
+        end = 0.0
+        try:
+            for packet in container.demux():
+                if packet.size and packet.is_corrupt:
+                    raise MediaError("the file is cut off within a packet")
+                if packet.pts is not None and packet.time_base:
+                    end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        except (av.FFmpegError, IndexError) as error:
+            raise MediaError(f"the file cannot be read to its end: {_reason(error)}") from error
+    return Contents("video" in kinds, "audio" in kinds, end)
 
 
 def _attempt(make):
