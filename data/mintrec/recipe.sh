@@ -18,7 +18,8 @@ EMB=$OUT/emb S=$OUT/seed$SEED SHORT=$((EPOCHS < 2 ? EPOCHS : 2))
 EACH=$((ROWS / (RANKS * NODES))) # the same rows a step on any number of processes
 ((EACH > 0)) || { echo "$0: $((RANKS * NODES)) processes for ROWS=$ROWS rows a step; lower RANKS or raise ROWS" >&2; exit 2; }
 BATCH=$((EACH < 8 ? EACH : 8))
-LAUNCH=("$PYTHON" -m torch.distributed.run --nproc_per_node "$RANKS")
+LAUNCH=("$PYTHON")
+((RANKS * NODES == 1)) || LAUNCH+=(-m torch.distributed.run --nproc_per_node "$RANKS")
 if ((NODES > 1)); then
     LAUNCH+=(--nnodes "$NODES" --node_rank "$NODE_RANK" --rdzv_backend static --rdzv_endpoint "${MASTER:?on several nodes MASTER=HOST:PORT of node 0 is needed}")
 fi
