@@ -50,6 +50,8 @@ def one(explainer: Explainer, settings: ExplainSettings) -> None:
         vectors, present = store.read([settings.key]) if store else (None, None)
     else:
         clip = Path(settings.clip) if settings.clip else None
+        if clip and not clip.is_file():  # a mistyped name; answered by the words alone, it would look like an answer
+            raise DataError(f"--clip {clip}: no such file; leave --clip out to explain the words alone")
         examples = [Example(settings.clip or "text", "all", clip, settings.text)]
         vectors, present = embed_clip(explainer, examples[0], settings)
     [explanation] = explainer.explain(examples, vectors, present, settings.max_new_tokens)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imagebind_llm.config import MODALITIES, NO_MODALITY
-from imagebind_llm.datasets import DataError, load_dataset
+from imagebind_llm.datasets import DataError, load_dataset, rationale_rows
 from imagebind_llm.instructions import answer_text, caption_exchange, clip_exchange, encode_exchange, instruction_exchange
 from imagebind_llm.labels import MINTREC, MINTREC2, Taxonomy
 from imagebind_llm.records import Example, Exchange, Sequence
@@ -117,13 +117,7 @@ def with_rationales(splits: dict[str, list[Example]], file: Path | None) -> dict
     """The examples with the rationales of a JSONL of {key, rationale}; those that it does not have go without."""
     if file is None:
         return splits
-    known: dict[str, str] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            known[row["key"]] = row["rationale"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise DataError(f"{file}, line {number}: expected an object with key and rationale ({error!r})") from error
+    known = {key: row["rationale"] for key, row in rationale_rows(file).items()}
     return {name: [replace(e, rationale=known.get(e.key)) for e in rows] for name, rows in splits.items()}
 
 

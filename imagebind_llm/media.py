@@ -11,7 +11,8 @@ an error, and so does a stream that ends before the container says. The other mo
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -75,20 +76,52 @@ def clip_seconds(path: str | Path, at_most: float = math.inf) -> float:
     Reading stops where `at_most` is passed. A file that is damaged further on counts up to there; one that cannot be opened
     raises MediaError.
     """
-    first: dict[int, Fraction] = {}
-    longest = Fraction(0)
+    longest = 0.0
     with _open(Path(path)) as container:
         try:
-            for packet in container.demux():
-                if packet.pts is None or not packet.time_base or packet.stream.type not in ("video", "audio"):
-                    continue
-                start = first.setdefault(packet.stream.index, packet.pts * packet.time_base)
-                longest = max(longest, (packet.pts + (packet.duration or 0)) * packet.time_base - start)
+            for longest in _lengths(container):
                 if longest > at_most:
                     break
-        except (av.FFmpegError, IndexError):  # as in _read; load_clip says what is wrong
+        except MediaError:  # load_clip says what is wrong
             pass
-    return float(longest)
+    return longest
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a media file is found to hold without decoding it; the length in seconds is the longest stream's."""
+
+    video: bool
+    audio: bool
+    duration_s: float
+
+
+def look_into(path: str | Path) -> Contents:
+    """Open a file and read it to its end, without decoding. Raises MediaError if it cannot be opened, or is cut off.
+
+    `load_clip` sees more: damage inside a picture or a sound shows only when it is decoded.
+    """
+    with _open(Path(path)) as container:
+        cover = av.stream.Disposition.attached_pic
+        kinds = {stream.type for stream in container.streams if not stream.disposition & cover}
+        return Contents("video" in kinds, "audio" in kinds, max(_lengths(container), default=0.0))
+
+
+def _lengths(container) -> Iterator[float]:
+    """Packet by packet, the seconds that the longest stream has lasted so far. Raises MediaError where the file is damaged."""
+    first: dict[int, Fraction] = {}
+    longest = Fraction(0)
+    try:
+        for packet in container.demux():
+            if packet.size and packet.is_corrupt:
+                raise MediaError("the file is cut off within a packet")
+            if packet.pts is None or not packet.time_base or packet.stream.type not in ("video", "audio"):
+                continue
+            start = first.setdefault(packet.stream.index, packet.pts * packet.time_base)
+            longest = max(longest, (packet.pts + (packet.duration or 0)) * packet.time_base - start)
+            yield float(longest)
+    except (av.FFmpegError, IndexError) as error:
+        raise MediaError(f"the file cannot be read to its end: {_reason(error)}") from error
 
 
 def _attempt(make):

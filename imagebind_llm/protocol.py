@@ -15,7 +15,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
 
 from imagebind_llm.config import MODALITIES, NO_SELECTION
-from imagebind_llm.datasets import SPLITS, DataError, Dataset, load_dataset
+from imagebind_llm.datasets import SPLITS, DataError, Dataset, load_dataset, normal_text
 from imagebind_llm.labels import ACHIEVE, EXPRESS, ITSL_ORDER, MINTREC, Taxonomy
 from imagebind_llm.records import Example
 from imagebind_llm.settings import ClassifierSettings
@@ -248,11 +248,6 @@ def _marks(rows: Rows) -> list[set]:
         marks |= {("file", str(example.clip.resolve()))} if example.clip else set()
         found.append(marks | ({("embedding", vectors.tobytes())} if present[1:].any() else set()))
     return found
-
-
-def normal_text(text: str) -> str:
-    """A text without case and spacing."""
-    return " ".join(text.lower().split())
 
 
 def repeated_texts(report: list[Example], train: list[Example]) -> np.ndarray:

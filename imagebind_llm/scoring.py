@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from imagebind_llm.config import parse
-from imagebind_llm.datasets import DataError, load_dataset
+from imagebind_llm.datasets import DataError, load_dataset, rationale_rows
 from imagebind_llm.demo_world.cues import CUES_OF
 from imagebind_llm.demo_world.phrases import GISTS, cues_in
 from imagebind_llm.labels import Taxonomy
@@ -164,19 +164,10 @@ def templates(train: Sequence[Rationale]) -> dict[str, str]:
 
 def read_rationales(path: Path) -> dict[str, Rationale]:
     """By key, the lines of a JSONL of {key, rationale, intent, cues}; of two with one key the later. Raises DataError."""
-    rows: dict[str, Rationale] = {}
-    number = 0
-    try:
-        for line in Path(path).read_text(encoding="utf-8").splitlines():
-            number += 1
-            if line.strip():
-                row = json.loads(line)
-                rows[row["key"]] = Rationale(row["key"], row.get("intent") or "", row.get("rationale") or "", row.get("cues"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file; expected JSON lines of {{key, intent, rationale}}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}, line {number}: expected an object with key and rationale ({error!r})") from error
-    return rows
+    return {
+        key: Rationale(key, row.get("intent") or "", row["rationale"], row.get("cues"))
+        for key, row in rationale_rows(path).items()
+    }
 
 
 def load_references(settings: ScoringSettings) -> tuple[Taxonomy, dict[str, list[Rationale]]]:

@@ -89,8 +89,10 @@ def test_a_clip_of_ones_own_is_embedded_and_explained(world, tmp_path):
     done = answers(world, clip=tmp_path / "own.mp4", text="hello")
     assert done.code == 0, done.err
     assert intent_in(done.out) in MINTREC.labels and "not used" not in done.out
-    done = answers(world, clip=tmp_path / "gone.mp4", text="hello")
-    assert done.code == 0 and "not used, vision: no such file" in done.out, "its words alone are left"
+    (tmp_path / "bad.mp4").write_bytes(b"not a video")
+    done = answers(world, clip=tmp_path / "bad.mp4", text="hello")
+    assert done.code == 0 and "not used, vision: cannot be opened" in done.out, "its words alone are left"
+    assert "gone.mp4: no such file" in refused(answers(world, clip=tmp_path / "gone.mp4", text="hello"))
 
 
 def refused(done: Done) -> str:

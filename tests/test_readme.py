@@ -1,4 +1,7 @@
-"""README says what is true now: its commands exist with these flags, its tree and its rows name the modules that are there."""
+"""README says what is true now: its commands exist with these flags, its tree and its rows name the modules that are there.
+
+Every command is also run, at toy size, in README's order, by test_readme_commands.py.
+"""
 
 import re
 import shlex
@@ -55,6 +58,28 @@ def test_flags_of_every_command_are_known(command, known_flags):
     page = known_flags(what)
     assert page or not flags, f"{what} prints no help"
     assert not {flag for flag in flags if flag not in page}
+
+
+RECIPES = sorted((ROOT / "data").glob("mintrec*/README.md"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.parent.name)
+def test_flags_of_the_torchrun_lines_of_the_data_sets_are_known(path, known_flags):
+    """Torchrun's own flags stand before the script, the script's after it; $T is what the line above them sets it to."""
+    text = path.read_text()
+    (common,) = re.findall(r'^T="(.*)"$', text, re.MULTILINE)
+    lines = [shlex.split(line.replace("$T", common)) for line in re.findall(r"^torchrun .*\$T.*$", text, re.MULTILINE)]
+    assert [line[line.index("--nproc_per_node") + 1] for line in lines] == ["2", "1", "8", "8"] and "--nnodes" in lines[3]
+    for line in lines:
+        script = line.index("engine_finetune.py")
+        for words, what in ((line[:script], ["-m", "torch.distributed.run"]), (line[script:], ["engine_finetune.py"])):
+            page = known_flags(what).replace("-", "_")  # torchrun takes either
+            assert not {word for word in words if word.startswith("--") and word.replace("-", "_") not in page}
+        ranks, nodes, batch, accum = (
+            int(line[line.index(name) + 1]) if name in line else 1
+            for name in ("--nproc_per_node", "--nnodes", "--batch_size", "--accum_iter")
+        )
+        assert ranks * nodes * batch * accum == 32, "the page says: 32 rows a step"
 
 
 def test_tree_and_rows_name_the_modules_that_are_there():

@@ -4,10 +4,13 @@
     MIntRec2.0    train.tsv dev.tsv test.tsv (Dialogue_id Utterance_id Text Label ...)   raw_data/dia2_utt0.mp4
     plain folder  one .csv or .tsv with the columns path and text (optional: key, split, label), clips beside it
 
-The TSVs are read as they were written: tab separated, no quoting.
+The TSVs are read as they were written: tab separated, no quoting. Beside the tables may lie rationales.jsonl.
+`load_dataset` stops at the first fault; `python -m imagebind_llm.datasets check PATH` (check.py) reads with the same
+readers and lists them all.
 """
 
 import csv
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +26,23 @@ class DataError(ValueError):
     """The data set cannot be read as it is; the message says where and what was expected."""
 
 
+# What to do about a fault that does not keep the rest from being read, as (kind, message); kinds: table, row, label, key.
+Refuse = Callable[[str, str], None]
+
+
 @dataclass(frozen=True)
 class Dataset:
-    """A data set: its examples by split, in file order, and its taxonomy (None for a plain folder)."""
+    """A data set: its examples by split, in file order, and its taxonomy (None for a plain folder).
+
+    `clips`: the folder below which all clips are; None where a release has none. `tables`: the files that were read.
+    """
 
     root: Path
     layout: str
     splits: dict[str, list[Example]]
     taxonomy: Taxonomy | None
+    clips: Path | None
+    tables: tuple[Path, ...]
 
     @property
     def examples(self) -> list[Example]:
@@ -78,12 +90,25 @@ def load_dataset(path: Path | str, splits: tuple[str, ...] = ()) -> Dataset:
     Raises DataError: no such folder, no table, a missing column, a malformed row, a label outside the taxonomy, a key that
     occurs twice, a split that is not there, a split without rows.
     """
+
+    def stop(_: str, message: str) -> None:
+        raise DataError(f"{message}\n(all that is wrong here at once: python -m imagebind_llm.datasets check {path})")
+
+    return read_dataset(path, splits, stop)
+
+
+def read_dataset(path: Path | str, splits: tuple[str, ...], refuse: Refuse) -> Dataset:
+    """The one reader of both: every fault goes to `refuse`; where that returns, the rest is read.
+
+    Then a malformed row is left out, a row with an unknown label has no intent, and one whose key was there before stays.
+    Raises DataError where there is nothing to read at all.
+    """
     root = Path(path)
     if not root.exists():
         raise DataError(f"--data_path {root}: no such file or folder; expected a MIntRec folder or clips with a CSV")
     tables = {} if root.is_file() else {split: found for split in SPLITS if (found := _split_table(root, split))}
-    dataset = _read_release(root, tables, splits) if tables else _read_plain(root, splits)
-    _refuse_duplicates(dataset)
+    dataset = _read_release(root, tables, splits, refuse) if tables else _read_plain(root, splits, refuse)
+    _refuse_duplicates(dataset, refuse)
     return dataset
 
 
@@ -95,49 +120,62 @@ def _split_table(root: Path, split: str) -> Path | None:
     return found[0] if len(found) == 1 else None
 
 
-def _read_release(root: Path, tables: dict[str, Path], wanted: tuple[str, ...]) -> Dataset:
+def _read_release(root: Path, tables: dict[str, Path], wanted: tuple[str, ...], refuse: Refuse) -> Dataset:
     names = _chosen(root, list(tables), wanted)
-    layout = _layout_of(tables[names[0]])
+    layout = _layout_of([tables[name] for name in names])
     clips = next((folder for folder in (root / "raw_data", root.parent / "raw_data") if folder.is_dir()), None)
-    splits = {name: list(_release_rows(tables[name], name, layout, clips)) for name in names}
-    return Dataset(root, layout.name, splits, layout.taxonomy)
+    splits = {name: list(_release_rows(tables[name], name, layout, clips, refuse)) for name in names}
+    return Dataset(root, layout.name, splits, layout.taxonomy, clips, tuple(tables[name] for name in names))
 
 
-def _layout_of(table: Path) -> Layout:
-    header = next(_lines(table, "\t"), (0, []))[1]
-    for layout in LAYOUTS:
-        if set(layout.columns) <= set(header):
-            return layout
+def _layout_of(tables: list[Path]) -> Layout:
+    """The layout of the first table that has one; what the others lack is said when they are read."""
+    headers = [_header(table) for table in tables]
+    for header in headers:
+        for layout in LAYOUTS:
+            if set(layout.columns) <= set(header):
+                return layout
     known = "; ".join(f"{layout.name}: {' '.join(layout.columns)}" for layout in LAYOUTS)
-    raise DataError(f"{table}: expected the tab separated columns of one of ({known}), got: {' '.join(header) or 'nothing'}")
+    got = " ".join(next(_lines(tables[0], "\t"), (0, []))[1]) or "nothing"  # or raises what is wrong with the file
+    raise DataError(f"{tables[0]}: expected the tab separated columns of one of ({known}), got: {got}")
 
 
-def _release_rows(table: Path, split: str, layout: Layout, clips: Path | None) -> Iterator[Example]:
-    for line, row in _rows(table, "\t", layout.columns):
+def _header(table: Path) -> list[str]:
+    try:
+        return next(_lines(table, "\t"), (0, []))[1]
+    except DataError:  # another table may tell the layout; reading this one says what is wrong with it
+        return []
+
+
+def _release_rows(table: Path, split: str, layout: Layout, clips: Path | None, refuse: Refuse) -> Iterator[Example]:
+    for line, row in _rows(table, "\t", layout.columns, refuse):
+        intent = None
         try:
             intent = layout.taxonomy.canonical(row[layout.label])
         except ValueError as error:
-            raise DataError(f"{table}, line {line}: {error}") from error
+            refuse("label", f"{table}, line {line}: {error}")
         clip = clips / layout.clip(row) if clips else None
         speaker = row.get("speakername") or row.get("speaker_name") or None
         yield Example(layout.key(row), split, clip, row[layout.text], intent, speaker)
 
 
-def _read_plain(root: Path, wanted: tuple[str, ...]) -> Dataset:
+def _read_plain(root: Path, wanted: tuple[str, ...], refuse: Refuse) -> Dataset:
     table = root if root.is_file() else _only_table(root)
     delimiter = "\t" if table.suffix == ".tsv" else ","
     splits: dict[str, list[Example]] = {}
-    for line, row in _rows(table, delimiter, ("path", "text")):
+    for line, row in _rows(table, delimiter, ("path", "text"), refuse):
         if not row["path"].strip():
-            raise DataError(f"{table}, line {line}: the path is empty; expected the clip's file name")
+            refuse("row", f"{table}, line {line}: the path is empty; expected the clip's file name")
+            continue
         clip = table.parent / row["path"]
         key = row.get("key") or str(Path(row["path"]).with_suffix(""))
         split = row.get("split") or WHOLE
         splits.setdefault(split, []).append(Example(key, split, clip, row["text"], row.get("label") or None))
     if not splits:
-        raise DataError(f"{table}: no rows; expected one clip a line with the columns path and text")
+        refuse("table", f"{table}: no rows; expected one clip a line with the columns path and text")
     chosen = _chosen(root, list(splits), wanted)
-    return Dataset(table.parent, "plain folder", {name: splits[name] for name in chosen}, None)
+    kept = {name: splits[name] for name in chosen}
+    return Dataset(table.parent, "plain folder", kept, None, table.parent, (table,))
 
 
 def _only_table(root: Path) -> Path:
@@ -175,28 +213,63 @@ def _lines(table: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
         raise DataError(f"{table}: not readable as a table ({error})") from error
 
 
-def _rows(table: Path, delimiter: str, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, {column: field}) of every row. Raises DataError for a missing column or a row of another width."""
-    lines = _lines(table, delimiter)
-    _, header = next(lines, (0, []))
-    missing = [column for column in columns if column not in header]
-    if missing:
-        raise DataError(f"{table}: column {', '.join(missing)} is missing; got: {', '.join(header) or 'an empty file'}")
-    for line, fields in lines:
-        if len(fields) != len(header):
-            raise DataError(f"{table}, line {line}: expected {len(header)} fields ({' '.join(header)}), got {len(fields)}")
-        yield line, dict(zip(header, fields, strict=True))
+def _rows(table: Path, delimiter: str, columns: tuple[str, ...], refuse: Refuse) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line number, {column: field}) of every row; refused: a missing column, a row of another width, what is no table."""
+    try:
+        lines = _lines(table, delimiter)
+        _, header = next(lines, (0, []))
+        missing = [column for column in columns if column not in header]
+        if missing:
+            got = ", ".join(header) or "an empty file"
+            return refuse("table", f"{table}: column {', '.join(missing)} is missing; got: {got}")
+        for line, fields in lines:
+            if len(fields) == len(header):
+                yield line, dict(zip(header, fields, strict=True))
+            else:
+                expected = f"expected {len(header)} fields ({' '.join(header)}), got {len(fields)}"
+                refuse("row", f"{table}, line {line}: {expected}")
+    except DataError as error:  # of _lines; the rows before stay
+        refuse("table", str(error))
 
 
-def _refuse_duplicates(dataset: Dataset) -> None:
+def _refuse_duplicates(dataset: Dataset, refuse: Refuse) -> None:
     seen: dict[str, str] = {}
     for split, examples in dataset.splits.items():
         if not examples:
-            raise DataError(f"{dataset.root}: split {split} has no rows")
+            refuse("table", f"{dataset.root}: split {split} has no rows")
         for example in examples:
             if example.key in seen:
-                raise DataError(
+                refuse(
+                    "key",
                     f"{dataset.root}: key {example.key} occurs twice ({seen[example.key]} and {split}); a key names one clip: "
-                    f"delete one of the rows, or, in a CSV of your own, add a column key"
+                    f"delete one of the rows, or, in a CSV of your own, add a column key",
                 )
             seen[example.key] = split
+
+
+# --- what is said, and why --------------------------------------------------------------------------------------------
+
+
+def normal_text(text: str) -> str:
+    """A text without case and spacing."""
+    return " ".join(text.lower().split())
+
+
+def rationale_rows(file: Path) -> dict[str, dict]:
+    """By key, the objects of a rationales.jsonl: key, rationale, and what else they have; of two with one key the later.
+
+    Raises DataError for a file that is not there, or a line that is no such object.
+    """
+    rows: dict[str, dict] = {}
+    number = 0
+    try:
+        for line in Path(file).read_text(encoding="utf-8").splitlines():
+            number += 1
+            if line.strip():
+                row = json.loads(line)
+                rows[row["key"]] = row | {"rationale": row["rationale"] or ""}
+    except FileNotFoundError as error:
+        raise DataError(f"{file}: no such file; expected JSON lines of {{key, intent, rationale}}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file}, line {number}: expected an object with key and rationale ({error!r})") from error
+    return rows
