@@ -5,6 +5,7 @@ OUTPUT_DIR/{last, best} (checkpoint.py)   log.txt: one JSON an epoch   steps.jso
 
 import hashlib
 import json
+import math
 import resource
 import sys
 import time
@@ -63,16 +64,42 @@ class Guard:
         return not worse
 
 
+@dataclass
+class Choice:
+    """Which epoch is the best, judged on dev alone: of those whose macro F1 is within a standard error of the highest, the one
+    whose answers are likeliest (the one-standard-error rule of Breiman et al., 1984). Between intents told equally well by
+    the head, what the decoder says decides. Without intents the likeliest answers win."""
+
+    peak: float = 0.0  # the highest macro F1 so far
+    f1: float = 0.0  # the best epoch's own
+    nll: float | None = None  # and its negative log-likelihood an answer token; None: there is no best epoch yet
+    stale: int = 0  # epochs since
+
+    def offer(self, scores: dict[str, float], rows: int) -> bool:
+        """Whether the epoch with these dev scores, over so many rows, is the best so far. Without a dev split every one is."""
+        if not scores:
+            return True
+        f1, nll = scores.get("macro_f1"), scores["nll"]
+        if f1 is None:
+            better = self.nll is None or nll < self.nll
+        else:
+            self.peak = max(self.peak, f1)
+            near = self.peak - math.sqrt(self.peak * (1 - self.peak) / rows)
+            better = self.nll is None or (f1 >= near and (nll < self.nll or self.f1 < near))
+        if better:
+            self.f1, self.nll = f1 or 0.0, nll
+        self.stale = 0 if better else self.stale + 1
+        return better
+
+
 class Run:
-    """A run in its output folder: its position, its best score so far, its history."""
+    """A run in its output folder: its position, its best epoch so far, its history."""
 
     def __init__(self, settings: TrainSettings, assembled: Assembled, optimizer: torch.optim.Optimizer, corpus: Corpus):
         """Continues from OUTPUT_DIR/last if there is one and --resume allows it. Raises CheckpointError if it does not fit."""
         self.settings, self.assembled, self.optimizer, self.corpus = settings, assembled, optimizer, corpus
         self.root = Path(settings.output_dir)
-        self.position, self.stale = Position(), 0
-        self.guard = Guard()
-        self.best: float | None = None
+        self.position, self.choice, self.guard = Position(), Choice(), Guard()
         self.history: list[dict[str, Any]] = []
         self._about = self._describe()
         if settings.resume == "no":
@@ -88,7 +115,7 @@ class Run:
     def finished(self) -> bool:
         """All epochs are done, or dev has not become better for --patience of them."""
         patience = self.settings.patience
-        stopped = bool(patience and self.stale >= patience) or self.guard.stops
+        stopped = bool(patience and self.choice.stale >= patience) or self.guard.stops
         return self.position.epoch >= self.settings.epochs or stopped
 
     @contextmanager
@@ -150,8 +177,7 @@ class Run:
                 "step": self.position.step,
                 "total": self.position.total,
                 "sums": sums,
-                "best": self.best,
-                "stale": self.stale,
+                "choice": vars(self.choice),
                 "guard": asdict(self.guard),
                 "history": self.history,
                 "commit": checkpoint.code_commit(),
@@ -170,7 +196,8 @@ class Run:
     def begin_criticism(self, scores: dict[str, float], right: list[bool]) -> None:
         """Remember the supervised model as the one to be criticised: its dev scores, and its weights as the best so far."""
         self.guard = Guard(right)
-        self.best, self.stale = _selection(scores), 0
+        self.choice = Choice()
+        self._offer(scores, right)
         self.say("self-critical loss from here on; dev before it: " + _shown_scores(scores))
         self.save(best=True)
 
@@ -181,11 +208,9 @@ class Run:
         since what they gain does not show in the head's score.
         """
         self.history.append({"epoch": self.position.epoch, "step": self.position.total, **scores})
-        score = _selection(scores.get("dev"))
-        better = score is None or self.best is None or score > self.best
+        better = self._offer(scores.get("dev", {}), right)
         if self.guard.right:
             better = self.guard.passes(right)
-        self.best, self.stale = (score, 0) if better else (self.best, self.stale + 1)
         self.position = Position(self.position.epoch + 1, 0, self.position.total)
         self.save(best=better)
         if distributed.is_main():
@@ -196,6 +221,11 @@ class Run:
                 for name, value in found.items():
                     self.board.add_scalar(f"{split}/{name}", value, self.position.total)
             self.board.flush()
+
+    def _offer(self, scores: dict[str, float], right: list[bool]) -> bool:
+        """Whether these dev scores are the best; answers that are not trained (--w_rationale 0) do not count."""
+        told = self.settings.w_rationale or "macro_f1" not in scores
+        return self.choice.offer(scores if told else scores | {"nll": -scores["macro_f1"]}, len(right))
 
     def _continue(self, folder: Path) -> None:
         info = checkpoint.read_info(folder)
@@ -212,7 +242,7 @@ class Run:
         sums, critic = info["sums"][distributed.rank()] if info["step"] else ([], [])
         self.position = Position(info["epoch"], info["step"], info["total"], Sums(*sums), CriticSums(*critic))
         self.guard = Guard(**info["guard"])
-        self.best, self.stale, self.history = info["best"], info["stale"], info["history"]
+        self.choice, self.history = Choice(**info["choice"]), info["history"]
         self.say(f"continuing {folder}: epoch {info['epoch']}, step {info['step']}")
 
     def _refuse_other_settings(self, folder: Path, info: dict[str, Any]) -> None:
@@ -294,13 +324,6 @@ class Run:
             file.write(json.dumps({"step": at.total, "epoch": at.epoch, **values}) + "\n")
         for name, value in values.items():
             self.board.add_scalar(f"step/{name}", value, at.total)
-
-
-def _selection(scores: dict[str, float] | None) -> float | None:
-    """What a checkpoint is chosen by: dev macro F1 or, without intents, the dev likelihood; None without a dev split."""
-    if not scores:
-        return None
-    return scores["macro_f1"] if "macro_f1" in scores else -scores["nll"]
 
 
 def _epoch_line(row: dict[str, Any], better: bool) -> str:

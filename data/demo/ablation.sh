@@ -2,34 +2,38 @@
 # What each part of the method brings: one supervised model a seed, and everything else from it. Resumable: what is done is skipped.
 #   data/demo/ablation.sh [DATA EMB OUT [CAPTIONS]]      default: the demo world; a MIntRec folder with rationales.jsonl works too
 #   SEEDS="0 1" RANKS=2 PYTHON=.venv/bin/python data/demo/ablation.sh
+#   ONLY="supervised,loo" data/demo/ablation.sh          these rows of the table alone, and what they start from
 set -euo pipefail
 DATA=${1:-data/demo/clips} EMB=${2:-runs/demo/emb} OUT=${3:-runs/demo/ablation} CAPTIONS=${4:-data/demo/clips/captions.json}
-SEEDS=${SEEDS:-0 1} RANKS=${RANKS:-2} PYTHON=${PYTHON:-.venv/bin/python}
-BATCH=(--emb_path "$EMB" --trainable all --batch_size 4)
+SEEDS=${SEEDS:-0 1} RANKS=${RANKS:-2} PYTHON=${PYTHON:-.venv/bin/python} ONLY=${ONLY:-}
+BATCH=(--emb_path "$EMB" --trainable all --batch_size 4 --gate_lr 20)
 SUPERVISED=(--epochs 3 --warmup_epochs 0.2 --lr 1e-3)
-CRITIC=(--epochs 1 --warmup_epochs 0.1 --lr 2e-4 --w_critic 0.5)
+AFTER=(--epochs 1 --warmup_epochs 0.1 --lr 2e-4)
+CRITIC=("${AFTER[@]}" --w_critic 0.5)
 
-train() { # OUTPUT_DIR flags: one run, unless it is done, and the answers of its best checkpoint
-    local folder=$1
+train() { # OUTPUT_DIR flags: one run, unless it is done or not asked for, and the answers of its best checkpoint
+    local folder=$1 name=${1##*/}
     shift
     [ -e "$folder/done" ] && return
+    [ "$name" = pretrain ] || [ -z "$ONLY" ] || [[ ",$ONLY," == *",$name,"* ]] || return 0
     echo "== $folder"
     "$PYTHON" -m torch.distributed.run --nproc_per_node "$RANKS" engine_finetune.py --output_dir "$folder" "${BATCH[@]}" "$@"
-    case $folder in *pretrain) ;; *)
-        "$PYTHON" explain.py --checkpoint "$folder/best" --data_path "$DATA" --emb_path "$EMB" --batch "$folder/answers.jsonl" ;;
-    esac
+    [ "$name" = pretrain ] ||
+        "$PYTHON" explain.py --checkpoint "$folder/best" --data_path "$DATA" --emb_path "$EMB" --batch "$folder/answers.jsonl"
     touch "$folder/done"
 }
 
 count=$(wc -w <<<"$SEEDS")
-echo "$count seeds x (first stage, 4 supervised, 6 self-critical runs, 9 x explaining test): estimated $((count * 180)) minutes with"
-echo "the demo world on 2 cores; started again it continues"
+echo "$count seeds x (first stage, 5 supervised, 6 self-critical runs, 10 x explaining test): estimated $((count * 200)) minutes with"
+echo "the demo world on 2 cores, less with ONLY; started again it continues"
 for seed in $SEEDS; do
     S=$OUT/seed$seed
     start=(--data_path "$DATA" --seed "$seed" --pretrained_path "$S/pretrain/best" "${SUPERVISED[@]}")
-    critic=(--data_path "$DATA" --seed "$seed" --pretrained_path "$S/supervised/best" "${CRITIC[@]}")
-    train "$S/pretrain" --stage pretrain --data_path "$CAPTIONS" --seed "$seed" --adapter_layer 12 --lora_rank 8 --batch_size 8 --epochs 2 --warmup_epochs 0.2 --lr 2e-3
+    from=(--data_path "$DATA" --seed "$seed" --pretrained_path "$S/supervised/best")
+    critic=("${from[@]}" "${CRITIC[@]}")
+    train "$S/pretrain" --stage pretrain --data_path "$CAPTIONS" --seed "$seed" --adapter_layer 12 --adapter_len 1 --lora_rank 8 --bridge_width 2 --epochs 2 --warmup_epochs 0.2 --lr 3e-3
     train "$S/supervised" "${start[@]}"
+    train "$S/supervised, as long" "${from[@]}" "${AFTER[@]}"
     train "$S/intent only" "${start[@]}" --w_rationale 0
     train "$S/rationale only" "${start[@]}" --w_intent 0
     train "$S/greedy" "${critic[@]}" --baseline greedy
