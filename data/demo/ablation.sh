@@ -33,7 +33,7 @@ for seed in $SEEDS; do
     critic=("${from[@]}" "${CRITIC[@]}")
     train "$S/pretrain" --stage pretrain --data_path "$CAPTIONS" --seed "$seed" --adapter_layer 12 --adapter_len 1 --lora_rank 8 --bridge_width 2 --epochs 2 --warmup_epochs 0.2 --lr 3e-3
     train "$S/supervised" "${start[@]}"
-    train "$S/supervised, as long" "${from[@]}" "${AFTER[@]}"
+    train "$S/supervised longer" "${from[@]}" "${AFTER[@]}"
     train "$S/intent only" "${start[@]}" --w_rationale 0
     train "$S/rationale only" "${start[@]}" --w_intent 0
     train "$S/greedy" "${critic[@]}" --baseline greedy
@@ -41,7 +41,7 @@ for seed in $SEEDS; do
     train "$S/group" "${critic[@]}" --baseline group
     train "$S/without consistency" "${critic[@]}" --reward_weights intent=1,rationale=.5,format=.1
     train "$S/summed rewards" "${critic[@]}" --reward_norm none
-    train "$S/rationale first, supervised" "${start[@]}" --answer_order rationale
-    train "$S/rationale first" --data_path "$DATA" --seed "$seed" --pretrained_path "$S/rationale first, supervised/best" "${CRITIC[@]}" --answer_order rationale
+    train "$S/rationale first supervised" "${start[@]}" --answer_order rationale
+    train "$S/rationale first" --data_path "$DATA" --seed "$seed" --pretrained_path "$S/rationale first supervised/best" "${CRITIC[@]}" --answer_order rationale
 done
 "$PYTHON" data/demo/ablation_table.py --data_path "$DATA" --output_dir "$OUT"

@@ -21,8 +21,8 @@ from imagebind_llm.settings import ScoringSettings
 from imagebind_llm.store import write_atomic
 
 ROWS = (
-    *("supervised", "supervised, as long", "intent only", "rationale only", "greedy", "loo", "group"),
-    *("without consistency", "summed rewards", "rationale first, supervised", "rationale first"),
+    *("supervised", "supervised longer", "intent only", "rationale only", "greedy", "loo", "group"),
+    *("without consistency", "summed rewards", "rationale first supervised", "rationale first"),
 )
 COLUMNS = {
     "accuracy": "accuracy",
