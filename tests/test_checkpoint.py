@@ -10,6 +10,7 @@ import torch
 from imagebind_llm import checkpoint
 from imagebind_llm.checkpoint import CheckpointError, config_from_json, config_to_json, read_info, read_tensors, save
 from imagebind_llm.config import BridgeConfig, LlamaConfig, ModelConfig, PromptConfig, RopeScaling
+from imagebind_llm.run import Choice
 
 LLAMA = LlamaConfig(32, 4, 4, 2, 48, 61)
 
@@ -148,3 +149,20 @@ def test_damaged_files_are_named(tmp_path):
     (folder / "adapter.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"adapter.safetensors: cannot be read"):
         read_tensors(folder)
+
+
+# --- which one is the best ---
+
+
+def test_the_best_epoch_is_the_likeliest_of_those_whose_macro_f1_is_within_a_standard_error_of_the_highest():
+    choice = Choice()  # of 200 rows: at 0.90 a standard error is 0.021
+    offered = [(0.80, 0.50), (0.90, 0.45), (0.89, 0.40), (0.87, 0.30), (0.90, 0.42), (0.95, 0.60), (0.94, 0.35)]
+    taken = [choice.offer({"macro_f1": f1, "nll": nll}, 200) for f1, nll in offered]
+    assert taken == [True, True, True, False, False, True, True]  # 0.87 is too low; after 0.95 so is 0.89
+    assert (choice.f1, choice.nll, choice.peak, choice.stale) == (0.94, 0.35, 0.95, 0)
+
+
+def test_without_intents_the_likeliest_epoch_is_the_best_and_without_dev_the_last():
+    choice = Choice()
+    assert [choice.offer({"nll": nll}, 0) for nll in (0.5, 0.6, 0.4)] == [True, False, True]
+    assert [Choice().offer({}, 0) for _ in range(2)] == [True, True]

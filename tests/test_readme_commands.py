@@ -63,7 +63,7 @@ def made_small(command: list[str]) -> list[str]:
 def commands_of_demo() -> list[list[str]]:
     """What make demo runs, stage by stage."""
     words = [shlex.split(stage.command) for stage in demo.STAGES]
-    return [["torchrun", *one[2:]] if one[1] == "torch.distributed.run" else ["python", *one] for one in words]
+    return [["torchrun", *one[2:]] if one[:2] == ["-m", "torch.distributed.run"] else ["python", *one] for one in words]
 
 
 def test_every_command_is_run_or_said_to_need_what_is_not_here():

@@ -55,19 +55,26 @@ STAGES = (
         "captions",
         "first stage of training: the language model learns to say what is seen and heard",
         f"{TRAIN} --stage pretrain --data_path {CLIPS}/captions.json --output_dir {RUNS}/pretrain"
-        " --adapter_layer 12 --adapter_len 1 --lora_rank 8 --bridge_width 2 --epochs 1 --lr 3e-3",
+        " --adapter_layer 12 --adapter_len 1 --lora_rank 8 --bridge_width 2 --epochs 2 --lr 3e-3",
         f"{RUNS}/pretrain/best/checkpoint.json",
     ),
     Stage(
         "supervised",
         "second stage: intent and rationale together",
-        f"{TRAIN} --data_path {CLIPS} --output_dir {RUNS}/itsl --pretrained_path {RUNS}/pretrain/best --epochs 3 --lr 2e-3",
+        f"{TRAIN} --data_path {CLIPS} --output_dir {RUNS}/itsl --pretrained_path {RUNS}/pretrain/best --epochs 3 --lr 1e-3",
         f"{RUNS}/itsl/results.json",
     ),
     Stage(
+        "self-critical",
+        "third stage: answers are sampled and weighed against each other (shortened: 48 clips)",
+        f"{TRAIN} --data_path {CLIPS} --output_dir {RUNS}/critic --pretrained_path {RUNS}/itsl/best"
+        " --w_critic 0.5 --limit 48 --epochs 1 --lr 2e-4",
+        f"{RUNS}/critic/results.json",
+    ),
+    Stage(
         "explanations",
-        "the intent of every test clip, and why",
-        f"explain.py --checkpoint {RUNS}/itsl/best --data_path {CLIPS} {EMB} --batch {RUNS}/answers.jsonl",
+        "the intent of the first test clips, and why",
+        f"explain.py --checkpoint {RUNS}/critic/best --data_path {CLIPS} {EMB} --batch {RUNS}/answers.jsonl --limit 100",
         f"{RUNS}/answers.jsonl",
     ),
     Stage("report", "everything on one page", "data/demo/make_report.py", f"{RUNS}/report.html"),
