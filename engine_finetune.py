@@ -20,20 +20,15 @@ import torch
 from imagebind_llm import distributed
 from imagebind_llm.assembly import Assembled, build, open_language
 from imagebind_llm.batches import Collator
-from imagebind_llm.checkpoint import CheckpointError
 from imagebind_llm.config import parse
 from imagebind_llm.corpus import Corpus, load_corpus
 from imagebind_llm.datasets import DataError
-from imagebind_llm.instructions import InstructionError
-from imagebind_llm.llama import ContextError
 from imagebind_llm.results import finish
 from imagebind_llm.run import Run
 from imagebind_llm.self_critical import Critic
 from imagebind_llm.settings import TrainSettings
-from imagebind_llm.store import StoreError
-from imagebind_llm.tokenizers import LlamaTokenizer, TokenizerError
-from imagebind_llm.training import TrainingError, evaluate, make_optimizer, over_ranks, train_one_epoch
-from imagebind_llm.weights import WeightsError
+from imagebind_llm.tokenizers import LlamaTokenizer
+from imagebind_llm.training import evaluate, make_optimizer, over_ranks, train_one_epoch
 
 
 def main() -> int:
@@ -41,9 +36,7 @@ def main() -> int:
     try:
         with distributed.process_group(distributed.choose_device(settings.device)) as device:
             train(settings, device)
-    except (CheckpointError, ContextError, DataError, InstructionError, StoreError, TokenizerError, TrainingError) as error:
-        return fail(str(error))
-    except (WeightsError, ValueError) as error:
+    except ValueError as error:  # what is wrong with the input; all errors of our own are ValueErrors
         return fail(str(error))
     except OSError as error:
         return fail(f"{error}; mend this and start again: the run continues")

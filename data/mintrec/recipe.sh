@@ -23,7 +23,7 @@ LAUNCH=("$PYTHON")
 if ((NODES > 1)); then
     LAUNCH+=(--nnodes "$NODES" --node_rank "$NODE_RANK" --rdzv_backend static --rdzv_endpoint "${MASTER:?on several nodes MASTER=HOST:PORT of node 0 is needed}")
 fi
-MODEL=(--trainable all --adapter_layer "$LAYERS" --lora_rank "$LORA" --seed "$SEED" --batch_size "$BATCH" --accum_iter $((EACH / BATCH)))
+MODEL=(--trainable all --adapter_layer "$LAYERS" --adapter_len 1 --lora_rank "$LORA" --gate_lr 20 --seed "$SEED" --batch_size "$BATCH" --accum_iter $((EACH / BATCH)))
 [ -z "$LLAMA" ] || MODEL+=(--llama_model_path "$LLAMA")
 read -ra MORE <<<"${TRAIN_ARGS:-}"
 MODEL+=(--emb_path "$EMB" "${MORE[@]}")
