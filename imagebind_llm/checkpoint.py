@@ -52,6 +52,7 @@ def save(
         if write_more is not None:
             write_more(temporary)
         for path in temporary.iterdir():
+            path.chmod((temporary / INFO).stat().st_mode)  # safetensors' files are its owner's alone
             _sync(path)
         temporary.rename(folder)
     except (OSError, SafetensorError) as error:

@@ -28,6 +28,8 @@ def test_last_and_best_are_links_and_what_no_link_names_is_deleted(tmp_path):
     for step, best in ((1, True), (2, False), (3, True), (4, False), (5, False)):
         write(tmp_path, step, best)
     assert (value(tmp_path / "last"), value(tmp_path / "best")) == (5, 3)
+    modes = {path.stat().st_mode for path in (tmp_path / "best").iterdir()}
+    assert len(modes) == 1  # who may read one file of it may read all
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "checkpoint-0000003", "checkpoint-0000005", "last"]
     assert os.readlink(tmp_path / "last") == "checkpoint-0000005"  # relative: the folder can be moved
 
