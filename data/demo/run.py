@@ -66,9 +66,9 @@ STAGES = (
     ),
     Stage(
         "self-critical",
-        "third stage: answers are sampled and weighed against each other (shortened: 48 clips)",
+        "third stage: answers are sampled and weighed against each other (shortened: 24 clips)",
         f"{TRAIN} --data_path {CLIPS} --output_dir {RUNS}/critic --pretrained_path {RUNS}/itsl/best"
-        " --w_critic 0.5 --limit 48 --epochs 1 --lr 2e-4",
+        " --w_critic 0.5 --limit 24 --epochs 1 --lr 2e-4",
         f"{RUNS}/critic/results.json",
     ),
     Stage(
