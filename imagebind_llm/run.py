@@ -223,8 +223,9 @@ class Run:
             self.board.flush()
 
     def _offer(self, scores: dict[str, float], right: list[bool]) -> bool:
-        """Whether these dev scores are the best; answers that are not trained (--w_rationale 0) do not count."""
-        told = self.settings.w_rationale or "macro_f1" not in scores
+        """Whether these dev scores are the best. Without rationales macro F1 alone decides: the answer is but a label."""
+        reasons = self.settings.w_rationale and any(row.rationale for row in self.corpus.splits.get("dev", []))
+        told = reasons or "macro_f1" not in scores
         return self.choice.offer(scores if told else scores | {"nll": -scores["macro_f1"]}, len(right))
 
     def _continue(self, folder: Path) -> None:
