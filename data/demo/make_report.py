@@ -39,6 +39,7 @@ CARD_STYLE = """<style>
 .clip p { margin: .4rem 0 } .bar { display: grid; grid-template-columns: 7rem 1fr 3rem; gap: .5rem; align-items: center }
 .bar div { background: #e6eaef; border-radius: .2rem } .bar div div { background: #3b6ea5; height: .7rem }
 mark { border-radius: .2rem; padding: 0 .15rem } mark.true { background: #cfead6 } mark.false { background: #f6cfc9 }
+figure { display: inline-block; width: min(34rem, 48%); margin-right: 1%; vertical-align: top }
 .wrong { color: #a3341f } .right { color: #2d7a43 }
 </style>"""
 
