@@ -109,7 +109,7 @@ class Run:
         elif (self.root / "last").is_dir():
             self._continue(self.root / "last")
         self._board = None
-        self._spoken = time.perf_counter()
+        self._spoken = (time.perf_counter(), self.position.total)  # when the last line was, and after which step
 
     @property
     def finished(self) -> bool:
@@ -128,7 +128,9 @@ class Run:
             return
         path = self.root / "frozen-states.tmp"
         try:
-            yield compute_states(path, rows, llama, device, 2 * self.settings.batch_size)
+            states = compute_states(path, rows, llama, device, 2 * self.settings.batch_size)
+            self._spoken = (time.perf_counter(), self.position.total)
+            yield states
         finally:
             if distributed.is_main():
                 path.unlink(missing_ok=True)
@@ -221,6 +223,7 @@ class Run:
                 for name, value in found.items():
                     self.board.add_scalar(f"{split}/{name}", value, self.position.total)
             self.board.flush()
+        self._spoken = (time.perf_counter(), self.position.total)
 
     def _offer(self, scores: dict[str, float], right: list[bool]) -> bool:
         """Whether these dev scores are the best. Without rationales macro F1 alone decides: the answer is but a label."""
@@ -310,8 +313,8 @@ class Run:
         if not distributed.is_main():
             return
         now = time.perf_counter()
-        seconds = (now - self._spoken) / min(self.settings.log_steps, at.step)
-        self._spoken = now
+        seconds = (now - self._spoken[0]) / max(at.total - self._spoken[1], 1)  # a step
+        self._spoken = (now, at.total)
         left = ((self.settings.epochs - at.epoch) * moment.steps - at.step) * seconds
         shown = "  ".join(f"{name} {value:.4f}" for name, value in means.items() if name not in QUIET)
         print(

@@ -7,6 +7,7 @@ and what to type next. runs/demo/stages.json holds how long each took.
 """
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -93,7 +94,7 @@ def main() -> int:
         print(f"\n[{number}/{len(STAGES)}] {stage.name}: {stage.what}\n    python {stage.command}", flush=True)
         started = time.monotonic()
         try:
-            code = subprocess.run([sys.executable, *shlex.split(stage.command)]).returncode
+            code = subprocess.run([sys.executable, *shlex.split(stage.command)], env=environment(stage)).returncode
         except KeyboardInterrupt:
             code = None
         seconds = time.monotonic() - started + (before.get("seconds", 0.0) if same else 0.0)
@@ -108,6 +109,12 @@ def main() -> int:
     total = sum(one["seconds"] for one in done.values())
     print(f"\ndemo: {total / 60:.0f} minutes of work in {RUNS}; open {RUNS}/report.html in a browser")
     return 0
+
+
+def environment(stage: Stage) -> dict[str, str]:
+    """Two ranks share the cores evenly; a stage that runs in one process finds them all by itself."""
+    threads = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 2) // 2, 1))} if stage.command.startswith(TORCHRUN) else {}
+    return os.environ | threads
 
 
 if __name__ == "__main__":
