@@ -20,7 +20,7 @@ from imagebind_llm.settings import DemoWorldSettings  # noqa: E402
 
 def append(name: str) -> str:
     """A stage's command: add a line to a file."""
-    return f"""-c "open('{name}', 'a').write('again\\\\n')" """
+    return f"""-c "import time; time.sleep(0.1); open('{name}', 'a').write('again\\\\n')" """
 
 
 @pytest.fixture
