@@ -1,7 +1,9 @@
 """make demo, stage by stage: what is done is skipped, what fails says so and continues; and the page that it ends with."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +23,9 @@ from imagebind_llm.settings import DemoWorldSettings  # noqa: E402
 def append(name: str) -> str:
     """A stage's command: add a line to a file."""
     return f"""-c "import time; time.sleep(0.1); open('{name}', 'a').write('again\\\\n')" """
+
+
+KILLS = """-c "import os, signal; open('one', 'w'); os.kill(os.getppid(), signal.SIGKILL)" """
 
 
 @pytest.fixture
@@ -56,6 +61,14 @@ def test_a_stage_that_fails_stops_the_demo_and_is_tried_again(stages, capfd):
     stages(("one", append("one")), ("two", append("two")), ("three", append("three")))
     assert run.main() == 0
     assert Path("one").read_text() == "again\n" and Path("three").exists()
+
+
+def test_a_stage_that_was_killed_is_not_done_though_its_result_is_there(stages):
+    script = "import run; run.RUNS = 'runs'; run.STAGES = [run.Stage('one', 'tries it', %r, 'one')]; run.main()"
+    Path("runs").mkdir()
+    Path("runs/stages.json").write_text(json.dumps({"one": {"command": KILLS, "seconds": 1.0, "done": True}}))
+    subprocess.run([sys.executable, "-c", script % KILLS], env=os.environ | {"PYTHONPATH": str(ROOT / "data" / "demo")})
+    assert Path("one").exists() and json.loads(Path("runs/stages.json").read_text())["one"]["done"] is False
 
 
 def test_the_real_stages_are_commands_of_ours():

@@ -92,14 +92,14 @@ def main() -> int:
             print(f"[{number}/{len(STAGES)}] {stage.name}: there already, {stage.result}")
             continue
         print(f"\n[{number}/{len(STAGES)}] {stage.name}: {stage.what}\n    python {stage.command}", flush=True)
+        spent = before.get("seconds", 0.0) if same else 0.0
+        note(record, done, stage, spent, finished=False)  # also true if this is killed
         started = time.monotonic()
         try:
             code = subprocess.run([sys.executable, *shlex.split(stage.command)], env=environment(stage)).returncode
         except KeyboardInterrupt:
             code = None
-        seconds = time.monotonic() - started + (before.get("seconds", 0.0) if same else 0.0)
-        done[stage.name] = {"command": stage.command, "seconds": round(seconds, 1), "done": code == 0}
-        write_atomic(record, (json.dumps(done, indent=1) + "\n").encode())
+        note(record, done, stage, spent + time.monotonic() - started, finished=code == 0)
         if code is None:
             print(f"\ndemo: interrupted in stage {stage.name}; make demo continues there", file=sys.stderr)
             return 130
@@ -109,6 +109,12 @@ def main() -> int:
     total = sum(one["seconds"] for one in done.values())
     print(f"\ndemo: {total / 60:.0f} minutes of work in {RUNS}; open {RUNS}/report.html in a browser")
     return 0
+
+
+def note(record: Path, done: dict[str, dict], stage: Stage, seconds: float, finished: bool) -> None:
+    """Remember what a stage took so far, and whether its result is whole."""
+    done[stage.name] = {"command": stage.command, "seconds": round(seconds, 1), "done": finished}
+    write_atomic(record, (json.dumps(done, indent=1) + "\n").encode())
 
 
 def environment(stage: Stage) -> dict[str, str]:
