@@ -2,8 +2,8 @@
 
     python data/demo/run.py            (or: make demo)
 
-A stage whose result is there is skipped, one that was interrupted continues, and one that fails says why: its own last lines,
-and what to type next. runs/demo/stages.json holds how long each took.
+A stage whose result is there is skipped unless one before it had to run; one that was interrupted continues, and one that fails
+says why: its own last lines, and what to type next. runs/demo/stages.json holds how long each took.
 """
 
 import json
@@ -85,14 +85,17 @@ STAGES = (
 def main() -> int:
     record = Path(RUNS, "stages.json")
     done = json.loads(record.read_text()) if record.is_file() else {}
+    anew = False  # once a stage has run, those after it look whether it made a difference
     for number, stage in enumerate(STAGES, 1):
         before = done.get(stage.name, {})
-        same = before.get("command") == stage.command
-        if same and before.get("done") and Path(stage.result).exists():
+        if before.get("command") != stage.command or (before.get("done") and not Path(stage.result).exists()):
+            before = {}
+        if before.get("done") and not anew:
             print(f"[{number}/{len(STAGES)}] {stage.name}: there already, {stage.result}")
             continue
         print(f"\n[{number}/{len(STAGES)}] {stage.name}: {stage.what}\n    python {stage.command}", flush=True)
-        spent = before.get("seconds", 0.0) if same else 0.0
+        anew = True
+        spent = before.get("seconds", 0.0)
         note(record, done, stage, spent, finished=False)  # also true if this is killed
         started = time.monotonic()
         try:
