@@ -83,6 +83,9 @@ def place(tmp_path_factory) -> Path:
     for path in ROOT.iterdir():
         if path.name not in ("data", "runs") and not path.name.startswith("."):
             (root / path.name).symlink_to(path)
+    (root / "data" / "demo").mkdir(parents=True)  # the clips are made anew, small
+    for script in (ROOT / "data" / "demo").glob("*.py"):
+        (root / "data" / "demo" / script.name).symlink_to(script)
     write_mintrec(root / "MIntRec")
     (root / "captions.json").symlink_to(root / "MIntRec" / "captions.json")
     write_llama(root / "LLAMA_FOLDER", LLAMA_LAYERS)
