@@ -1,5 +1,6 @@
 """torch.distributed in one place: start and end a process group, split work over ranks, gather results."""
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -27,7 +28,8 @@ def is_main() -> bool:
 def process_group(device: str) -> Iterator[torch.device]:
     """Join the group that torchrun announces (nccl on CUDA, gloo on CPU); without torchrun, do nothing.
 
-    Yields the device of this rank: `cuda` becomes `cuda:LOCAL_RANK`. The group is destroyed on the way out.
+    Yields the device of this rank: `cuda` becomes `cuda:LOCAL_RANK`. Ranks leave together: the first writes what all have
+    made, and one that ends badly while it does would take it along. The group is destroyed on the way out.
     """
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     if device == "cuda":
@@ -38,8 +40,10 @@ def process_group(device: str) -> Iterator[torch.device]:
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(days=1))
     try:
         yield torch.device(device)
+        barrier()
     finally:
         if launched:
+            gc.collect()  # what still holds the group would destroy it while the interpreter ends, which can abort
             dist.destroy_process_group()
 
 
