@@ -50,10 +50,11 @@ def run(settings: ClassifierSettings) -> None:
     started = time.monotonic()
     protocol = load_protocol(settings)
     subsets = evaluate(protocol, settings, METHODS[settings.method])
-    found = results(protocol, subsets, settings) | {"seconds": round(time.monotonic() - started, 1)}
+    found = results(protocol, subsets, settings)
     output = Path(settings.output_dir)
     if settings.method == "itsl":
         found["rationales"], found["verifier"] = explained(protocol, settings, output)
+    found["seconds"] = round(time.monotonic() - started, 1)
     print(console(found))
     write_atomic(output / "results.json", (json.dumps(found, indent=1) + "\n").encode())
     write_atomic(output / PREDICTIONS, predictions_table(subsets[-1], protocol).encode())

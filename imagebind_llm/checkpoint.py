@@ -93,12 +93,14 @@ def _prune(root: Path) -> None:
 
 
 def clear(root: Path) -> None:
-    """Delete a run's checkpoints and log, and nothing else in the folder."""
+    """Delete a run's checkpoints, log and results, and nothing else in the folder."""
     for link in ("last", "best"):
         (root / link).unlink(missing_ok=True)
     _prune(root)
-    for name in ("log.txt", "steps.jsonl", "curves.html", "reference.safetensors"):
+    for name in ("log.txt", "steps.jsonl", "curves.html", "reference.safetensors", "results.json"):
         (root / name).unlink(missing_ok=True)
+    for table in root.glob("predictions_*.jsonl"):
+        table.unlink()
     shutil.rmtree(root / "tensorboard", ignore_errors=True)
 
 

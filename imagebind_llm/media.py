@@ -11,8 +11,7 @@ an error, and so does a stream that ends before the container says. The other mo
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .container import MediaError, open_container, reason
 from .crops import (
     N_WINDOWS,
     PIXEL_MEAN,
@@ -40,10 +40,6 @@ MIN_RATE, MAX_RATE = 1000, 768000  # Hz; anything else is a damaged header
 MAX_PIXELS, MAX_ASPECT = 2**26, 200  # of one frame: twice 8K; beyond either, memory runs out before anything is seen
 
 
-class MediaError(ValueError):
-    """A file, or one modality of it, that cannot be encoded; the text says why, for a person."""
-
-
 # --- A clip -----------------------------------------------------------------------------------------------------------
 
 
@@ -59,7 +55,7 @@ def load_clip(
     makers = {"vision": lambda c: _Pictures(c, window_rule), "audio": lambda c: _Sound(c, window_rule, clean_audio)}
     window_starts(Fraction(0), 2, window_rule)  # an unknown rule is the caller's error, not the file's
     try:
-        container = _open(Path(path))
+        container = open_container(Path(path))
     except MediaError as error:
         return dict.fromkeys(modalities, error)
     with container:
@@ -70,60 +66,6 @@ def load_clip(
         return {name: _attempt(track.windows) if isinstance(track, _Track) else track for name, track in tracks.items()}
 
 
-def clip_seconds(path: str | Path, at_most: float = math.inf) -> float:
-    """How long a clip lasts, in seconds, by its packets: the header may lie, and nothing is decoded.
-
-    Reading stops where `at_most` is passed. A file that is damaged further on counts up to there; one that cannot be opened
-    raises MediaError.
-    """
-    longest = 0.0
-    with _open(Path(path)) as container:
-        try:
-            for longest in _lengths(container):
-                if longest > at_most:
-                    break
-        except MediaError:  # load_clip says what is wrong
-            pass
-    return longest
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What a media file is found to hold without decoding it; the length in seconds is the longest stream's."""
-
-    video: bool
-    audio: bool
-    duration_s: float
-
-
-def look_into(path: str | Path) -> Contents:
-    """Open a file and read it to its end, without decoding. Raises MediaError if it cannot be opened, or is cut off.
-
-    `load_clip` sees more: damage inside a picture or a sound shows only when it is decoded.
-    """
-    with _open(Path(path)) as container:
-        cover = av.stream.Disposition.attached_pic
-        kinds = {stream.type for stream in container.streams if not stream.disposition & cover}
-        return Contents("video" in kinds, "audio" in kinds, max(_lengths(container), default=0.0))
-
-
-def _lengths(container) -> Iterator[float]:
-    """Packet by packet, the seconds that the longest stream has lasted so far. Raises MediaError where the file is damaged."""
-    first: dict[int, Fraction] = {}
-    longest = Fraction(0)
-    try:
-        for packet in container.demux():
-            if packet.size and packet.is_corrupt:
-                raise MediaError("the file is cut off within a packet")
-            if packet.pts is None or not packet.time_base or packet.stream.type not in ("video", "audio"):
-                continue
-            start = first.setdefault(packet.stream.index, packet.pts * packet.time_base)
-            longest = max(longest, (packet.pts + (packet.duration or 0)) * packet.time_base - start)
-            yield float(longest)
-    except (av.FFmpegError, IndexError) as error:
-        raise MediaError(f"the file cannot be read to its end: {_reason(error)}") from error
-
-
 def _attempt(make):
     """What `make()` returns, or the MediaError that it raises; FFmpeg's own errors become MediaErrors."""
     try:
@@ -131,27 +73,7 @@ def _attempt(make):
     except MediaError as error:
         return error
     except av.FFmpegError as error:
-        return MediaError(f"FFmpeg cannot decode it: {_reason(error)}")
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
-
-
-def _open(path: Path):
-    """The opened container. "file:" keeps FFmpeg from reading a name such as `http:x.mp4` as an address."""
-    try:
-        if not path.is_file():
-            raise MediaError(f"no such file: {path}")
-    except OSError as error:  # a name that is too long, a folder that may not be entered
-        raise MediaError(f"cannot be opened: {error.strerror}") from error
-    try:
-        container = av.open(f"file:{path}", metadata_errors="replace")
-    except av.FFmpegError as error:
-        raise MediaError(f"cannot be opened as a media file ({_reason(error)}): damaged, cut off, or another format") from error
-    if not container.streams:
-        raise MediaError("the file announces no streams: damaged or cut off")
-    return container
+        return MediaError(f"FFmpeg cannot decode it: {reason(error)}")
 
 
 def _read(container, tracks: list["_Track"]) -> None:
@@ -171,7 +93,7 @@ def _read(container, tracks: list["_Track"]) -> None:
                 by_index[packet.stream.index].feed(packet)
     except (av.FFmpegError, IndexError) as error:  # IndexError: PyAV at a stream that appears midway, as damage makes them
         for track in tracks:
-            track.error = track.error or MediaError(f"the file cannot be read to its end: {_reason(error)}")
+            track.error = track.error or MediaError(f"the file cannot be read to its end: {reason(error)}")
     for track in tracks:
         track.error = track.error or _cut_off(container, tracks, track, end)
 
@@ -237,7 +159,7 @@ class _Track:
             self.error = error
         except av.FFmpegError as error:
             at = float(((packet.pts or 0) - self.start) * self.stream.time_base)
-            self.error = MediaError(f"the {self.kind} is damaged near {at:.2f} s: {_reason(error)}")
+            self.error = MediaError(f"the {self.kind} is damaged near {at:.2f} s: {reason(error)}")
 
     def _decode(self, packet) -> None:
         if packet.is_corrupt:

@@ -15,6 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
+from PIL import Image
 
 COLOURS = ("#3b6ea5", "#d1803c", "#5a9367", "#a8557f", "#7a6bb0", "#8a8a3c", "#4f9da6")
 STYLE = """
@@ -87,6 +88,13 @@ def figure(drawn: Figure, caption: str = "") -> Html:
     shown = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
     picture = f'<img alt="{html.escape(caption, quote=True)}" src="data:image/svg+xml;base64,{data}">'
     return Html(f"<figure>{shown}{picture}</figure>")
+
+
+def jpeg(picture: Image.Image, quality: int = 85) -> str:
+    """A picture as an address that holds it, for `src` and `poster`."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=quality)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def page(title: str, sections: Iterable[tuple[str, Iterable[object]]], subtitle: str = "") -> str:

@@ -131,7 +131,7 @@ class TrainSettings:
     warmup_epochs: float = flag(40.0, "epochs in which the learning rate rises")
     lr: float | None = flag(None, "peak learning rate; if not given, BLR * rows a step / 256")
     blr: float = flag(1e-3, "learning rate for 256 rows a step")
-    gate_lr: float = flag(1.0, "of the gates, in units of the others': they start shut and open by about this a step")
+    gate_lr: float = flag(1.0, "of the gates, times the others': they start shut and move by about a learning rate a step")
     min_lr: float = flag(0.0, "the half cosine ends here")
     weight_decay: float = flag(0.05, "of matrices, prompts and gates; never of biases and norms")
     clip_grad: float = flag(1.0, "largest norm of the gradient; 0: unlimited")

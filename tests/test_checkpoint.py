@@ -168,3 +168,11 @@ def test_without_intents_the_likeliest_epoch_is_the_best_and_without_dev_the_las
     choice = Choice()
     assert [choice.offer({"nll": nll}, 0) for nll in (0.5, 0.6, 0.4)] == [True, False, True]
     assert [Choice().offer({}, 0) for _ in range(2)] == [True, True]
+
+
+def test_starting_over_leaves_no_results_of_the_run_before(tmp_path):
+    write(tmp_path, 1, best=True)
+    for name in ("results.json", "predictions_dev.jsonl", "log.txt", "notes of mine.txt"):
+        (tmp_path / name).write_text("{}")
+    checkpoint.clear(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes of mine.txt"]

@@ -112,6 +112,23 @@ def test_two_ranks_and_one_with_the_same_rows_a_step_have_the_same_losses(alpaca
     assert both == pytest.approx(one, abs=1e-4) and one[2] < one[0]
 
 
+def test_ranks_leave_together(tmp_path):
+    script = tmp_path / "leave.py"
+    script.write_text(
+        "import pathlib, sys, time\n"
+        "from imagebind_llm import distributed\n"
+        "made = pathlib.Path(sys.argv[1])\n"
+        "with distributed.process_group('cpu'):\n"
+        "    first = distributed.is_main()\n"
+        "    if first:\n"
+        "        time.sleep(1)\n"
+        "        made.touch()\n"
+        "sys.exit(not made.exists())\n"
+    )
+    done = run([str(script), str(tmp_path / "made")], TORCHRUN)
+    assert done.returncode == 0, done.stderr
+
+
 # --- intents and rationales, both stages ---
 
 

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 from media_files import write_clip
-from toy_training import INTENTS, ROWS, Done, call, key_of, read_lines, write_intents, write_llama, write_store
+from toy_training import INTENTS, ROWS, Done, call, key_of, read_lines, write_llama, write_store, write_world
 
 import classifier
-import engine_finetune
 import explain
 from imagebind_llm.labels import MINTREC
 
@@ -17,13 +16,7 @@ from imagebind_llm.labels import MINTREC
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
     """A folder with a LLaMA, data, embeddings and an epoch of training."""
-    root = tmp_path_factory.mktemp("world")
-    data = {"data_path": write_intents(root / "MIntRec"), "emb_path": write_store(root / "emb")}
-    shape = {"llama_model_path": write_llama(root / "LLAMA", 4), "adapter_layer": 2, "adapter_len": 3, "device": "cpu"}
-    pace = {"epochs": 1, "warmup_epochs": 0, "lr": 0.02, "batch_size": 4}
-    done = call(engine_finetune.main, **data, **shape, **pace, output_dir=root / "run")
-    assert done.code == 0, done.err
-    return root
+    return write_world(tmp_path_factory.mktemp("world"))
 
 
 def answers(world: Path, **flags: object) -> Done:

@@ -17,6 +17,7 @@ from imagebind_llm.model import ITSL
 from imagebind_llm.records import IGNORE, Batch, Sequence
 from imagebind_llm.settings import TrainSettings
 from imagebind_llm.training import (
+    Position,
     Sums,
     TrainingError,
     counts_of,
@@ -25,6 +26,7 @@ from imagebind_llm.training import (
     make_optimizer,
     parameter_groups,
     peak_lr,
+    train_one_epoch,
     train_step,
 )
 
@@ -73,6 +75,17 @@ def test_gates_alone_learn_at_their_own_rate():
     scales = {names[p]: group["lr_scale"] for group in groups for p in group["params"]}
     assert scales == {name: 20.0 if name.endswith(".gate") else 1.0 for name in model.trainable_parameters("all")}
     assert {names[p] for group in parameter_groups(model, 0.05) for p in group["params"]} == set(scales)
+
+
+def test_an_epoch_gives_the_gates_their_rate():
+    model = random_itsl(None, lora_rank=2)
+    model.train_only("all")
+    optimizer = make_optimizer(model, 0.05, gate_lr=20)
+    settings = replace(SETTINGS, lr=1e-3, warmup_epochs=0.0, epochs=1, batch_size=8)
+    plain = [Sequence(row.key, row.ids, row.n_prompt) for row in rows()]  # no intents: this model has no head
+    [moment] = train_one_epoch(model, optimizer, plain, Collator(None, ()), settings, CPU, Position())
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([moment.lr, moment.lr, 20 * moment.lr])
+    assert moment.lr == pytest.approx(1e-3)
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])

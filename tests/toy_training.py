@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+import engine_finetune
 from imagebind_llm.config import EMBEDDING_WIDTH, MODALITIES, LlamaConfig
 from imagebind_llm.extraction import NUMBERS
 from imagebind_llm.store import Identity, StoreWriter
@@ -68,6 +69,16 @@ def write_intents(root: Path) -> Path:
         (root / f"{split}.tsv").write_text("\n".join(lines) + "\n")
     (root / "rationales.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rationales))
     (root / "captions.json").write_text(json.dumps(captions))
+    return root
+
+
+def write_world(root: Path) -> Path:
+    """A LLaMA, intents, their embeddings, and an epoch of training in root/run."""
+    data = {"data_path": write_intents(root / "MIntRec"), "emb_path": write_store(root / "emb")}
+    shape = {"llama_model_path": write_llama(root / "LLAMA", 4), "adapter_layer": 2, "adapter_len": 3, "device": "cpu"}
+    pace = {"epochs": 1, "warmup_epochs": 0, "lr": 0.02, "batch_size": 4}
+    done = call(engine_finetune.main, **data, **shape, **pace, output_dir=root / "run")
+    assert done.code == 0, done.err
     return root
 
 

@@ -24,7 +24,7 @@ train() { # OUTPUT_DIR flags: one run, unless it is done or not asked for, and t
 }
 
 count=$(wc -w <<<"$SEEDS")
-echo "$count seeds x (first stage, 5 supervised, 6 self-critical runs, 10 x explaining test): estimated $((count * 200)) minutes with"
+echo "$count seeds x (first stage, 5 supervised, 6 self-critical runs, 10 x explaining test): estimated $((count * 240)) minutes with"
 echo "the demo world on 2 cores, less with ONLY; started again it continues"
 for seed in $SEEDS; do
     S=$OUT/seed$seed

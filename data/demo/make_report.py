@@ -8,7 +8,6 @@ anyone can reach; curves of the training; how long each stage took. What a stage
 
 import base64
 import html
-import io
 import json
 import sys
 from collections.abc import Iterable
@@ -25,7 +24,7 @@ from imagebind_llm.demo_world import cues
 from imagebind_llm.demo_world.phrases import claims, cues_in
 from imagebind_llm.intent_report import subset_table
 from imagebind_llm.records import Example
-from imagebind_llm.report import Html, bars, figure, link, page, paragraph, table, text
+from imagebind_llm.report import Html, bars, figure, jpeg, link, page, paragraph, table, text
 from imagebind_llm.scoring import COLUMNS, Rationale, read_rationales, score_cells, side_by_side
 from imagebind_llm.settings import ScoringSettings
 from imagebind_llm.store import write_atomic
@@ -69,14 +68,14 @@ def write(settings: ReportSettings) -> Path:
     truth = read_rationales(Path(settings.data_path, "rationales.jsonl"))
     answers = read_answers(runs / "answers.jsonl")
     sections: list[tuple[str, Iterable[object]]] = [
-        ("In numbers", headline(runs)),
+        ("In numbers", headline(runs, len(test))),
         ("Clips and answers", cards(test, answers, truth)),
         ("Are the explanations true?", rationale_scores(settings, runs / "answers.jsonl")),
         ("Intents from embeddings alone", classifier(runs / "probe")),
         *((f"Training: {name}", training(runs / folder)) for name, folder in TRAININGS.items()),
         ("Time", times(runs / "stages.json")),
     ]
-    subtitle = "1,200 clips drawn and voiced by program: the best reachable accuracy and every true cue are known"
+    subtitle = "Clips drawn and voiced by program: the best reachable accuracy and every true cue are known"
     content = page("ITSL: the demo", sections, subtitle).replace("</head>", f"{CARD_STYLE}\n</head>")
     write_atomic(runs / "report.html", content.encode())
     return runs / "report.html"
@@ -96,7 +95,7 @@ def read_answers(path: Path) -> dict[str, dict]:
 # --- sections ---------------------------------------------------------------------------------------------------------
 
 
-def headline(runs: Path) -> list[object]:
+def headline(runs: Path, n_test: int) -> list[object]:
     """Accuracy and macro F1 on test of everything that was trained, beside the best that anyone can reach."""
     reachable = 100 * cues.bayes_accuracy(("text", "audio", "vision"))
     rows: list[list[object]] = []
@@ -111,7 +110,9 @@ def headline(runs: Path) -> list[object]:
         return ["nothing was trained yet"]
     heights = {name: [float(str(row[i])) for row in rows] for i, name in enumerate(("accuracy", "macro F1"), 1)}
     drawn = bars([str(row[0]) for row in rows], heights, y="%")
-    note = f"400 test clips, all three modalities; nobody can do better than {reachable:.1f} % on average. One seed: no spread."
+    note = (
+        f"{n_test} test clips, three modalities; nobody does better than {reachable:.1f} % on average. One seed: no spread."
+    )
     return [note, table(["", "accuracy, %", "macro F1, %"], rows), figure(drawn, "Test split")]
 
 
@@ -187,9 +188,7 @@ def poster(clip: Path) -> str:
         frames = [frame for frame in container.decode(video=0)]
     picture: Image.Image = frames[len(frames) // 2].to_image()
     picture.thumbnail((POSTER, POSTER))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return jpeg(picture)
 
 
 def rationale_scores(settings: ReportSettings, answers: Path) -> list[object]:

@@ -26,7 +26,7 @@ fi
 MODEL=(--trainable all --adapter_layer "$LAYERS" --adapter_len 1 --lora_rank "$LORA" --gate_lr 20 --seed "$SEED" --batch_size "$BATCH" --accum_iter $((EACH / BATCH)))
 [ -z "$LLAMA" ] || MODEL+=(--llama_model_path "$LLAMA")
 read -ra MORE <<<"${TRAIN_ARGS:-}"
-MODEL+=(--emb_path "$EMB" "${MORE[@]}")
+MODEL+=(--emb_path "$EMB" ${MORE[@]+"${MORE[@]}"})
 
 main() { ((NODE_RANK == 0)); } # what one process does, node 0 does
 say() { ! main || printf '\n== %s\n' "$*"; }
@@ -60,7 +60,7 @@ else
     say "4. first stage: left out, there is no $CAPTIONS"
 fi
 say "5. supervised: intent, and rationale where there is one"
-train "$S/itsl" results.json --data_path "$DATA" "${START[@]}" --epochs "$EPOCHS" --warmup_epochs 0.5 --lr 1e-3
+train "$S/itsl" results.json --data_path "$DATA" ${START[@]+"${START[@]}"} --epochs "$EPOCHS" --warmup_epochs 0.5 --lr 1e-3
 BEST=$S/itsl
 if [ -e "$DATA/rationales.jsonl" ]; then
     say "6. self-critical: the model's own sampled answers, rewarded"

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from imagebind_llm.container import MediaError, look_into
 from imagebind_llm.datasets import SPLITS, DataError, Dataset, normal_text, rationale_rows, read_dataset
-from imagebind_llm.media import MediaError, look_into
 from imagebind_llm.records import Example
 
 LISTED = 5

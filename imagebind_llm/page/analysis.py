@@ -21,10 +21,10 @@ from torch import Tensor
 from imagebind_llm import distributed
 from imagebind_llm.clip_encoder import ClipEncoder
 from imagebind_llm.config import EMBEDDING_WIDTH, MODALITIES
+from imagebind_llm.container import MediaError, clip_seconds
 from imagebind_llm.datasets import DataError, load_dataset
 from imagebind_llm.faithfulness import known_of
 from imagebind_llm.inference import Explainer, Explanation
-from imagebind_llm.media import MediaError, clip_seconds
 from imagebind_llm.records import Example
 from imagebind_llm.scoring import read_rationales
 from imagebind_llm.settings import WebSettings

@@ -4,8 +4,6 @@ Pictures are inside the HTML (data URIs), so that none is ever a file on the ser
 escaped by report.py.
 """
 
-import base64
-import io
 from collections.abc import Iterable, Mapping, Sequence
 
 from PIL import Image
@@ -15,7 +13,7 @@ from imagebind_llm.crops import SIDE, WINDOW_S, pixels
 from imagebind_llm.inference import Explainer, Explanation
 from imagebind_llm.mel import MEL_MEAN, MEL_STD, N_FRAMES, bin_at
 from imagebind_llm.page.analysis import Inputs, Seen
-from imagebind_llm.report import Html, figure, paragraph, raster, table, text
+from imagebind_llm.report import Html, figure, jpeg, paragraph, raster, table, text
 from imagebind_llm.scoring import claims_in, modality_of
 
 HERTZ = (250, 500, 1000, 2000, 4000)  # ticks of the mel picture
@@ -146,14 +144,8 @@ def _views(figures: Iterable[str]) -> str:
 
 def _frames(pair: Tensor, caption: str) -> str:
     """The two frames of one crop side by side: pair (2,H,W,3)."""
-    pictures = "".join(f'<img alt="a frame" src="data:image/jpeg;base64,{_jpeg(frame)}">' for frame in pair)
+    pictures = "".join(f'<img alt="a frame" src="{jpeg(Image.fromarray(frame.numpy()))}">' for frame in pair)
     return f'<figure><figcaption>{text(caption)}</figcaption><div class="pair">{pictures}</div></figure>'
-
-
-def _jpeg(picture: Tensor) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(picture.numpy()).save(buffer, format="JPEG", quality=85)
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _mel(mel: Tensor, caption: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import av
 
-from imagebind_llm.media import MediaError
+from imagebind_llm.container import MediaError
 
 LONGEST_SIDE, QUALITY = 512, 85
 

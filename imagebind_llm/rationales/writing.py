@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from imagebind_llm.container import MediaError
 from imagebind_llm.datasets import DataError, Dataset, load_dataset
 from imagebind_llm.labels import Taxonomy
-from imagebind_llm.media import MediaError
 from imagebind_llm.rationales.acceptance import Judge
 from imagebind_llm.rationales.client import ChatClient, RationalesError, Stopped, Unanswered, parameters
 from imagebind_llm.rationales.journal import Journal
