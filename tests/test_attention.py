@@ -29,7 +29,7 @@ def test_blocked_causal_attention_in_bf16_is_about_as_near_to_float32_as_torchs(
     wanted = scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0, enable_gqa=True)
     theirs = scaled_dot_product_attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), is_causal=True, scale=1.0, enable_gqa=True)
     ours = causal_attention(q.bfloat16(), k.bfloat16(), v.bfloat16())
-    slope = torch.randn(wanted.shape)
+    slope = random(*wanted.shape, dtype=torch.float32).detach()  # drawn from a seed: the largest errors of few draws vary
     grads = [torch.autograd.grad(out, (q, k, v), slope.to(out.dtype)) for out in (wanted, theirs, ours)]
     assert (ours - wanted).abs().max() < 1.5 * (theirs - wanted).abs().max()
     for exact, torchs, own in zip(*grads, strict=True):
