@@ -128,7 +128,9 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None
     """The next token of every row (R,), from logits (R,V)."""
     if sampling.temperature == 0:
         return logits.argmax(1)
-    return torch.multinomial(distribution(logits, sampling), 1, generator=generator).squeeze(1)
+    cumulated = distribution(logits, sampling).double().cumsum(1)  # (R,V); one random number a row, not one a token
+    drawn = torch.rand(len(logits), 1, generator=generator, dtype=torch.float64, device=logits.device) * cumulated[:, -1:]
+    return torch.searchsorted(cumulated, drawn, right=True).squeeze(1)
 
 
 def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -136,7 +138,10 @@ def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
 
     softmax(logits / temperature); a token stays if the probability of all likelier ones is at most `top_p`.
     """
-    p, order = (logits / sampling.temperature).softmax(1).sort(dim=1, descending=True)
+    p = (logits / sampling.temperature).softmax(1)
+    if sampling.top_p >= 1:
+        return p
+    p, order = p.sort(dim=1, descending=True)
     p = p.masked_fill(p.cumsum(1) - p > sampling.top_p, 0.0)
     return torch.zeros_like(p).scatter(1, order, p / p.sum(1, keepdim=True))
 

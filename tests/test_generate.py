@@ -126,13 +126,15 @@ def test_greedy_samples_of_a_row_are_all_its_greedy_answer():
     assert many == [samples * 3 for samples in one]
 
 
-def test_drawn_frequencies_follow_the_distribution():
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_drawn_frequencies_follow_the_distribution(top_p):
     logits = torch.randn(1, 6, generator=torch.Generator().manual_seed(0))
-    sampling = Sampling(0.8, 0.9)
+    sampling = Sampling(0.8, top_p)
     drawn = choose(logits.expand(20_000, -1), sampling, torch.Generator().manual_seed(1))
-    frequencies = drawn.bincount(minlength=6) / 20_000
-    torch.testing.assert_close(frequencies, distribution(logits, sampling)[0], atol=0.015, rtol=0)
-    assert (distribution(logits, sampling) == 0).any()
+    frequencies, wanted = drawn.bincount(minlength=6) / 20_000, distribution(logits, sampling)[0]
+    torch.testing.assert_close(frequencies, wanted, atol=0.015, rtol=0)
+    assert not frequencies[wanted == 0].any()
+    assert (wanted == 0).any() == (top_p < 1)
 
 
 @pytest.mark.parametrize("fusion", [None, "separate"])
