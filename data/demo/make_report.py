@@ -110,9 +110,7 @@ def headline(runs: Path, n_test: int) -> list[object]:
         return ["nothing was trained yet"]
     heights = {name: [float(str(row[i])) for row in rows] for i, name in enumerate(("accuracy", "macro F1"), 1)}
     drawn = bars([str(row[0]) for row in rows], heights, y="%")
-    note = (
-        f"{n_test} test clips, three modalities; nobody does better than {reachable:.1f} % on average. One seed: no spread."
-    )
+    note = f"{n_test} test clips, three modalities; nobody does better than {reachable:.1f} % on average. One seed: no spread."
     return [note, table(["", "accuracy, %", "macro F1, %"], rows), figure(drawn, "Test split")]
 
 

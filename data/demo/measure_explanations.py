@@ -2,9 +2,10 @@
 
     python data/demo/measure_explanations.py --checkpoint runs/demo/itsl/best
 
-Test split. Precision: the share of the claims about looks and sounds that is true of the clip; recall: of the cues that the
-reference names, the share that is named truly; intervals by bootstrap over clips. Beside them what linear probes read off the
-same embeddings (the same cues, weighted as they are claimed), and the same model with every clip's embeddings dealt to another.
+Test split. Precision: the share of the claims about looks and sounds that is true of the clip, also for what is seen and what
+is heard alone; recall: of the cues that the reference names, the share that is named truly; intervals by bootstrap over clips.
+Beside them what linear probes read off the same embeddings (the same cues, weighted as they are claimed), and the same model
+with every clip's embeddings dealt to another.
 """
 
 import sys
@@ -69,7 +70,8 @@ def measure(explainer: Explainer, settings: MeasureSettings) -> str:
         dealt = answers(explainer, test[:count], vectors[:count][other], present[:count][other], "swapped")
         rows.append(row(f"another clip's ({count} clips)", dealt, test[:count], references))
     probe = probe_precision(own, dataset.splits, store, references)
-    head = "| embeddings | accuracy, % | macro F1 | cue precision | cue recall | cue F1 |\n|---|---|---|---|---|---|"
+    columns = ("embeddings", "accuracy, %", "macro F1", "cue precision", "cue recall", "cue F1", "P of seen", "P of heard")
+    head = f"| {' | '.join(columns)} |\n|{len(columns) * '---|'}"
     allowed = cues.bayes_accuracy([name for name in explainer.modalities if name in MODALITIES])
     notes = f"Best reachable accuracy {100 * allowed:.1f} %; linear probes on these cues: precision {100 * probe:.1f} %"
     doubtful = sum(not answer.consistent for answer in own)
@@ -92,7 +94,21 @@ def row(name: str, found: list[Explanation], examples: list[Example], references
     for score, value in scores.items():
         low, high = spread[score]
         shown.append(f"{100 * (value or 0):.1f} ({100 * low:.1f}-{100 * high:.1f})")
+    for sense in (cues.VISUAL, cues.VOCAL):
+        right, claimed = claims_of(sense, texts, told)
+        shown.append(f"{100 * right / max(claimed, 1):.1f} of {claimed}")
     return f"| {name} | {' | '.join(shown)} |"
+
+
+def claims_of(sense: tuple[str, ...], texts: list[str], told: list[Rationale]) -> tuple[int, int]:
+    """How many claims about these cues are true, and how many are made."""
+    claims = [
+        (row.cues or {}).get(cue) == value
+        for text, row in zip(texts, told, strict=True)
+        for cue, value in cues_in(text).items()
+        if cue in sense
+    ]
+    return sum(claims), len(claims)
 
 
 def intervals(texts: list[str], told: list[Rationale]) -> dict[str, tuple[float, float]]:
