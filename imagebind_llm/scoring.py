@@ -116,17 +116,26 @@ def _masked_consistency(
 def cue_scores(candidates: Sequence[str], references: Sequence[Rationale]) -> dict[str, float | None]:
     """Claims about looks and sounds over all clips together. Precision: the share that is true of the clip. Recall: of what the
     reference names, the share that is named, truly. None where nothing is claimed."""
-    claimed = true = named = found = 0
-    for text, row in zip(candidates, references, strict=True):
-        claims, truth = cues_in(text), row.cues or {}
-        right = {cue for cue, value in claims.items() if truth.get(cue) == value}
-        claimed, true = claimed + len(claims), true + len(right)
-        wanted = set(cues_in(row.rationale))
-        named, found = named + len(wanted), found + len(wanted & right)
+    return cue_scores_of(cue_counts(candidates, references).sum(0))
+
+
+def cue_scores_of(counts: np.ndarray) -> dict[str, float | None]:
+    """The same from (4,) sums of cue_counts."""
+    claimed, true, named, found = counts.tolist()
     precision, recall = (part / whole if whole else None for part, whole in ((true, claimed), (found, named)))
     both = precision is not None and recall is not None
     f1 = 2 * precision * recall / max(precision + recall, 1e-9) if both else None  # type: ignore[operator]
     return {"cue_precision": precision, "cue_recall": recall, "cue_f1": f1}
+
+
+def cue_counts(candidates: Sequence[str], references: Sequence[Rationale]) -> np.ndarray:
+    """(N,4) by clip: claims about looks and sounds, the true ones; cues that the reference names, those named truly."""
+    rows = []
+    for text, row in zip(candidates, references, strict=True):
+        claims, truth, wanted = cues_in(text), row.cues or {}, set(cues_in(row.rationale))
+        right = {cue for cue, value in claims.items() if truth.get(cue) == value}
+        rows.append((len(claims), len(right), len(wanted), len(wanted & right)))
+    return np.array(rows, dtype=np.int64).reshape(-1, 4)
 
 
 def claims_in(text: str) -> dict[str, str]:

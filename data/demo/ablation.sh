@@ -3,13 +3,15 @@
 #   data/demo/ablation.sh [DATA EMB OUT [CAPTIONS]]      default: the demo world; a MIntRec folder with rationales.jsonl works too
 #   SEEDS="0 1" RANKS=2 PYTHON=.venv/bin/python data/demo/ablation.sh
 #   ONLY="supervised,loo" data/demo/ablation.sh          these rows of the table alone, and what they start from
+#   CLIPS=0 data/demo/ablation.sh                        self-critical runs over all of train, not over 200 clips of it
 set -euo pipefail
 DATA=${1:-data/demo/clips} EMB=${2:-runs/demo/emb} OUT=${3:-runs/demo/ablation} CAPTIONS=${4:-data/demo/clips/captions.json}
-SEEDS=${SEEDS:-0 1} RANKS=${RANKS:-2} PYTHON=${PYTHON:-.venv/bin/python} ONLY=${ONLY:-}
-BATCH=(--emb_path "$EMB" --trainable all --batch_size 4 --gate_lr 20)
-SUPERVISED=(--epochs 3 --warmup_epochs 0.2 --lr 1e-3)
-AFTER=(--epochs 1 --warmup_epochs 0.1 --lr 2e-4)
-CRITIC=("${AFTER[@]}" --w_critic 0.5)
+SEEDS=${SEEDS:-0 1} CLIPS=${CLIPS:-200} RANKS=${RANKS:-2} PYTHON=${PYTHON:-.venv/bin/python} ONLY=${ONLY:-}
+BATCH=(--emb_path "$EMB" --trainable all --batch_size 4 --warmup_epochs 0.2)
+PRETRAIN=(--stage pretrain --adapter_layer 12 --adapter_len 1 --lora_rank 8 --bridge_width 2 --epochs 2 --lr 3e-3 --gate_lr 20)
+SUPERVISED=(--epochs 3 --lr 1e-3 --gate_lr 20)
+AFTER=(--epochs 3 --limit "$CLIPS" --lr 3e-4) # three passes, since lambda rises during the first
+CRITIC=("${AFTER[@]}" --w_critic 2)
 
 train() { # OUTPUT_DIR flags: one run, unless it is done or not asked for, and the answers of its best checkpoint
     local folder=$1 name=${1##*/}
@@ -24,14 +26,14 @@ train() { # OUTPUT_DIR flags: one run, unless it is done or not asked for, and t
 }
 
 count=$(wc -w <<<"$SEEDS")
-echo "$count seeds x (first stage, 5 supervised, 6 self-critical runs, 10 x explaining test): estimated $((count * 240)) minutes with"
+echo "$count seeds x (first stage, 5 supervised, 6 self-critical runs, 10 x explaining test): estimated $((count * 190)) minutes with"
 echo "the demo world on 2 cores, less with ONLY; started again it continues"
 for seed in $SEEDS; do
     S=$OUT/seed$seed
     start=(--data_path "$DATA" --seed "$seed" --pretrained_path "$S/pretrain/best" "${SUPERVISED[@]}")
     from=(--data_path "$DATA" --seed "$seed" --pretrained_path "$S/supervised/best")
     critic=("${from[@]}" "${CRITIC[@]}")
-    train "$S/pretrain" --stage pretrain --data_path "$CAPTIONS" --seed "$seed" --adapter_layer 12 --adapter_len 1 --lora_rank 8 --bridge_width 2 --epochs 2 --warmup_epochs 0.2 --lr 3e-3
+    train "$S/pretrain" "${PRETRAIN[@]}" --data_path "$CAPTIONS" --seed "$seed"
     train "$S/supervised" "${start[@]}"
     train "$S/supervised longer" "${from[@]}" "${AFTER[@]}"
     train "$S/intent only" "${start[@]}" --w_rationale 0

@@ -2,7 +2,9 @@
 
     python data/demo/ablation_table.py --output_dir runs/demo/ablation
 
-Reads answers.jsonl of each run (explain.py --batch); writes table.md, table.json and table.html beside the seeds' folders.
+The last columns are what a run has more than the supervised model of its seed: means over seeds, with 95 % intervals by paired
+bootstrap over clips. Reads answers.jsonl of each run (explain.py --batch); writes table.md, table.json and table.html beside
+the seeds' folders.
 """
 
 import json
@@ -15,8 +17,9 @@ from sklearn.metrics import f1_score
 
 from imagebind_llm.config import flag, parse
 from imagebind_llm.datasets import DataError
+from imagebind_llm.metrics import bootstrap_interval
 from imagebind_llm.report import bars, figure, page, table
-from imagebind_llm.scoring import Judges, Rationale, load_references, read_rationales, score_rationales
+from imagebind_llm.scoring import Judges, Rationale, cue_counts, load_references, read_rationales, score_rationales
 from imagebind_llm.settings import ScoringSettings
 from imagebind_llm.store import write_atomic
 
@@ -36,6 +39,17 @@ COLUMNS = {
     "cue_f1": "cue F1",
 }
 DRAWN = ("accuracy", "macro_f1", "rouge_l", "consistency", "cue_f1")
+BASE = "supervised"
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one run says of N clips: its scores, which intents are right (N,), and counts of claims (N,4), see cue_counts."""
+
+    scores: dict[str, float]
+    right: np.ndarray
+    counts: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -61,38 +75,66 @@ def write_table(root: Path, data_path: str) -> str:
     taxonomy, splits = load_references(ScoringSettings(data_path))
     told = {name: [row for row in rows if row.rationale] for name, rows in splits.items()}
     judges = Judges.fit(told["train"], taxonomy, told.get("dev", []))
-    found: dict[str, list[dict[str, float]]] = {}
+    found: dict[str, dict[str, Answers]] = {}
     for name in ROWS:
-        runs = [folder / name / "answers.jsonl" for folder in sorted(root.glob("seed*"))]
-        found[name] = [scores_of(path, splits["test"], judges) for path in runs if (path.parent / "done").exists()]
+        done = [folder for folder in sorted(root.glob("seed*")) if (folder / name / "done").exists()]
+        found[name] = {folder.name: answers_of(folder / name / "answers.jsonl", splits["test"], judges) for folder in done}
     found = {name: runs for name, runs in found.items() if runs}
     if not found:
         raise DataError(f"{root}: no run is done; make them with data/demo/ablation.sh")
-    write_atomic(root / "table.json", json.dumps(found, indent=1).encode())
-    cells = {name: [spread([run[column] for run in runs]) for column in COLUMNS] for name, runs in found.items()}
-    seeds = {name: len(runs) for name, runs in found.items()}
-    rows = [[name, seeds[name], *cells[name]] for name in found]
-    head = ["run", "seeds", *COLUMNS.values()]
-    lines = ["| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows)]
+    scores = {name: [run.scores for run in runs.values()] for name, runs in found.items()}
+    write_atomic(root / "table.json", json.dumps(scores, indent=1).encode())
+    cells = {name: [spread([run[column] for run in runs]) for column in COLUMNS] for name, runs in scores.items()}
+    rows: list[list[str]] = [
+        [name, str(len(found[name])), *cells[name], *gains(found[name], found.get(BASE, {}), name)] for name in found
+    ]
+    head = ["run", "seeds", *COLUMNS.values(), "accuracy gained", "cue F1 gained"]
+    lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
     write_atomic(root / "table.md", ("\n".join(lines) + "\n").encode())
-    means = {COLUMNS[c]: [float(np.mean([run[c] for run in runs])) for runs in found.values()] for c in DRAWN}
-    ends = {COLUMNS[c]: [(min(v), max(v)) for runs in found.values() if (v := [run[c] for run in runs])] for c in DRAWN}
+    means = {COLUMNS[c]: [float(np.mean([run[c] for run in runs])) for runs in scores.values()] for c in DRAWN}
+    ends = {COLUMNS[c]: [(min(v), max(v)) for runs in scores.values() if (v := [run[c] for run in runs])] for c in DRAWN}
     drawn = figure(bars(list(found), means, ends), "Means over seeds; whiskers from the lowest to the highest seed")
     write_atomic(root / "table.html", page("Ablation", [("Test split", [drawn, table(head, rows)])]).encode())
     return "\n".join(lines)
 
 
-def scores_of(path: Path, references: list[Rationale], judges: Judges) -> dict[str, float]:
-    """All scores of one run's answers."""
+def answers_of(path: Path, references: list[Rationale], judges: Judges) -> Answers:
+    """One run's answers, scored."""
     answers = read_rationales(path)
     asked = [row for row in references if row.key in answers]
     gold, guesses = [row.intent for row in asked], [answers[row.key].intent for row in asked]
-    scores = score_rationales([answers[row.key].rationale for row in asked], asked, judges, guesses)
+    texts = [answers[row.key].rationale for row in asked]
+    scores = score_rationales(texts, asked, judges, guesses)
+    right = np.array([a == b for a, b in zip(gold, guesses, strict=True)])
     scores |= {
-        "accuracy": float(np.mean([a == b for a, b in zip(gold, guesses, strict=True)])),
+        "accuracy": float(right.mean()),
         "macro_f1": float(f1_score(gold, guesses, average="macro", zero_division=0)),
     }
-    return {name: value if value is not None else float("nan") for name, value in scores.items()}
+    known = {name: value if value is not None else float("nan") for name, value in scores.items()}
+    return Answers(known, right, cue_counts(texts, asked))
+
+
+def gains(runs: dict[str, Answers], base: dict[str, Answers], name: str) -> list[str]:
+    """What runs have more than those they are compared with, by seed: in accuracy and in cue F1, in points."""
+    pairs = [(run, base[seed]) for seed, run in runs.items() if seed in base]
+    if name == BASE or not pairs:
+        return ["", ""]
+    n = len(pairs[0][0].right)
+    draws = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
+    own = np.arange(n)[None]  # as they are
+    shown = []
+    for score in (lambda run, drawn: run.right[drawn].mean(1), lambda run, drawn: cue_f1(run.counts[drawn].sum(1))):
+        value, drawn = (np.mean([score(a, rows) - score(b, rows) for a, b in pairs], axis=0) for rows in (own, draws))
+        low, high = bootstrap_interval(drawn, float(value[0]))
+        shown.append(f"{100 * value[0]:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]" if np.isfinite(value[0]) else "")
+    return shown
+
+
+def cue_f1(counts: np.ndarray) -> np.ndarray:
+    """(R,) from sums of cue_counts (R,4); not a number where nothing is known of cues."""
+    with np.errstate(invalid="ignore"):
+        precision, recall = counts[:, 1] / counts[:, 0], counts[:, 3] / counts[:, 2]
+        return 2 * precision * recall / (precision + recall)
 
 
 def spread(values: list[float]) -> str:

@@ -29,7 +29,7 @@ from imagebind_llm.demo_world.phrases import cues_in
 from imagebind_llm.faithfulness import another_clip
 from imagebind_llm.inference import Explainer, Explanation
 from imagebind_llm.records import Example
-from imagebind_llm.scoring import Rationale, cue_scores, read_rationales
+from imagebind_llm.scoring import Rationale, cue_counts, cue_scores, cue_scores_of, read_rationales
 from imagebind_llm.store import Store, StoreError
 
 RESAMPLES = 1000
@@ -42,6 +42,7 @@ class MeasureSettings:
     checkpoint: str = flag(help="a checkpoint folder, such as runs/demo/itsl/best")
     data_path: str = flag("data/demo/clips", "the demo world")
     emb_path: str = flag("runs/demo/emb", "its embedding store")
+    limit: int = flag(0, "only the first clips of the test split; 0: all")
     swapped: int = flag(100, "clips that are also explained with another clip's embeddings; 0: none")
     device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
 
@@ -61,7 +62,7 @@ def measure(explainer: Explainer, settings: MeasureSettings) -> str:
     """The table, in Markdown."""
     dataset, store = load_dataset(settings.data_path), Store(Path(settings.emb_path))
     references = read_rationales(Path(settings.data_path, "rationales.jsonl"))
-    test = dataset.splits["test"]
+    test = dataset.splits["test"][: settings.limit or None]
     vectors, present = store.read([example.key for example in test])
     own = answers(explainer, test, vectors, present, "explaining")
     rows = [row("its own embeddings", own, test, references)]
@@ -113,8 +114,9 @@ def claims_of(sense: tuple[str, ...], texts: list[str], told: list[Rationale]) -
 
 def intervals(texts: list[str], told: list[Rationale]) -> dict[str, tuple[float, float]]:
     """Bootstrap over clips: the middle 95 % of each cue score."""
+    counts = cue_counts(texts, told)
     draws = np.random.default_rng(0).integers(len(texts), size=(RESAMPLES, len(texts)))
-    found = [cue_scores([texts[i] for i in draw], [told[i] for i in draw]) for draw in draws]
+    found = [cue_scores_of(counts[draw].sum(0)) for draw in draws]
     return {name: tuple(np.percentile([one[name] or 0.0 for one in found], [2.5, 97.5])) for name in found[0]}
 
 

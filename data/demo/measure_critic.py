@@ -1,0 +1,205 @@
+"""How much of a self-critical gradient is signal, part of the reward by part, and does it point where the truth does?
+
+    python data/demo/measure_critic.py --checkpoint runs/demo/itsl/best
+
+Answers to train clips are sampled as in training; every part of the reward gives a gradient of the trained tensors, batch by
+batch. Gradients of different batches share their signal and nothing else, so the mean product of two of them is the squared
+signal, and what a batch's own square has beyond that is noise. Beside the parts of the reward stand what no training sees, the
+cue F1 of each answer against the truth about its clip, and what the supervised loss makes of the same clips' references.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from imagebind_llm.assembly import build, open_language
+from imagebind_llm.batches import Collator
+from imagebind_llm.checkpoint import CheckpointError, read_info
+from imagebind_llm.config import flag, parse
+from imagebind_llm.corpus import Corpus, load_corpus
+from imagebind_llm.datasets import DataError
+from imagebind_llm.demo_world.phrases import cues_in
+from imagebind_llm.losses import rationale_nll, self_critical
+from imagebind_llm.model import ITSL
+from imagebind_llm.records import Batch
+from imagebind_llm.rewards import WEIGHTS, advantage
+from imagebind_llm.scoring import Rationale, read_rationales
+from imagebind_llm.self_critical import Critic
+from imagebind_llm.settings import TrainSettings
+from imagebind_llm.store import StoreError
+from imagebind_llm.training import with_below
+from imagebind_llm.verifier import fit_verifier
+
+TRUTH, SUPERVISED = "cue F1 (the truth)", "supervised loss"
+REWARDS = {"all, weighted": WEIGHTS} | {name: {name: 1.0} for name in WEIGHTS} | {TRUTH: {TRUTH: 1.0}}
+
+
+@dataclass(frozen=True)
+class CriticSettings:
+    """The flags of data/demo/measure_critic.py."""
+
+    checkpoint: str = flag(help="a checkpoint folder, such as runs/demo/itsl/best")
+    data_path: str = flag("data/demo/clips", "the demo world")
+    emb_path: str = flag("runs/demo/emb", "its embedding store")
+    batches: int = flag(10, "batches of 8 clips; their gradients are held in memory, 7 times the trained numbers for each")
+    samples: int = flag(4, "answers a clip")
+    seed: int = flag(0, "of the clips and the answers")
+
+    def __post_init__(self) -> None:
+        if self.batches < 3 or self.samples < 2:
+            raise ValueError(f"--batches {self.batches} --samples {self.samples}: at least 3 and 2, they are compared")
+
+
+CLIPS = 8  # a batch
+
+
+def main() -> int:
+    settings = parse(CriticSettings, description=__doc__)
+    try:
+        print(measure(settings))
+    except (CheckpointError, DataError, StoreError, ValueError, OSError) as error:
+        print(f"measure_critic.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def measure(settings: CriticSettings) -> str:
+    """The table, in Markdown."""
+    made_with = read_info(Path(settings.checkpoint))["settings"]
+    train = TrainSettings(
+        data_path=settings.data_path,
+        emb_path=settings.emb_path,
+        pretrained_path=settings.checkpoint,
+        llama_model_path=made_with["llama_model_path"],
+        modalities=tuple(made_with["modalities"]),
+        answer_order=made_with["answer_order"],
+        trainable="all",
+        samples=settings.samples,
+        w_critic=1.0,
+    )
+    llama, tokenizer = open_language(train.llama_model_path, train.model)
+    corpus = load_corpus(train, tokenizer, min(train.max_seq_len, llama.max_seq_len))
+    width = corpus.store.identity.width if corpus.store else None
+    model = build(train, corpus.taxonomy, width, torch.device("cpu")).model
+    critic = critic_of(train, tokenizer, corpus, model)
+    truth = read_rationales(Path(settings.data_path, "rationales.jsonl"))
+
+    rows = corpus.splits["train"]
+    order = np.random.default_rng(settings.seed).permutation(len(rows))[: settings.batches * CLIPS]
+    if len(order) < settings.batches * CLIPS:
+        raise DataError(f"{len(rows)} train clips are too few for --batches {settings.batches} of {CLIPS}")
+    generator = torch.Generator().manual_seed(settings.seed)
+    collate = Collator(corpus.store, corpus.modalities)
+    gradients: dict[str, list[Tensor]] = {name: [] for name in (*REWARDS, SUPERVISED)}
+    parts: list[dict[str, Tensor]] = []
+    for picked in tqdm(np.split(order, settings.batches), desc="batches", unit="batch"):
+        batch = collate([rows[i] for i in picked])
+        found, worth = gradients_of(model, critic, batch, truth, generator)
+        parts.append(worth)
+        for name, gradient in found.items():
+            gradients[name].append(gradient)
+    return table({name: torch.stack(rows) for name, rows in gradients.items()}, parts)
+
+
+def critic_of(train: TrainSettings, tokenizer, corpus: Corpus, model: ITSL) -> Critic:
+    """The critic of a training run that starts here. Raises DataError without intents or rationales."""
+    told = [row for row in corpus.splits["train"] if row.rationale and row.intent is not None]
+    if corpus.taxonomy is None or not told:
+        raise DataError(f"{train.data_path}: no reference rationales to reward answers by")
+    intents = [corpus.taxonomy.labels[row.intent or 0] for row in told]
+    verifier = fit_verifier([row.rationale or "" for row in told], intents, corpus.taxonomy, None)
+    start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    return Critic(train, tokenizer, corpus.taxonomy, corpus.splits["train"], verifier, start)
+
+
+def gradients_of(
+    model: ITSL, critic: Critic, batch: Batch, truth: dict[str, Rationale], generator: torch.Generator
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """One batch: the gradient (parameters,) by each reward and the supervised loss, and what each answer is worth, (B,K)."""
+    sampled = critic.sample(model, batch, generator)
+    assert sampled is not None, "every clip of the demo world has an intent"
+    shape = sampled.parts["intent"].shape
+    facts = [
+        cue_f1(answer.rationale or "", truth[key]) for answer, key in zip(sampled.answers, sampled.batch.keys, strict=True)
+    ]
+    worth = sampled.parts | {TRUTH: torch.tensor(facts).view(shape)}
+    output = model(with_below(model, sampled.batch))
+    found = {}
+    for name, weights in REWARDS.items():
+        value = advantage(worth, "loo", weights).value.flatten()
+        found[name] = gradient(model, self_critical(output.logp, output.mask, value, critic.max_new))
+    output = model(with_below(model, batch))
+    found[SUPERVISED] = gradient(model, rationale_nll(output.logp, output.mask))
+    return found, worth
+
+
+def gradient(model: ITSL, loss: Tensor) -> Tensor:
+    """Of all trained tensors, in one vector; the graph stays."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    found = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
+    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(trained, found, strict=True)])
+
+
+def cue_f1(text: str, row: Rationale) -> float:
+    """Of one answer: how well its claims fit the truth about the clip and what the reference names."""
+    claims, wanted = cues_in(text), set(cues_in(row.rationale))
+    true = {cue for cue, value in claims.items() if (row.cues or {}).get(cue) == value}
+    precision, recall = len(true) / max(len(claims), 1), len(true & wanted) / max(len(wanted), 1)
+    return 2 * precision * recall / max(precision + recall, 1e-9)
+
+
+def table(gradients: dict[str, Tensor], parts: list[dict[str, Tensor]]) -> str:
+    """gradients: (batches, parameters) by reward; parts: a dict of (B,K) a batch."""
+    signals = {name: signal(rows, rows) for name, rows in gradients.items()}
+    columns = ("reward", "mean", "correlation with the truth", "signal, % of a batch", "batches until signal = noise", "cosine")
+    lines = [f"| {' | '.join(columns)} |", f"|{len(columns) * '---|'}"]
+    for name, rows in gradients.items():
+        squared, (mean, error) = float(rows.square().sum(1).mean()), signals[name]
+        worth = [batch[name] for batch in parts] if name in parts[0] else None
+        shown = [
+            "" if worth is None else f"{float(torch.stack(worth).mean()):.3f}",
+            "" if worth is None or name == TRUTH else f"{within(worth, [batch[TRUTH] for batch in parts]):.2f}",
+            f"{100 * mean / squared:.2f} ± {100 * error / squared:.2f}",
+            f"{squared / mean - 1:.0f}" if mean > error else "not told from 0",
+            cosine(rows, gradients[TRUTH], mean, signals[TRUTH][0]) if name != TRUTH else "",
+        ]
+        lines.append(f"| {name} | {' | '.join(shown)} |")
+    n, k = parts[0][TRUTH].shape
+    notes = f"{len(parts)} batches of {n} train clips, {k} answers each; correlation: among the answers to one clip;"
+    return "\n".join([*lines, "", f"{notes} cosine: of the signal with the truth's"])
+
+
+def signal(one: Tensor, other: Tensor) -> tuple[float, float]:
+    """The product of the means of two kinds of gradients, (batches, parameters) each, from pairs of different batches; and its
+    standard error by leaving out one batch at a time (jackknife)."""
+    products = (one @ other.T).double().numpy()
+    n = len(products)
+
+    def mean(kept: np.ndarray) -> float:
+        part = products[np.ix_(kept, kept)]
+        return (part.sum() - np.trace(part)) / max(len(kept) * (len(kept) - 1), 1)
+
+    without = np.array([mean(np.delete(np.arange(n), i)) for i in range(n)])
+    return mean(np.arange(n)), float(np.sqrt((n - 1) / n * np.square(without - without.mean()).sum()))
+
+
+def cosine(one: Tensor, truth: Tensor, own: float, its: float) -> str:
+    """Of two signals; nothing where either is not there."""
+    if min(own, its) <= 0:
+        return "–"
+    return f"{signal(one, truth)[0] / (own * its) ** 0.5:.2f}"
+
+
+def within(worth: list[Tensor], truth: list[Tensor]) -> float:
+    """Correlation of two values of answers, each less its mean over the answers to the same clip."""
+    one, other = (torch.cat([v - v.mean(1, keepdim=True) for v in values]).flatten() for values in (worth, truth))
+    return float((one * other).sum() / (one.square().sum() * other.square().sum()).sqrt().clamp(min=1e-12))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
