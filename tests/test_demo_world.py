@@ -37,6 +37,19 @@ def read_tsv(path):
         return list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
+def assert_same_clip(one, other):
+    """libx264 now and then codes a few pixels a level apart, so bytes may differ where nobody sees or hears it."""
+    for kind in ("video", "audio"):
+        ours, theirs = ([f.to_ndarray().astype(float) for f in frames(path, kind)] for path in (one, other))
+        assert [f.shape for f in ours] == [f.shape for f in theirs] and ours
+        assert max(np.abs(a - b).mean() for a, b in zip(ours, theirs, strict=True)) < (0.1 if kind == "video" else 1e-6)
+
+
+def frames(path, kind):
+    with av.open(str(path)) as container:
+        yield from container.decode(**{kind: 0})
+
+
 # --- the table and its ceilings
 
 
@@ -240,19 +253,22 @@ def test_clips_are_h264_and_aac_of_varied_shape_that_the_front_end_reads(world):
         assert windows["vision"].inputs.shape[1:] == (3, 2, 224, 224) and windows["audio"].inputs.shape[1:] == (1, 128, 204)
 
 
-def test_the_same_seed_makes_the_same_bytes(world, tmp_path):
+def test_the_same_seed_makes_the_same_clip_and_another_does_not(world, tmp_path):
     row = write.rows(0, SMALL)[3]
     write.write_clip(tmp_path / "again.mp4", row, seed=0)
-    assert (tmp_path / "again.mp4").read_bytes() == (world / row.path).read_bytes()
+    assert_same_clip(tmp_path / "again.mp4", world / row.path)
+    write.write_clip(tmp_path / "other.mp4", row, seed=1)
+    with pytest.raises(AssertionError):
+        assert_same_clip(tmp_path / "other.mp4", world / row.path)
 
 
 def test_an_interrupted_run_makes_what_is_missing_and_touches_nothing_else(world):
     made = write.rows(0, SMALL)
     lost, kept = world / made[5].path, world / made[6].path
-    before, stamp = lost.read_bytes(), kept.stat().st_mtime_ns
-    lost.unlink()
+    before, stamp = lost.rename(world / "before.mp4"), kept.stat().st_mtime_ns
     write.write_world(DemoWorldSettings(str(world), workers=1, **SMALL))
-    assert lost.read_bytes() == before and kept.stat().st_mtime_ns == stamp
+    assert_same_clip(lost, before)
+    assert kept.stat().st_mtime_ns == stamp
 
 
 def test_another_seed_in_the_same_folder_is_refused_with_what_to_type(world):
