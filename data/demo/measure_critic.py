@@ -2,10 +2,11 @@
 
     python data/demo/measure_critic.py --checkpoint runs/demo/itsl/best
 
-Answers to train clips are sampled as in training; every part of the reward gives a gradient of the trained tensors, batch by
-batch. Gradients of different batches share their signal and nothing else, so the mean product of two of them is the squared
-signal, and what a batch's own square has beyond that is noise. Beside the parts of the reward stand what no training sees, the
-cue F1 of each answer against the truth about its clip, and what the supervised loss makes of the same clips' references.
+Answers to train clips are sampled as in training; every baseline, and every part of the reward, gives a gradient of the
+trained tensors, batch by batch. Gradients of different batches share their signal and nothing else, so the mean product of two
+of them is the squared signal, and what a batch's own square has beyond that is noise. Beside the parts of the reward stand
+what no training sees, the cue F1 of each answer against the truth about its clip, and what the supervised loss makes of the
+same clips.
 """
 
 import sys
@@ -36,7 +37,14 @@ from imagebind_llm.training import with_below
 from imagebind_llm.verifier import fit_verifier
 
 TRUTH, SUPERVISED = "cue F1 (the truth)", "supervised loss"
-REWARDS = {"all, weighted": WEIGHTS} | {name: {name: 1.0} for name in WEIGHTS} | {TRUTH: {TRUTH: 1.0}}
+WAYS: dict[str, tuple[dict[str, float], str, str]] = {  # weights, baseline, norm: what advantage() takes
+    "all parts, loo": (WEIGHTS, "loo", "group"),
+    "all parts, group": (WEIGHTS, "group", "group"),
+    "all parts, greedy": (WEIGHTS, "greedy", "group"),
+    "all parts, loo, summed raw": (WEIGHTS, "loo", "none"),
+    **{name: ({name: 1.0}, "loo", "group") for name in (*WEIGHTS, TRUTH)},
+}
+CLIPS = 8  # a batch
 
 
 @dataclass(frozen=True)
@@ -46,16 +54,13 @@ class CriticSettings:
     checkpoint: str = flag(help="a checkpoint folder, such as runs/demo/itsl/best")
     data_path: str = flag("data/demo/clips", "the demo world")
     emb_path: str = flag("runs/demo/emb", "its embedding store")
-    batches: int = flag(10, "batches of 8 clips; their gradients are held in memory, 7 times the trained numbers for each")
+    batches: int = flag(10, "batches of 8 clips; a dozen gradients of each are held in memory")
     samples: int = flag(4, "answers a clip")
     seed: int = flag(0, "of the clips and the answers")
 
     def __post_init__(self) -> None:
         if self.batches < 3 or self.samples < 2:
             raise ValueError(f"--batches {self.batches} --samples {self.samples}: at least 3 and 2, they are compared")
-
-
-CLIPS = 8  # a batch
 
 
 def main() -> int:
@@ -81,6 +86,7 @@ def measure(settings: CriticSettings) -> str:
         trainable="all",
         samples=settings.samples,
         w_critic=1.0,
+        baseline="greedy",  # so that the greedy answers are drawn too
     )
     llama, tokenizer = open_language(train.llama_model_path, train.model)
     corpus = load_corpus(train, tokenizer, min(train.max_seq_len, llama.max_seq_len))
@@ -95,7 +101,7 @@ def measure(settings: CriticSettings) -> str:
         raise DataError(f"{len(rows)} train clips are too few for --batches {settings.batches} of {CLIPS}")
     generator = torch.Generator().manual_seed(settings.seed)
     collate = Collator(corpus.store, corpus.modalities)
-    gradients: dict[str, list[Tensor]] = {name: [] for name in (*REWARDS, SUPERVISED)}
+    gradients: dict[str, list[Tensor]] = {name: [] for name in (*WAYS, SUPERVISED)}
     parts: list[dict[str, Tensor]] = []
     for picked in tqdm(np.split(order, settings.batches), desc="batches", unit="batch"):
         batch = collate([rows[i] for i in picked])
@@ -103,7 +109,7 @@ def measure(settings: CriticSettings) -> str:
         parts.append(worth)
         for name, gradient in found.items():
             gradients[name].append(gradient)
-    return table({name: torch.stack(rows) for name, rows in gradients.items()}, parts)
+    return table({name: torch.stack(gradients.pop(name)) for name in list(gradients)}, parts)
 
 
 def critic_of(train: TrainSettings, tokenizer, corpus: Corpus, model: ITSL) -> Critic:
@@ -130,8 +136,9 @@ def gradients_of(
     worth = sampled.parts | {TRUTH: torch.tensor(facts).view(shape)}
     output = model(with_below(model, sampled.batch))
     found = {}
-    for name, weights in REWARDS.items():
-        value = advantage(worth, "loo", weights).value.flatten()
+    for name, (weights, baseline, norm) in WAYS.items():
+        greedy = sampled.greedy if baseline == "greedy" else None
+        value = advantage(worth, baseline, weights, greedy, norm).value.flatten()
         found[name] = gradient(model, self_critical(output.logp, output.mask, value, critic.max_new))
     output = model(with_below(model, batch))
     found[SUPERVISED] = gradient(model, rationale_nll(output.logp, output.mask))

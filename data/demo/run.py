@@ -20,7 +20,7 @@ from imagebind_llm.store import write_atomic
 CLIPS, RUNS = "data/demo/clips", "runs/demo"
 EMB = f"--emb_path {RUNS}/emb"
 TORCHRUN = "-m torch.distributed.run --nproc_per_node 2 engine_finetune.py"
-TRAIN = f"{TORCHRUN} {EMB} --trainable all --batch_size 4 --gate_lr 20 --warmup_epochs 0.2"
+TRAIN = f"{TORCHRUN} {EMB} --trainable all --batch_size 4 --warmup_epochs 0.2"
 
 
 @dataclass(frozen=True)
@@ -56,20 +56,21 @@ STAGES = (
         "captions",
         "first stage of training: the language model learns to say what is seen and heard",
         f"{TRAIN} --stage pretrain --data_path {CLIPS}/captions.json --output_dir {RUNS}/pretrain"
-        " --adapter_layer 12 --adapter_len 1 --lora_rank 8 --bridge_width 2 --epochs 2 --lr 3e-3",
+        " --adapter_layer 12 --adapter_len 1 --lora_rank 8 --bridge_width 2 --epochs 2 --lr 3e-3 --gate_lr 20",
         f"{RUNS}/pretrain/best/checkpoint.json",
     ),
     Stage(
         "supervised",
         "second stage: intent and rationale together",
-        f"{TRAIN} --data_path {CLIPS} --output_dir {RUNS}/itsl --pretrained_path {RUNS}/pretrain/best --epochs 3 --lr 1e-3",
+        f"{TRAIN} --data_path {CLIPS} --output_dir {RUNS}/itsl --pretrained_path {RUNS}/pretrain/best"
+        " --epochs 3 --lr 1e-3 --gate_lr 20",
         f"{RUNS}/itsl/results.json",
     ),
     Stage(
         "self-critical",
         "third stage: answers are sampled and weighed against each other (shortened: 24 clips)",
         f"{TRAIN} --data_path {CLIPS} --output_dir {RUNS}/critic --pretrained_path {RUNS}/itsl/best"
-        " --w_critic 0.5 --limit 24 --epochs 1 --lr 2e-4",
+        " --w_critic 2 --limit 24 --epochs 1 --lr 3e-4",
         f"{RUNS}/critic/results.json",
     ),
     Stage(

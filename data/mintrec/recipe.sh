@@ -64,7 +64,7 @@ train "$S/itsl" results.json --data_path "$DATA" ${START[@]+"${START[@]}"} --epo
 BEST=$S/itsl
 if [ -e "$DATA/rationales.jsonl" ]; then
     say "6. self-critical: the model's own sampled answers, rewarded"
-    train "$S/critic" results.json --data_path "$DATA" --pretrained_path "$S/itsl/best" --epochs "$SHORT" --warmup_epochs 0.1 --lr 2e-4 --w_critic 0.5
+    train "$S/critic" results.json --data_path "$DATA" --pretrained_path "$S/itsl/best" --epochs "$SHORT" --warmup_epochs 0.1 --lr 2e-4 --gate_lr 1 --w_critic 0.5
     BEST=$S/critic
 else
     say "6. self-critical: left out, there is no $DATA/rationales.jsonl (write_rationales.py makes it)"
