@@ -24,12 +24,11 @@ from imagebind_llm.checkpoint import CheckpointError, read_info
 from imagebind_llm.config import flag, parse
 from imagebind_llm.corpus import Corpus, load_corpus
 from imagebind_llm.datasets import DataError
-from imagebind_llm.demo_world.phrases import cues_in
 from imagebind_llm.losses import rationale_nll, self_critical
 from imagebind_llm.model import ITSL
 from imagebind_llm.records import Batch
 from imagebind_llm.rewards import WEIGHTS, advantage
-from imagebind_llm.scoring import Rationale, read_rationales
+from imagebind_llm.scoring import Rationale, cue_scores, read_rationales
 from imagebind_llm.self_critical import Critic
 from imagebind_llm.settings import TrainSettings
 from imagebind_llm.store import StoreError
@@ -38,8 +37,7 @@ from imagebind_llm.verifier import fit_verifier
 
 TRUTH, SUPERVISED = "cue F1 (the truth)", "supervised loss"
 WAYS: dict[str, tuple[dict[str, float], str, str]] = {  # weights, baseline, norm: what advantage() takes
-    "all parts, loo": (WEIGHTS, "loo", "group"),
-    "all parts, group": (WEIGHTS, "group", "group"),
+    "all parts, loo": (WEIGHTS, "loo", "group"),  # baseline group is (K - 1) / K of it, so no other direction
     "all parts, greedy": (WEIGHTS, "greedy", "group"),
     "all parts, loo, summed raw": (WEIGHTS, "loo", "none"),
     **{name: ({name: 1.0}, "loo", "group") for name in (*WEIGHTS, TRUTH)},
@@ -130,9 +128,8 @@ def gradients_of(
     sampled = critic.sample(model, batch, generator)
     assert sampled is not None, "every clip of the demo world has an intent"
     shape = sampled.parts["intent"].shape
-    facts = [
-        cue_f1(answer.rationale or "", truth[key]) for answer, key in zip(sampled.answers, sampled.batch.keys, strict=True)
-    ]
+    told = zip(sampled.answers, sampled.batch.keys, strict=True)
+    facts = [cue_scores([answer.rationale or ""], [truth[key]])["cue_f1"] or 0.0 for answer, key in told]
     worth = sampled.parts | {TRUTH: torch.tensor(facts).view(shape)}
     output = model(with_below(model, sampled.batch))
     found = {}
@@ -152,14 +149,6 @@ def gradient(model: ITSL, loss: Tensor) -> Tensor:
     return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(trained, found, strict=True)])
 
 
-def cue_f1(text: str, row: Rationale) -> float:
-    """Of one answer: how well its claims fit the truth about the clip and what the reference names."""
-    claims, wanted = cues_in(text), set(cues_in(row.rationale))
-    true = {cue for cue, value in claims.items() if (row.cues or {}).get(cue) == value}
-    precision, recall = len(true) / max(len(claims), 1), len(true & wanted) / max(len(wanted), 1)
-    return 2 * precision * recall / max(precision + recall, 1e-9)
-
-
 def table(gradients: dict[str, Tensor], parts: list[dict[str, Tensor]]) -> str:
     """gradients: (batches, parameters) by reward; parts: a dict of (B,K) a batch."""
     signals = {name: signal(rows, rows) for name, rows in gradients.items()}
@@ -173,7 +162,7 @@ def table(gradients: dict[str, Tensor], parts: list[dict[str, Tensor]]) -> str:
             "" if worth is None or name == TRUTH else f"{within(worth, [batch[TRUTH] for batch in parts]):.2f}",
             f"{100 * mean / squared:.2f} ± {100 * error / squared:.2f}",
             f"{squared / mean - 1:.0f}" if mean > error else "not told from 0",
-            cosine(rows, gradients[TRUTH], mean, signals[TRUTH][0]) if name != TRUTH else "",
+            cosine(rows, gradients[TRUTH], signals[name], signals[TRUTH]) if name != TRUTH else "",
         ]
         lines.append(f"| {name} | {' | '.join(shown)} |")
     n, k = parts[0][TRUTH].shape
@@ -195,11 +184,11 @@ def signal(one: Tensor, other: Tensor) -> tuple[float, float]:
     return mean(np.arange(n)), float(np.sqrt((n - 1) / n * np.square(without - without.mean()).sum()))
 
 
-def cosine(one: Tensor, truth: Tensor, own: float, its: float) -> str:
-    """Of two signals; nothing where either is not there."""
-    if min(own, its) <= 0:
-        return "–"
-    return f"{signal(one, truth)[0] / (own * its) ** 0.5:.2f}"
+def cosine(one: Tensor, truth: Tensor, own: tuple[float, float], its: tuple[float, float]) -> str:
+    """Of two signals, given with their errors; nothing where either is not told from 0."""
+    if own[0] <= own[1] or its[0] <= its[1]:
+        return ""
+    return f"{signal(one, truth)[0] / (own[0] * its[0]) ** 0.5:.2f}"
 
 
 def within(worth: list[Tensor], truth: list[Tensor]) -> float:
