@@ -160,8 +160,8 @@ def table(gradients: dict[str, Tensor], parts: list[dict[str, Tensor]]) -> str:
         shown = [
             "" if worth is None else f"{float(torch.stack(worth).mean()):.3f}",
             "" if worth is None or name == TRUTH else f"{within(worth, [batch[TRUTH] for batch in parts]):.2f}",
-            f"{100 * mean / squared:.2f} ± {100 * error / squared:.2f}",
-            f"{squared / mean - 1:.0f}" if mean > error else "not told from 0",
+            f"{100 * mean / squared:.2f} ± {100 * error / squared:.2f}" if squared else "no gradient: all answers alike",
+            f"{squared / mean - 1:.0f}" if told_from_0(signals[name]) else "not told from 0",
             cosine(rows, gradients[TRUTH], signals[name], signals[TRUTH]) if name != TRUTH else "",
         ]
         lines.append(f"| {name} | {' | '.join(shown)} |")
@@ -184,9 +184,14 @@ def signal(one: Tensor, other: Tensor) -> tuple[float, float]:
     return mean(np.arange(n)), float(np.sqrt((n - 1) / n * np.square(without - without.mean()).sum()))
 
 
+def told_from_0(found: tuple[float, float]) -> bool:
+    """Whether a squared signal is beyond two of its standard errors."""
+    return found[0] > 2 * found[1]
+
+
 def cosine(one: Tensor, truth: Tensor, own: tuple[float, float], its: tuple[float, float]) -> str:
     """Of two signals, given with their errors; nothing where either is not told from 0."""
-    if own[0] <= own[1] or its[0] <= its[1]:
+    if not (told_from_0(own) and told_from_0(its)):
         return ""
     return f"{signal(one, truth)[0] / (own[0] * its[0]) ** 0.5:.2f}"
 
