@@ -187,6 +187,19 @@ def test_from_captions_to_answers_that_are_criticised(clips, pretrained, baselin
     assert {"reward_intent", "reward_rationale", "reward_consistency", "reward_format"} <= scores.keys()
 
 
+def test_two_ranks_and_one_take_the_same_self_critical_steps(intents, store, llama, tmp_path):
+    def stepped(name: str, weight: float, launcher: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
+        out = tmp_path / name
+        done = run([str(ROOT / "tests" / "critic_ranks.py"), *map(str, (out, intents, store, llama, weight))], launcher)
+        assert done.returncode == 0, done.stderr
+        return load_file(out)
+
+    one, two, without = stepped("one", 1.0), stepped("two", 1.0, TORCHRUN), stepped("without", 0.0)
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-6, rtol=1e-5)
+    assert max(float((one[name] - without[name]).abs().max()) for name in one) > 1e-3
+
+
 def test_finetuning_begins_where_pretraining_ended(clips, pretrained, tmp_path):
     done = train(**clips | {"lr": 0}, pretrained_path=pretrained, output_dir=tmp_path)
     assert done.code == 0, done.err

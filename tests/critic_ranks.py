@@ -1,0 +1,64 @@
+"""Two self-critical steps on eight clips, on however many ranks torchrun starts this with.
+
+    critic_ranks.py OUT.safetensors DATA STORE LLAMA LAMBDA
+
+Answers are drawn from random numbers that hang on the clip (in a run: on the rank), so that any number of ranks samples alike;
+they are worth what share of their token ids is even, since a random LLaMA says nothing that parses.
+"""
+
+import sys
+import zlib
+from dataclasses import replace
+
+import torch
+from safetensors.torch import save_file
+
+from imagebind_llm import distributed
+from imagebind_llm.assembly import build, open_language
+from imagebind_llm.batches import Collator
+from imagebind_llm.corpus import load_corpus
+from imagebind_llm.records import IGNORE, Batch
+from imagebind_llm.self_critical import Critic, CriticSums, Sampled
+from imagebind_llm.settings import TrainSettings
+from imagebind_llm.training import CriticStep, Sums, counts_of, train_step
+from imagebind_llm.verifier import fit_verifier
+
+
+class ByClip(Critic):
+    def sample(self, model, batch: Batch, generator: torch.Generator) -> Sampled | None:
+        sampled = super().sample(model, batch, generator.manual_seed(zlib.crc32(batch.keys[0].encode())))
+        targets = sampled.batch.targets
+        even = ((targets % 2 == 0) & (targets != IGNORE)).sum(1) / (targets != IGNORE).sum(1)
+        return replace(sampled, parts=dict.fromkeys(sampled.parts, even.view(sampled.parts["intent"].shape)))
+
+
+def main(out: str, data: str, store: str, llama: str, weight: str) -> None:
+    settings = TrainSettings(
+        data_path=data, emb_path=store, llama_model_path=llama, trainable="all", adapter_layer=2, adapter_len=3, lora_rank=2
+    )
+    with distributed.process_group("cpu") as device:
+        _, tokenizer = open_language(llama, settings.model)
+        corpus = load_corpus(settings, tokenizer, settings.max_seq_len)
+        own = build(settings, corpus.taxonomy, corpus.store.identity.width, device).model
+        for name, parameter in own.named_parameters():
+            if name.endswith("gate"):
+                torch.nn.init.constant_(parameter, 0.5)
+        trained = {name: p for name, p in own.named_parameters() if p.requires_grad}
+        rows = corpus.splits["train"]
+        told = [row.rationale for row in rows], [corpus.taxonomy.labels[row.intent] for row in rows]
+        verifier = fit_verifier(*told, corpus.taxonomy, None)
+        start = {name: p.detach().clone() for name, p in trained.items()}
+        critic = ByClip(settings, tokenizer, corpus.taxonomy, rows, verifier, start)
+
+        model, optimizer = distributed.wrap(own), torch.optim.SGD(trained.values(), lr=0.5)
+        ranks, collate = distributed.world_size(), Collator(corpus.store, corpus.modalities)
+        for step in (rows[:4], rows[4:8]):
+            passes = [collate([row]) for row in step[distributed.rank() :: ranks]]
+            critical = CriticStep(critic, float(weight), torch.Generator(), CriticSums())
+            train_step(model, optimizer, passes, counts_of(step), settings, Sums(), critical)
+        if distributed.is_main():
+            save_file({name: p.detach().clone() for name, p in trained.items()}, out)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
