@@ -25,13 +25,14 @@ TAXONOMIES = {taxonomy.name: taxonomy for taxonomy in (MINTREC, MINTREC2)}
 
 @dataclass
 class Assembled:
-    """A model, what it was built from, the names of the parameters that are not simply its LLaMA's, and that LLaMA's
-    fingerprint."""
+    """A model, what it was built from, the names of the parameters that are not simply its LLaMA's, and fingerprints of that
+    LLaMA and of the checkpoint that training starts from."""
 
     model: ITSL
     config: ModelConfig
     own: frozenset[str]
     llama: str
+    start: str = ""
 
     def adapter(self) -> dict[str, Tensor]:
         """What a checkpoint holds: everything that the LLaMA's own files do not."""
@@ -80,6 +81,7 @@ def build(settings: TrainSettings, taxonomy: Taxonomy | None, embedding_width: i
                 parameter.requires_grad_(False)
     trained = {name for name, p in assembled.model.named_parameters() if p.requires_grad}
     assembled.own = assembled.own | trained
+    assembled.start = digest(start.tensors) if start.tensors else ""
     return assembled
 
 
@@ -128,6 +130,15 @@ def llama_fingerprint(state: Mapping[str, Tensor]) -> str:
     some = state["tok_embeddings.weight"][:256]  # never trained; the norms are
     numbers = some.detach().to("cpu", torch.bfloat16).view(torch.int16).contiguous().numpy()
     return hashlib.sha256(numbers.tobytes()).hexdigest()[:16]
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Tells sets of tensors apart by their names and every bit of them."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(name.encode())
+        found.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()[:16]
 
 
 def taxonomy_of(info: dict[str, Any]) -> Taxonomy | None:

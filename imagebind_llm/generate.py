@@ -125,10 +125,12 @@ def generate(
 
 
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
-    """The next token of every row (R,), from logits (R,V)."""
+    """The next token of every row (R,), from logits (R,V). Raises ValueError to draw from logits that are not finite."""
     if sampling.temperature == 0:
         return logits.argmax(1)
     cumulated = distribution(logits, sampling).double().cumsum(1)  # (R,V); one random number a row, not one a token
+    if not cumulated[:, -1].isfinite().all():
+        raise ValueError("the logits of the next token are not finite: expected numbers to draw from; take another checkpoint")
     drawn = torch.rand(len(logits), 1, generator=generator, dtype=torch.float64, device=logits.device) * cumulated[:, -1:]
     return torch.searchsorted(cumulated, drawn, right=True).squeeze(1)
 

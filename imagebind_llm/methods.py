@@ -83,6 +83,12 @@ def encode_sentences(sentences: list[str], identity: Identity, settings: Classif
 def fit_itsl(protocol: Protocol, modalities: tuple[str, ...], settings: ClassifierSettings, tick) -> Fitted:
     """Checkpoints of one model, each trained with another seed. Nothing is fitted here; one at a time is in memory."""
     infos = [checkpoint.read_info(Path(folder)) for folder in settings.checkpoint]
+    seeds = tuple(info["settings"]["seed"] for info in infos)
+    if again := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
+        raise DataError(
+            f"--checkpoint {' '.join(settings.checkpoint)}: expected checkpoints of one model that were trained with different "
+            f"seeds, got seed {', '.join(map(str, again))} more than once; evaluate each on its own, into another --output_dir"
+        )
     for folder, info in zip(settings.checkpoint, infos, strict=True):
         _refuse_seen(folder, info, protocol)
     tick()
@@ -92,7 +98,7 @@ def fit_itsl(protocol: Protocol, modalities: tuple[str, ...], settings: Classifi
             [answers_of(_open(folder, protocol, modalities, settings), rows, protocol) for folder in settings.checkpoint]
         )
 
-    return Fitted(predict, tuple(info["settings"]["seed"] for info in infos))
+    return Fitted(predict, seeds)
 
 
 def answers_of(explainer: Explainer, rows: Rows, protocol: Protocol) -> np.ndarray:

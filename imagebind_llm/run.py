@@ -257,6 +257,8 @@ class Run:
             if name not in FREE and theirs.get(name) != ours[name]
         ]
         other += [f"another {what}" for what in ("llama", "data", "store") if info[what] != self._about[what]]
+        if info.get("start", self._about["start"]) != self._about["start"]:
+            other.append(f"--pretrained_path {self.settings.pretrained_path} holds other tensors")
         if info["world_size"] != self._about["world_size"]:
             other.append(f"{info['world_size']} ranks -> {self._about['world_size']}")
         if other:
@@ -274,6 +276,7 @@ class Run:
             "settings": json.loads(json.dumps(asdict(self.settings))),
             "model": checkpoint.config_to_json(self.assembled.config),
             "llama": self.assembled.llama,
+            "start": self.assembled.start,
             "data": digest.hexdigest()[:16],
             "taxonomy": self.corpus.taxonomy.name if self.corpus.taxonomy else None,
             "modalities": list(self.settings.modalities),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from toy_training import INTENTS, ROWS, Done, call, key_of, read_lines, write_alpaca, write_intents, write_llama, write_store
 
 import engine_finetune
@@ -205,6 +206,17 @@ def test_finetuning_begins_where_pretraining_ended(clips, pretrained, tmp_path):
     assert done.code == 0, done.err
     before, after = (load_file(folder / "adapter.safetensors") for folder in (pretrained, tmp_path / "last"))
     assert set(after) - set(before) and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_run_goes_on_only_from_the_start_that_it_had(clips, pretrained, tmp_path):
+    """A first stage trained anew under the same path would otherwise leave the second finished, and of the old one."""
+    shutil.copytree(pretrained, tmp_path / "first")
+    flags = clips | {"pretrained_path": tmp_path / "first", "output_dir": tmp_path / "second"}
+    assert train(**flags).code == 0 and train(**flags).code == 0
+    anew = {name: tensor + 1e-3 for name, tensor in load_file(tmp_path / "first" / "adapter.safetensors").items()}
+    save_file(anew, tmp_path / "first" / "adapter.safetensors")
+    said = refused(train(**flags))
+    assert f"--pretrained_path {tmp_path / 'first'} holds other tensors" in said and "--resume no" in said
 
 
 # --- refused, with a sentence ---

@@ -137,6 +137,12 @@ def test_drawn_frequencies_follow_the_distribution(top_p):
     assert (wanted == 0).any() == (top_p < 1)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nothing_is_drawn_from_logits_that_are_not_finite(value):
+    with pytest.raises(ValueError, match="not finite"):
+        choose(torch.tensor([[0.0, 1.0], [0.0, value]]), Sampling(1.0))
+
+
 @pytest.mark.parametrize("fusion", [None, "separate"])
 def test_answer_scores_equal_a_forward_pass_for_each_answer(fusion):
     model = random_itsl(fusion)

@@ -111,6 +111,12 @@ def test_rows_that_a_checkpoint_was_trained_or_chosen_on_are_not_reported(settin
             fit_itsl(load_protocol(own), MODALITIES, own, lambda: None)
 
 
+def test_a_seed_counts_once(settings, tmp_path):
+    again = replace(settings, checkpoint=(str(tmp_path / "run3"), str(tmp_path / "run5"), str(tmp_path / "run3")))
+    with pytest.raises(DataError, match="got seed 3 more than once"):
+        fit_itsl(load_protocol(settings), MODALITIES, again, lambda: None)
+
+
 def test_training_data_in_json_are_looked_up_too_and_gone_ones_are_said(settings, tmp_path):
     rows = [{"key": "S04_E0_2000", "instruction": "?", "output": "!"}, {"key": "S04_E1_2001", "split": "test"}]
     (tmp_path / "some.json").write_text(json.dumps(rows))
