@@ -48,10 +48,12 @@ def fail(message: str) -> int:
 def run(settings: ClassifierSettings) -> None:
     """Read, evaluate, print, write."""
     started = time.monotonic()
+    output = Path(settings.output_dir)
+    if (output / "last").is_dir():
+        raise DataError(f"{output}: holds a training run, with results.json of its own; give another --output_dir")
     protocol = load_protocol(settings)
     subsets = evaluate(protocol, settings, METHODS[settings.method])
     found = results(protocol, subsets, settings)
-    output = Path(settings.output_dir)
     if settings.method == "itsl":
         found["rationales"], found["verifier"] = explained(protocol, settings, output)
     found["seconds"] = round(time.monotonic() - started, 1)

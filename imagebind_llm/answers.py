@@ -47,12 +47,18 @@ def shown(explanation: Explanation, labels: Sequence[str], example: Example) -> 
 
 
 def answer_split(explainer: Explainer, settings: ExplainSettings) -> None:
-    """Write an answer a line for every clip of a split; rows that an interrupted run wrote are kept."""
+    """Write an answer a line for every clip of a split; rows that an interrupted run wrote are kept.
+
+    A file of another model's answers is moved to NAME.old.jsonl, and that is said.
+    """
     dataset = load_dataset(settings.data_path, (settings.split,))
     examples = dataset.splits[settings.split][: settings.limit or None]
     path = Path(settings.batch)
     stamp = {"model": explainer.digest, "max_new_tokens": settings.max_new_tokens}
-    done = _written(path, stamp)
+    done, others = _written(path, stamp)
+    if others:
+        old = path.replace(path.with_suffix(f".old{path.suffix}"))
+        print(f"{path} held {others} answers of another model or --max_new_tokens; they are in {old} now")
     todo = [example for example in examples if example.key not in done]
     store = open_store(explainer, settings)
     with tqdm(total=len(examples), initial=len(examples) - len(todo), unit="clip", desc="explaining", smoothing=0.1) as bar:
@@ -96,11 +102,11 @@ def row(explainer: Explainer, example: Example, found: Explanation) -> dict:
     }
 
 
-def _written(path: Path, stamp: dict) -> dict[str, dict]:
-    """Rows of this very model that are there already; a last line that was cut off is forgotten."""
+def _written(path: Path, stamp: dict) -> tuple[dict[str, dict], int]:
+    """Rows of this very model that are there already, and how many of others; a last line that was cut off is forgotten."""
     if not path.is_file():
-        return {}
-    rows = {}
+        return {}, 0
+    rows, others = {}, 0
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             found = json.loads(line)
@@ -108,7 +114,9 @@ def _written(path: Path, stamp: dict) -> dict[str, dict]:
             continue
         if {name: found.get(name) for name in stamp} == stamp:
             rows[found["key"]] = found
-    return rows
+        else:
+            others += 1
+    return rows, others
 
 
 def open_store(explainer: Explainer, settings: ExplainSettings) -> Store | None:

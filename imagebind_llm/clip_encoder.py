@@ -36,8 +36,9 @@ class ClipEncoder:
 
     @classmethod
     def load(cls, identity: Mapping, weights: str = "", device: torch.device | str = "cpu") -> "ClipEncoder":
-        """`identity` as a checkpoint keeps it; `weights` as --encoder_weights. Raises DataError for other weights than its own,
-        WeightsError where there are none."""
+        """`identity` as a checkpoint keeps it; `weights` as --encoder_weights. Computes in float32, also where the store is of
+        bfloat16: the two differ by its rounding. Raises DataError for other weights than its own, WeightsError where there
+        are none."""
         recipe = ExtractSettings(
             data_path="",
             output_dir="",

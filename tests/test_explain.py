@@ -57,6 +57,17 @@ def test_a_split_is_answered_line_by_line_and_continues(world, tmp_path):
     assert again[:-1] == kept and again[-1]["key"] == rows[-1]["key"] and again[-1]["intent"] == rows[-1]["intent"]
 
 
+def test_answers_of_another_model_are_moved_and_not_lost(world, tmp_path):
+    file = tmp_path / "answers.jsonl"
+    assert answers(world, **data_of(world), batch=file, limit=2).code == 0
+    other = [row | {"model": "another"} for row in read_lines(file)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in other))
+    done = answers(world, **data_of(world), batch=file, limit=2)
+    assert done.code == 0 and "held 2 answers of another model" in done.out
+    assert read_lines(tmp_path / "answers.old.jsonl") == other
+    assert [row["key"] for row in read_lines(file)] == [key_of("test", i) for i in range(2)] and "another" not in file.read_text()
+
+
 def test_a_limit_answers_the_first_clips_of_a_split(world, tmp_path):
     done = answers(world, **data_of(world), batch=tmp_path / "few.jsonl", limit=2)
     assert done.code == 0 and "few (2 of 6)" in done.out

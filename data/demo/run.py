@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from imagebind_llm.config import parse
 from imagebind_llm.store import write_atomic
 
 CLIPS, RUNS = "data/demo/clips", "runs/demo"
@@ -83,6 +84,11 @@ STAGES = (
 )
 
 
+@dataclass(frozen=True)
+class DemoSettings:
+    """data/demo/run.py has no flags."""
+
+
 def main() -> int:
     record = Path(RUNS, "stages.json")
     done = json.loads(record.read_text()) if record.is_file() else {}
@@ -128,4 +134,5 @@ def environment(stage: Stage) -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    parse(DemoSettings, description=f"{__doc__}\n" + "\n".join(f"{stage.name}: {stage.what}" for stage in STAGES))
     sys.exit(main())
