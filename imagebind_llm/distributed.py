@@ -26,7 +26,7 @@ def is_main() -> bool:
 
 @contextmanager
 def process_group(device: str) -> Iterator[torch.device]:
-    """Join the group that torchrun announces (nccl on CUDA, gloo on CPU); without torchrun, do nothing.
+    """Join the group that torchrun announces (nccl for tensors on CUDA, gloo for those on CPU); without torchrun, do nothing.
 
     Yields the device of this rank: `cuda` becomes `cuda:LOCAL_RANK`. Ranks leave together: the first writes what all have
     made, and one that ends badly while it does would take it along. The group is destroyed on the way out.
@@ -37,7 +37,9 @@ def process_group(device: str) -> Iterator[torch.device]:
         torch.cuda.set_device(device)
     if launched:
         # a rank that is done waits for the slowest; one that dies is noticed by torchrun, not by this clock
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(days=1))
+        # running sums stay on the CPU, also of ranks that train on GPUs: nccl alone would refuse them
+        backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(days=1))
     try:
         yield torch.device(device)
         barrier()
