@@ -53,13 +53,15 @@ def train(settings: TrainSettings, device: torch.device) -> None:
     optimizer = make_optimizer(assembled.model, settings.weight_decay, settings.gate_lr)
     run = Run(settings, assembled, optimizer, corpus)
     announce(run, assembled, corpus)
+    if settings.w_critic and run.verifier is None:
+        raise DataError("--w_critic needs intents and reference rationales: pass --rationales, a JSONL of {key, rationale}")
     rows = corpus.taught
     with run.frozen_states(device) as states:
         collate = Collator(corpus.store, corpus.modalities, states)
         look = partial(evaluate, assembled.model, corpus.splits.get("dev", []), collate, device, 2 * settings.batch_size)
         critic = None
         while not run.finished:
-            critic = critic or begin_criticism(run, tokenizer, look)
+            critic = critic or critic_of(run, tokenizer, look)
             for moment in train_one_epoch(model, optimizer, rows, collate, settings, device, run.position, critic):
                 run.line(moment)
                 if moment.position.step % settings.save_steps == 0 and moment.position.step < moment.steps:
@@ -70,16 +72,20 @@ def train(settings: TrainSettings, device: torch.device) -> None:
     finish(run, tokenizer, device)
 
 
-def begin_criticism(run: Run, tokenizer: LlamaTokenizer, look: Callable[[], tuple[dict, list[bool]]]) -> Critic | None:
-    """The critic, from the epoch of --critic_start on; the model of that moment is what it is held against."""
-    settings, taxonomy = run.settings, run.corpus.taxonomy
-    if not settings.w_critic or run.position.epoch + 1 <= settings.critic_start:
+def critic_of(run: Run, tokenizer: LlamaTokenizer, look: Callable[[], tuple[dict, list[bool]]]) -> Critic | None:
+    """The critic, once it is its time; what it holds answers against is the model that it began with."""
+    if not run.criticises or run.verifier is None or run.corpus.taxonomy is None:
         return None
-    if taxonomy is None or run.verifier is None:
-        raise DataError("--w_critic needs intents and reference rationales: pass --rationales, a JSONL of {key, rationale}")
-    critic = Critic(settings, tokenizer, taxonomy, run.corpus.splits["train"], run.verifier, run.reference())
-    if not run.guard.right:
-        run.begin_criticism(*look())
+    if run.guard.began is None:
+        run.begin_criticism(look)
+    rows, start = run.corpus.splits["train"], run.guard.began or 0
+    critic = Critic(run.settings, tokenizer, run.corpus.taxonomy, rows, run.verifier, run.reference(), start)
+    longest, context = max(row.n_prompt for row in rows) + critic.max_new, run.assembled.config.llama.max_seq_len
+    if longest > context:
+        raise DataError(
+            f"--w_critic samples up to {critic.max_new} tokens, with the longest prompt {longest}; the context of this LLaMA "
+            f"is {context}: shorten prompts and answers with --max_seq_len {context // 2}"
+        )
     return critic
 
 

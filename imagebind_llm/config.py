@@ -210,7 +210,7 @@ TRAINABLE = ("prompts", "lora", "all")
 NO_MODALITY = "none"
 BASELINES = ("greedy", "loo", "group")
 REWARD_NORMS = ("group", "none")
-REWARD_PARTS = ("intent", "rationale", "consistency", "format")
+REWARD_WEIGHTS = {"intent": 1.0, "rationale": 0.5, "consistency": 0.5, "format": 0.1}  # parts of the reward: the default
 ANSWER_ORDERS = ("label", "rationale")
 
 

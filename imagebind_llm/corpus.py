@@ -11,7 +11,7 @@ from pathlib import Path
 
 from imagebind_llm.config import MODALITIES, NO_MODALITY
 from imagebind_llm.datasets import DataError, load_dataset, rationale_rows
-from imagebind_llm.instructions import answer_text, caption_exchange, clip_exchange, encode_exchange, instruction_exchange
+from imagebind_llm.instructions import LEAD, answer_text, caption_exchange, clip_exchange, encode_exchange, instruction_exchange
 from imagebind_llm.labels import MINTREC, MINTREC2, Taxonomy
 from imagebind_llm.records import Example, Exchange, Sequence
 from imagebind_llm.settings import TrainSettings
@@ -173,11 +173,15 @@ def _json_exchange(path: Path, number: int, row: dict, taxonomy: Taxonomy | None
             raise DataError(f"{path}, row {number}: a caption needs the key (or clip) of what it describes")
         return caption_exchange(clip, row["caption"])
     label = taxonomy.canonical(row["intent"]) if taxonomy and row.get("intent") is not None else None
-    answer = row.get("output") or (answer_text(label, row.get("rationale")) if label else "")
+    answer = row.get("output") or (answer_text(label, row.get("rationale"), settings.answer_order) if label else "")
     if not isinstance(answer, str) or not answer:
         raise DataError(f"{path}, row {number}: expected an output (or an intent), got neither")
+    lead = LEAD[settings.answer_order]
+    if not label or not answer.startswith(lead):
+        lead = ""  # else it is the prompt's end, as with clips: the head reads where the decoder chooses the label
     known = {"intent": taxonomy.index(label) if taxonomy and label else None, "rationale": row.get("rationale")}
     embedded = clip is not None and NO_MODALITY not in settings.modalities
+    given = str(row.get("input") or "")
     return instruction_exchange(
-        clip or f"row {number}", row["instruction"], str(row.get("input") or ""), answer, embedded=embedded, **known
+        clip or f"row {number}", row["instruction"], given, answer.removeprefix(lead), lead, embedded=embedded, **known
     )

@@ -5,18 +5,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from imagebind_llm.config import REWARD_PARTS
+from imagebind_llm.config import REWARD_WEIGHTS
 from imagebind_llm.report import Html, figure, lines, page, table
 from imagebind_llm.store import write_atomic
 
 STEPS = "steps.jsonl"
-# heading, what it shows, the values drawn together (each a mean since the epoch's start)
+# heading, what it shows, the values drawn together (each a mean since the line before)
 PICTURES = (
     ("Losses", "", ("nll", "cross_entropy")),
     ("Accuracy of the intent head, train", "", ("accuracy",)),
     ("Learning rate", "", ("lr",)),
     ("Norm of the gradient", "", ("grad_norm",)),
-    ("Rewards", "of sampled answers, raw, in [0, 1]", tuple(f"reward_{part}" for part in REWARD_PARTS)),
+    ("Rewards", "of sampled answers, raw, in [0, 1]", tuple(f"reward_{part}" for part in REWARD_WEIGHTS)),
     ("Groups and endings", "shares of clips with answers all alike, of answers without an end", ("skipped", "unfinished")),
     ("Spread", "mean size of the advantage", ("advantage",)),
     ("Entropy", "nats a sampled token", ("entropy",)),

@@ -34,6 +34,10 @@ class Sampling:
 GREEDY = Sampling()
 
 
+class NotFiniteError(ValueError):
+    """There is no next token to draw from logits that are not finite."""
+
+
 class Rows:
     """A batch in the middle of decoding: its cache, each row's next position, and the logits (R,V) of its next token.
 
@@ -125,12 +129,12 @@ def generate(
 
 
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
-    """The next token of every row (R,), from logits (R,V). Raises ValueError to draw from logits that are not finite."""
+    """The next token of every row (R,), from logits (R,V). Raises NotFiniteError to draw from such logits."""
     if sampling.temperature == 0:
         return logits.argmax(1)
     cumulated = distribution(logits, sampling).double().cumsum(1)  # (R,V); one random number a row, not one a token
     if not cumulated[:, -1].isfinite().all():
-        raise ValueError("the logits of the next token are not finite: expected numbers to draw from; take another checkpoint")
+        raise NotFiniteError("the logits of the next token are not finite; look at the embeddings, or take another checkpoint")
     drawn = torch.rand(len(logits), 1, generator=generator, dtype=torch.float64, device=logits.device) * cumulated[:, -1:]
     return torch.searchsorted(cumulated, drawn, right=True).squeeze(1)
 

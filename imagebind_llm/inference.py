@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from imagebind_llm.assembly import Assembled, frozen_dtype, open_language, restore, taxonomy_of
+from imagebind_llm.assembly import Assembled, digest, frozen_dtype, open_language, restore, taxonomy_of
 from imagebind_llm.batches import Collator
 from imagebind_llm.checkpoint import CheckpointError
 from imagebind_llm.config import NO_MODALITY
@@ -135,6 +135,7 @@ class Explainer:
         verifier: Verifier | None = None,
         order: str = "label",
     ):
+        self._assembled = assembled
         self.model, self.tokenizer, self.taxonomy = assembled.model, tokenizer, taxonomy
         self.modalities, self.calibration = tuple(modalities), calibration or Calibration()
         self.store_identity, self.verifier, self.order = store_identity, verifier, order
@@ -165,13 +166,8 @@ class Explainer:
 
     @property
     def digest(self) -> str:
-        """Tells models apart: of what was trained."""
-        parts = (
-            self.model.prefix_query.weight,
-            *(p for n, p in self.model.named_parameters() if n.endswith(("gate", "head.linear.bias"))),
-        )
-        numbers = torch.cat([p.detach().float().flatten().cpu() for p in parts]).numpy().tobytes()
-        return hashlib.sha256(numbers + repr(self.calibration).encode()).hexdigest()[:16]
+        """Tells models apart: of what was trained, and how it is read."""
+        return hashlib.sha256((digest(self._assembled.adapter()) + repr(self.calibration)).encode()).hexdigest()[:16]
 
     @property
     def needs_embeddings(self) -> bool:

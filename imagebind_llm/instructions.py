@@ -33,12 +33,12 @@ def alpaca_prompt(instruction: str, given: str = "") -> str:
     return f"{PAIRED} {ALONE}\n\n### Instruction:\n{instruction}\n\n### Input:\n{given}\n\n### Response:"
 
 
-def instruction_exchange(key: str, instruction: str, given: str, answer: str, **known) -> Exchange:
-    """An Alpaca row. What may be shortened is the input or, without one, the instruction."""
+def instruction_exchange(key: str, instruction: str, given: str, answer: str, lead: str = "", **known) -> Exchange:
+    """An Alpaca row, its prompt ending with `lead`. What may be shortened is the input or, without one, the instruction."""
     slot = "\0"
     prompt = alpaca_prompt(instruction, slot) if given else alpaca_prompt(slot)
     before, _, after = prompt.partition(slot)
-    return Exchange(key, before, given or instruction, after, answer, **known)
+    return Exchange(key, before, given or instruction, after + lead, answer, **known)
 
 
 def caption_exchange(key: str, caption: str) -> Exchange:

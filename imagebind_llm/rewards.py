@@ -19,7 +19,6 @@ from imagebind_llm.records import Answer
 from imagebind_llm.text_metrics import CIDER_SCALE, CiderD, repetition4, rouge_l, words
 from imagebind_llm.verifier import Verifier, label_mentions
 
-WEIGHTS = {"intent": 1.0, "rationale": 0.5, "consistency": 0.5, "format": 0.1}
 COARSE_REWARD = 0.25
 SHORTEST, LONGEST = 8, 80  # words of a rationale
 MOST_REPETITION = 0.2
@@ -101,14 +100,14 @@ def advantage(
     greedy: Mapping[str, Tensor] | None = None,
     norm: str = "group",
     penalty: Tensor | None = None,
-    greedy_penalty: Tensor | None = None,
 ) -> Advantage:
     """Advantage of K samples a clip from their reward parts, each (B,K); the greedy answer's parts, where drawn, are (B,).
 
     norm "group": normalise each part, then sum; "none": sum the raw parts, then compare. `penalty` (B,K) is subtracted from
-    the score: beta * sum over tokens of (logp - logp_ref); greedy_penalty (B,) is the greedy answer's own. Baseline greedy
-    and loo take differences of scores, group the score itself (with norm "none", normalised once). A group in which no
-    weighted part varies is skipped with its penalty. Deviations are over the group (population).
+    the score: beta * sum over tokens of (logp - logp_ref). Baseline greedy and loo take differences of scores, group the score
+    itself (with norm "none", normalised once). The greedy answer, which is not scored, counts without a penalty: a baseline
+    that the samples do not change leaves the expected gradient as it is. A group in which no weighted part varies is skipped
+    with its penalty. Deviations are over the group (population).
     """
     wanted = {name: weight for name, weight in weights.items() if weight}
     _check(parts, baseline, wanted, greedy, norm)
@@ -123,7 +122,7 @@ def advantage(
     n_samples = next(iter(parts.values())).shape[1]
     samples = score[:, :n_samples] - (0 if penalty is None else penalty.double())
     if baseline == "greedy":
-        value = samples - (score[:, -1] - (0 if greedy_penalty is None else greedy_penalty.double()))[:, None]
+        value = samples - score[:, -1:]
     elif baseline == "loo":
         value = samples - (samples.sum(1, keepdim=True) - samples) / (n_samples - 1)
         value = value.masked_fill((_spread(samples) == 0)[:, None], 0)

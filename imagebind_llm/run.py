@@ -9,9 +9,9 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,10 @@ from imagebind_llm.frozen_states import FrozenStates, compute_states, states_siz
 from imagebind_llm.self_critical import CriticSums
 from imagebind_llm.settings import TrainSettings
 from imagebind_llm.store import write_atomic
-from imagebind_llm.training import Moment, Position, Sums, over_ranks
-from imagebind_llm.verifier import Verifier, fit_verifier
+from imagebind_llm.training import AnySums, Moment, Position, Sums, over_ranks
+from imagebind_llm.verifier import Verifier, VerifierError, fit_verifier
 
+REFERENCE = "reference.safetensors"
 QUIET = {"advantage", "distinct_2", "reward_format"}  # in the log, not on the console
 FREE = {
     "resume",
@@ -47,8 +48,11 @@ FREE = {
 @dataclass
 class Guard:
     """Stops self-critical training when dev accuracy has twice fallen by more than a paired standard error below the
-    supervised model's; `right`: where that one was right."""
+    supervised model's; `right`: where that one was right. Without a dev split it never does.
 
+    `began`: the epoch with which the self-critical loss began; None: it has not."""
+
+    began: int | None = None
     right: list[bool] = field(default_factory=list)
     strikes: int = 0
 
@@ -58,6 +62,8 @@ class Guard:
 
     def passes(self, right: list[bool]) -> bool:
         """Compare with another model on the same rows; counts a strike if it is worse."""
+        if not right:
+            return True
         change = torch.tensor(right, dtype=torch.float64) - torch.tensor(self.right, dtype=torch.float64)
         worse = bool(change.mean() < -change.std() / len(change) ** 0.5)
         self.strikes += worse
@@ -110,13 +116,22 @@ class Run:
             self._continue(self.root / "last")
         self._board = None
         self._spoken = (time.perf_counter(), self.position.total)  # when the last line was, and after which step
+        self._summed = (replace(self.position.sums), replace(self.position.critic))  # and the sums of the epoch by then
 
     @property
     def finished(self) -> bool:
-        """All epochs are done, or dev has not become better for --patience of them."""
-        patience = self.settings.patience
-        stopped = bool(patience and self.choice.stale >= patience) or self.guard.stops
-        return self.position.epoch >= self.settings.epochs or stopped
+        """All epochs are done, or dev has not become better for --patience of them and nothing else is to begin."""
+        waiting = self.settings.w_critic and self.guard.began is None
+        return self.position.epoch >= self.settings.epochs or self.guard.stops or (self._stale and not waiting)
+
+    @property
+    def criticises(self) -> bool:
+        """Whether it is time for the self-critical loss: after --critic_start epochs, or once dev becomes no better."""
+        return bool(self.settings.w_critic) and (self.position.epoch >= self.settings.critic_start or self._stale)
+
+    @property
+    def _stale(self) -> bool:
+        return bool(self.settings.patience and self.choice.stale >= self.settings.patience)
 
     @contextmanager
     def frozen_states(self, device: torch.device) -> Iterator[FrozenStates | None]:
@@ -136,23 +151,28 @@ class Run:
                 path.unlink(missing_ok=True)
 
     def reference(self) -> dict[str, torch.Tensor]:
-        """A frozen copy of the trained tensors as they are when criticism begins; a run that continues reads its own again."""
-        path = self.root / "reference.safetensors"
-        trained = {name: p for name, p in self.assembled.model.named_parameters() if p.requires_grad}
-        if not self.guard.right and distributed.is_main():
-            write_atomic(path, save_tensors({name: p.detach().cpu().contiguous() for name, p in trained.items()}))
-        distributed.barrier()
-        found = checkpoint.read_tensors(self.root, path.name)
-        return {name: found[name].to(p.device) for name, p in trained.items()}
+        """The frozen copy of the trained tensors as they were when criticism began."""
+        found = checkpoint.read_tensors(self.root, REFERENCE)
+        return {name: found[name].to(p.device) for name, p in self._trained().items()}
+
+    def _trained(self) -> dict[str, torch.nn.Parameter]:
+        return {name: p for name, p in self.assembled.model.named_parameters() if p.requires_grad}
 
     @cached_property
     def verifier(self) -> Verifier | None:
-        """Fitted on train's reference rationales alone; None if there are none. Says whether it is to be trusted."""
+        """Fitted on train's reference rationales alone; None if there are none, or too few and nothing depends on it. Says
+        whether it is to be trusted. Raises VerifierError if they are too few for the self-critical loss."""
         taxonomy = self.corpus.taxonomy
         train, dev = (self._told(split) for split in ("train", "dev"))
         if taxonomy is None or not train[0]:
             return None
-        verifier = fit_verifier(*train, taxonomy, dev if dev[0] else None)
+        try:
+            verifier = fit_verifier(*train, taxonomy, dev if dev[0] else None)
+        except VerifierError as error:
+            if self.settings.w_critic:
+                raise
+            self.say(f"no verifier: {error}")
+            return None
         if verifier.dev:
             self.say(verifier.dev.sentence())
         return verifier
@@ -195,13 +215,29 @@ class Run:
             )
         distributed.barrier()
 
-    def begin_criticism(self, scores: dict[str, float], right: list[bool]) -> None:
-        """Remember the supervised model as the one to be criticised: its dev scores, and its weights as the best so far."""
-        self.guard = Guard(right)
+    def begin_criticism(self, look: Callable[[], tuple[dict[str, float], list[bool]]]) -> None:
+        """Go back to the best supervised model and remember it as the one to be criticised: its weights, and what `look` says
+        of it on dev, as `evaluate` does."""
+        best, last = (self.root / name for name in ("best", "last"))
+        if best.is_dir() and best.resolve() != last.resolve():
+            self._read_weights(best)
+            self.optimizer.state.clear()  # its moments are of the weights that are left behind
+        if distributed.is_main():
+            frozen = {name: p.detach().cpu().contiguous() for name, p in self._trained().items()}
+            write_atomic(self.root / REFERENCE, save_tensors(frozen))
+        scores, right = look()
+        self.guard = Guard(self.position.epoch, right)
         self.choice = Choice()
         self._offer(scores, right)
-        self.say("self-critical loss from here on; dev before it: " + _shown_scores(scores))
+        known = f"dev before it: {_shown_scores(scores)}" if scores else "there is no dev split to guard it by"
+        self.say(f"self-critical loss from here on; {known}")
         self.save(best=True)
+
+    def _read_weights(self, folder: Path) -> None:
+        parameters = dict(self.assembled.model.named_parameters())
+        with torch.no_grad():
+            for name, tensor in checkpoint.read_tensors(folder).items():
+                parameters[name].copy_(tensor)
 
     def end_epoch(self, scores: dict[str, dict[str, float]], right: list[bool]) -> None:
         """Record an epoch's scores ({"train": ..., "dev": ...}), keep it if it is the best, and write the log.
@@ -211,9 +247,10 @@ class Run:
         """
         self.history.append({"epoch": self.position.epoch, "step": self.position.total, **scores})
         better = self._offer(scores.get("dev", {}), right)
-        if self.guard.right:
+        if self.guard.began is not None:
             better = self.guard.passes(right)
         self.position = Position(self.position.epoch + 1, 0, self.position.total)
+        self._summed = (Sums(), CriticSums())
         self.save(best=better)
         if distributed.is_main():
             write_atomic(self.root / "log.txt", "".join(json.dumps(row) + "\n" for row in self.history).encode())
@@ -234,12 +271,9 @@ class Run:
     def _continue(self, folder: Path) -> None:
         info = checkpoint.read_info(folder)
         self._refuse_other_settings(folder, info)
-        parameters = dict(self.assembled.model.named_parameters())
-        with torch.no_grad():
-            for name, tensor in checkpoint.read_tensors(folder).items():
-                parameters[name].copy_(tensor)
+        self._read_weights(folder)
         state = checkpoint.read_tensors(folder, checkpoint.OPTIMIZER)
-        for name, parameter in parameters.items():
+        for name, parameter in self.assembled.model.named_parameters():
             if f"{name}.exp_avg" in state:
                 moments = {part: state[f"{name}.{part}"].to(parameter.device) for part in ("step", "exp_avg", "exp_avg_sq")}
                 self.optimizer.state[parameter] = moments
@@ -308,11 +342,13 @@ class Run:
         return self._board
 
     def line(self, moment: Moment) -> None:
-        """The console line of a step, every --log_steps of them."""
+        """The console line of a step, every --log_steps of them: means since the line before."""
         at = moment.position
         if at.step % self.settings.log_steps and at.step != moment.steps:
             return
-        means = over_ranks(at.sums).means() | over_ranks(at.critic).means()
+        sums, critic = _since(at.sums, self._summed[0]), _since(at.critic, self._summed[1])
+        self._summed = (replace(at.sums), replace(at.critic))
+        means = over_ranks(sums).means() | over_ranks(critic).means()
         if not distributed.is_main():
             return
         now = time.perf_counter()
@@ -331,6 +367,11 @@ class Run:
             file.write(json.dumps({"step": at.total, "epoch": at.epoch, **values}) + "\n")
         for name, value in values.items():
             self.board.add_scalar(f"step/{name}", value, at.total)
+
+
+def _since(now: AnySums, before: AnySums) -> AnySums:
+    """What running sums have grown by."""
+    return type(now)(*(a - b for a, b in zip(vars(now).values(), vars(before).values(), strict=True)))
 
 
 def _epoch_line(row: dict[str, Any], better: bool) -> str:

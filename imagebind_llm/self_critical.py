@@ -87,20 +87,20 @@ class Critic:
         rows: Sequence[Ids],
         verifier: Verifier,
         reference: dict[str, Tensor],
+        start: int = 0,
     ):
-        """`reference`: the trained tensors at the start, by name; never changed. Raises ValueError without rationales."""
+        """`reference`: the trained tensors at the start, by name; never changed. `start`: the epoch that this was. Some of
+        `rows` must have rationales."""
+        self.start = start
         self.settings, self.tokenizer, self.taxonomy, self.verifier = settings, tokenizer, taxonomy, verifier
         self.weights, self.reference = settings.rewards(), reference
         self.rationales = {row.key: row.rationale for row in rows}
-        known = [text for text in self.rationales.values() if text]
-        if not known:
-            raise ValueError("--w_critic needs reference rationales: pass --rationales, a JSONL of {key, rationale}")
-        self.cider = CiderD(known)
+        self.cider = CiderD([text for text in self.rationales.values() if text])
         self.max_new = max(len(row.ids) - row.n_prompt for row in rows) + SPARE_TOKENS  # with the end token
 
     def weight(self, epoch: float) -> float:
-        """lambda: 0 until --critic_start, then rising in a line to --w_critic within an epoch."""
-        return self.settings.w_critic * min(max(epoch - self.settings.critic_start, 0.0), 1.0)
+        """lambda: 0 at the start, then rising in a line to --w_critic within an epoch."""
+        return self.settings.w_critic * min(max(epoch - self.start, 0.0), 1.0)
 
     def sample(self, model: ITSL, batch: Batch, generator: torch.Generator) -> Sampled | None:
         """Answers to the clips of a batch whose intent is known, on the batch's device; None if there is none."""

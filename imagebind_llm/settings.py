@@ -15,7 +15,7 @@ from imagebind_llm.config import (
     NO_MODALITY,
     NO_SELECTION,
     REWARD_NORMS,
-    REWARD_PARTS,
+    REWARD_WEIGHTS,
     STAGES,
     TRAINABLE,
     WINDOW_RULES,
@@ -145,12 +145,14 @@ class TrainSettings:
     num_workers: int = flag(0, "processes that read embeddings ahead")
     device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
     dtype: str = flag("auto", "of frozen weights; auto: bfloat16 on a GPU, else float32", ("auto", "float32", "bfloat16"))
-    w_critic: float = flag(0.0, "weight of the self-critical loss, reached an epoch after --critic_start; 0: supervised only")
+    w_critic: float = flag(0.0, "weight of the self-critical loss, reached an epoch after its start; 0: supervised only")
     samples: int = flag(4, "answers sampled for each clip")
     baseline: str = flag("loo", "what an answer is compared with: the greedy one, the other samples, the group", BASELINES)
-    critic_start: float = flag(0.0, "epoch in which the self-critical loss begins")
-    kl: float = flag(0.03, "weight of the divergence from the model at --critic_start, taken off an answer's reward")
-    reward_weights: str = flag("intent=1,rationale=.5,consistency=.5,format=.1", "parts of the reward; what is left out is 0")
+    critic_start: int = flag(0, "epochs before the self-critical loss begins, from the best of them; --patience ends them")
+    kl: float = flag(0.03, "weight of the divergence from the model that the self-critical loss began with, off the reward")
+    reward_weights: str = flag(
+        ",".join(f"{name}={weight:g}" for name, weight in REWARD_WEIGHTS.items()), "parts of the reward; what is left out is 0"
+    )
     reward_norm: str = flag("group", "group: normalise each part among a clip's answers; none: sum them raw", REWARD_NORMS)
     answer_order: str = flag("label", "what an answer begins with", ANSWER_ORDERS)
     cache_gb: float = flag(4.0, "disk for states below the adapted layers, which are computed once a row; 0: none")
@@ -165,7 +167,10 @@ class TrainSettings:
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"--{name} {getattr(self, name)}: at least 0, and finite")
         if self.samples < (1 if self.baseline == "greedy" else 2):
-            raise ValueError(f"--samples {self.samples}: --baseline {self.baseline} compares samples, give at least 2")
+            least = "1" if self.baseline == "greedy" else "2: it compares samples with each other"
+            raise ValueError(f"--samples {self.samples}: --baseline {self.baseline} needs at least {least}")
+        if self.w_critic and self.critic_start >= self.epochs:
+            raise ValueError(f"--critic_start {self.critic_start} --epochs {self.epochs}: the self-critical loss never begins")
         if not any(self.rewards().values()):
             raise ValueError(f"--reward_weights {self.reward_weights}: every part weighs 0, nothing is left to reward")
         if self.warmup_epochs >= self.epochs:
@@ -184,8 +189,8 @@ class TrainSettings:
                 found[name.strip()] = float(weight)
             except ValueError:
                 raise ValueError(f"--reward_weights {self.reward_weights}: expected NAME=NUMBER, got {item!r}") from None
-        if wrong := [f"{n}={w:g}" for n, w in found.items() if n not in REWARD_PARTS or not 0 <= w < float("inf")]:
-            raise ValueError(f"--reward_weights: {', '.join(wrong)}; expected weights >= 0 of {', '.join(REWARD_PARTS)}")
+        if wrong := [f"{n}={w:g}" for n, w in found.items() if n not in REWARD_WEIGHTS or not 0 <= w < float("inf")]:
+            raise ValueError(f"--reward_weights: {', '.join(wrong)}; expected weights >= 0 of {', '.join(REWARD_WEIGHTS)}")
         return found
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from imagebind_llm import distributed, metrics
 from imagebind_llm.batches import Collator, by_length, load, shares, steps_of_epoch
+from imagebind_llm.generate import NotFiniteError
 from imagebind_llm.losses import intent_cross_entropy, rationale_nll
 from imagebind_llm.model import ITSL
 from imagebind_llm.records import IGNORE, Batch, Output
@@ -153,7 +154,10 @@ def train_step(
     bad: list[str] = []
     itsl = cast(ITSL, distributed.unwrap(model))
     for number, batch in enumerate(passes):
-        sampled = critic.critic.sample(itsl, batch, critic.generator) if critic else None
+        try:
+            sampled = critic.critic.sample(itsl, batch, critic.generator) if critic else None
+        except NotFiniteError as error:  # on this rank; torchrun ends the others
+            raise _not_finite(batch.keys) from error
         with distributed.without_sync(model) if number < len(passes) - 1 else nullcontext():
             if critic and sampled:
                 output, criticism = _criticised(model, batch, sampled, critic, settings)
@@ -174,7 +178,8 @@ def train_step(
     norm = float(torch.nn.utils.clip_grad_norm_(trained, settings.clip_grad or math.inf))
     if not math.isfinite(norm):
         optimizer.zero_grad(set_to_none=True)
-        raise _not_finite(bad, passes)
+        keys = [key for found in distributed.gather_objects(bad) for key in found]
+        raise _not_finite(keys or [key for batch in passes for key in batch.keys])
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
@@ -200,9 +205,7 @@ def with_below(model: ITSL, batch: Batch) -> Batch:
         return replace(batch, below=model.llama.lower(batch.tokens))
 
 
-def _not_finite(bad: list[str], passes: Sequence[Batch]) -> TrainingError:
-    keys = [key for found in distributed.gather_objects(bad) for key in found]
-    keys = keys or [key for batch in passes for key in batch.keys]
+def _not_finite(keys: Sequence[str]) -> TrainingError:
     return TrainingError(
         f"the loss or its gradient is not finite for a batch with {', '.join(keys[:8])}"
         f"{f' and {len(keys) - 8} more' if len(keys) > 8 else ''}; no weight was changed and no checkpoint overwritten. "

@@ -65,7 +65,9 @@ def test_answers_of_another_model_are_moved_and_not_lost(world, tmp_path):
     done = answers(world, **data_of(world), batch=file, limit=2)
     assert done.code == 0 and "held 2 answers of another model" in done.out
     assert read_lines(tmp_path / "answers.old.jsonl") == other
-    assert [row["key"] for row in read_lines(file)] == [key_of("test", i) for i in range(2)] and "another" not in file.read_text()
+    assert [row["key"] for row in read_lines(file)] == [
+        key_of("test", i) for i in range(2)
+    ] and "another" not in file.read_text()
 
 
 def test_a_limit_answers_the_first_clips_of_a_split(world, tmp_path):

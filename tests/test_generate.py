@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny_itsl import random_itsl
 
-from imagebind_llm.generate import Rows, Sampling, choose, distribution, generate, score_answers
+from imagebind_llm.generate import NotFiniteError, Rows, Sampling, choose, distribution, generate, score_answers
 from imagebind_llm.llama import ContextError
 from imagebind_llm.model import ITSL
 
@@ -139,7 +139,7 @@ def test_drawn_frequencies_follow_the_distribution(top_p):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_nothing_is_drawn_from_logits_that_are_not_finite(value):
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(NotFiniteError, match="not finite"):
         choose(torch.tensor([[0.0, 1.0], [0.0, value]]), Sampling(1.0))
 
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagebind_llm.batches import Collator
+from imagebind_llm.corpus import load_corpus
 from imagebind_llm.instructions import (
     LEAD,
     Answer,
@@ -25,6 +26,7 @@ from imagebind_llm.instructions import (
 )
 from imagebind_llm.labels import MINTREC, MINTREC2
 from imagebind_llm.records import IGNORE, Example, Exchange
+from imagebind_llm.settings import TrainSettings
 from imagebind_llm.tokenizers import load_tokenizer
 
 FOLDER = Path(__file__).parent / "golden" / "llama"
@@ -167,3 +169,20 @@ def test_prompt_and_answer_of_every_label_are_joined_at_a_token_border():
         found = encode_exchange(clip_exchange(Example("k", "s", None, "hi", label), MINTREC, True, False), TOKENIZER, 400)
         assert TOKENIZER.decode(list(found.ids[found.n_prompt :])).strip() == f"{label}."
         assert torch.tensor(found.ids).max() < TOKENIZER.n_words
+
+
+@pytest.mark.parametrize("order", ["label", "rationale"])
+def test_intents_in_json_are_read_where_those_of_clips_are(order, tmp_path):
+    """The prompt ends with what every answer begins with, so that labels can be scored and sampled answers parsed."""
+    told = [
+        {"instruction": "Why?", "intent": "praise", "rationale": "We see a smile."},
+        {"instruction": "Why?", "intent": "Praise", "output": "It is praise."},
+        {"instruction": "Name a fruit.", "output": "Intent: none of them."},
+    ]
+    (tmp_path / "told.json").write_text(json.dumps(told))
+    found = load_corpus(TrainSettings(str(tmp_path / "told.json"), answer_order=order), TOKENIZER, 512).splits["train"]
+    parts = [(TOKENIZER.decode(row.ids[1 : row.n_prompt]), TOKENIZER.decode(row.ids[row.n_prompt : -1])) for row in found]
+    assert parts[0][0].endswith(f"### Response:{LEAD[order]}")
+    assert parse_answer(LEAD[order] + parts[0][1], MINTREC) == Answer("Praise", "We see a smile.")
+    assert all(prompt.endswith("### Response:") for prompt, _ in parts[1:])
+    assert [answer.strip() for _, answer in parts[1:]] == [told[1]["output"], told[2]["output"]]

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from imagebind_llm.config import REWARD_WEIGHTS
 from imagebind_llm.demo_world.write import rows
 from imagebind_llm.labels import DEMO, MINTREC2
 from imagebind_llm.rewards import (
-    WEIGHTS,
     Answer,
     advantage,
     consistency_rewards,
@@ -35,7 +35,7 @@ def judges(world):
 
 def drawn(*shape: int, seed: int = 0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return {name: torch.rand(shape, generator=generator) for name in WEIGHTS}
+    return {name: torch.rand(shape, generator=generator) for name in REWARD_WEIGHTS}
 
 
 def test_intent_part_is_one_a_quarter_or_nothing():
@@ -91,7 +91,7 @@ def test_all_parts_of_many_answers_lie_between_zero_and_one(judges, world):
     texts = [row.rationale for row in world[:20]] + ["", None, "x" * 500, GOOD * 9, "Ünïcode 你好"]
     answers = [Answer(DEMO.labels[i % 20] if i % 7 else None, text, bool(i % 3)) for i, text in enumerate(texts)]
     parts = reward_parts(answers, ["Joke"] * len(texts), [GOOD] * len(texts), cider, verifier)
-    assert list(parts) == list(WEIGHTS)
+    assert list(parts) == list(REWARD_WEIGHTS)
     for part in parts.values():
         assert part.shape == (25,) and part.min() >= 0 and part.max() <= 1
 
@@ -110,7 +110,7 @@ def by_definition(parts, baseline, greedy, norm, penalty) -> list[list[float]]:
         size = len(next(iter(group.values())))
         if norm == "group":
             group = {name: z(values) for name, values in group.items()}
-        score = [sum(WEIGHTS[name] * values[i] for name, values in group.items()) for i in range(size)]
+        score = [sum(REWARD_WEIGHTS[name] * values[i] for name, values in group.items()) for i in range(size)]
         if norm == "none" and baseline == "group":
             score = z(score)
         own = [score[k] - penalty[b][k].item() for k in range(penalty.shape[1])]
@@ -131,7 +131,7 @@ def test_advantage_is_the_definition(baseline, norm, with_greedy):
         pytest.skip("the greedy baseline needs the greedy answer")
     parts, penalty = drawn(3, 4), 0.05 * torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
     greedy = drawn(3, seed=2) if with_greedy else None
-    found = advantage(parts, baseline, WEIGHTS, greedy, norm, penalty)
+    found = advantage(parts, baseline, REWARD_WEIGHTS, greedy, norm, penalty)
     torch.testing.assert_close(found.value, torch.tensor(by_definition(parts, baseline, greedy, norm, penalty)))
     assert not found.skipped.any()
 
@@ -139,16 +139,17 @@ def test_advantage_is_the_definition(baseline, norm, with_greedy):
 @pytest.mark.parametrize("norm", ["group", "none"])
 def test_leave_one_out_is_k_over_k_minus_one_times_the_distance_to_the_mean(norm):
     parts = drawn(5, 4)
-    loo = advantage(parts, "loo", WEIGHTS, norm=norm).value
-    score = advantage(parts, "group", WEIGHTS).value if norm == "group" else sum(w * parts[n] for n, w in WEIGHTS.items())
+    loo = advantage(parts, "loo", REWARD_WEIGHTS, norm=norm).value
+    raw = sum(weight * parts[name] for name, weight in REWARD_WEIGHTS.items())
+    score = advantage(parts, "group", REWARD_WEIGHTS).value if norm == "group" else raw
     torch.testing.assert_close(loo, 4 / 3 * (score - score.mean(1, keepdim=True)))
 
 
 def test_a_group_that_is_alike_is_skipped_with_its_penalty():
-    parts = {name: torch.full((2, 3), 0.1) for name in WEIGHTS}
+    parts = {name: torch.full((2, 3), 0.1) for name in REWARD_WEIGHTS}
     parts["rationale"][1, 0] = 0.3
     for baseline in ("loo", "group"):
-        found = advantage(parts, baseline, WEIGHTS, penalty=torch.rand(2, 3))
+        found = advantage(parts, baseline, REWARD_WEIGHTS, penalty=torch.rand(2, 3))
         assert found.skipped.tolist() == [True, False]
         assert found.value[0].tolist() == [0, 0, 0] and (found.value[1] != 0).all()
 
@@ -161,9 +162,9 @@ def test_summed_first_a_group_whose_parts_cancel_is_skipped_too():
 
 
 def test_a_part_without_weight_is_no_spread():
-    parts = {name: torch.full((1, 3), 0.1) for name in WEIGHTS} | {"consistency": torch.tensor([[0.1, 0.5, 0.9]])}
-    assert advantage(parts, "loo", WEIGHTS | {"consistency": 0.0}).skipped.tolist() == [True]
-    assert advantage(parts, "loo", WEIGHTS).skipped.tolist() == [False]
+    parts = {name: torch.full((1, 3), 0.1) for name in REWARD_WEIGHTS} | {"consistency": torch.tensor([[0.1, 0.5, 0.9]])}
+    assert advantage(parts, "loo", REWARD_WEIGHTS | {"consistency": 0.0}).skipped.tolist() == [True]
+    assert advantage(parts, "loo", REWARD_WEIGHTS).skipped.tolist() == [False]
 
 
 def test_samples_alike_but_better_than_the_greedy_answer_are_a_real_advantage():
@@ -195,4 +196,4 @@ def test_normalising_first_keeps_a_small_part_from_being_swallowed():
 )
 def test_what_cannot_be_compared_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        advantage(**({"parts": drawn(2, 3), "weights": WEIGHTS} | settings))
+        advantage(**({"parts": drawn(2, 3), "weights": REWARD_WEIGHTS} | settings))

@@ -13,20 +13,33 @@ SUPERVISED=(--epochs 3 --lr 1e-3 --gate_lr 20)
 AFTER=(--epochs 3 --limit "$CLIPS" --lr 3e-4) # three passes, since lambda rises during the first
 CRITIC=("${AFTER[@]}" --w_critic 2)
 
+wanted() { # NAME: is this row asked for, or one that starts from it?
+    case $1 in
+        pretrain) return 0 ;;
+        supervised) [[ -z "$ONLY" || ",$ONLY," =~ ,(supervised|supervised longer|greedy|loo|group|without consistency|summed rewards), ]] ;;
+        "rationale first supervised") [[ -z "$ONLY" || ",$ONLY," == *",rationale first"* ]] ;;
+        *) [[ -z "$ONLY" || ",$ONLY," == *",$1,"* ]] ;;
+    esac
+}
+
 train() { # OUTPUT_DIR flags: one run, unless it is done or not asked for, and the answers of its best checkpoint
     local folder=$1 name=${1##*/}
     shift
-    [ -e "$folder/done" ] && return
-    [ "$name" = pretrain ] || [ -z "$ONLY" ] || [[ ",$ONLY," == *",$name,"* ]] || return 0
+    wanted "$name" || return 0
+    if [ -e "$folder/done" ]; then
+        [ ! -s "$folder/done" ] || [ "$(cat "$folder/done")" = "$*" ] && return
+        echo "$0: $folder was made with other flags ($(cat "$folder/done")), now $*; give another OUT" >&2
+        exit 2
+    fi
     echo "== $folder"
     "$PYTHON" -m torch.distributed.run --nproc_per_node "$RANKS" engine_finetune.py --output_dir "$folder" "${BATCH[@]}" "$@"
     [ "$name" = pretrain ] ||
         "$PYTHON" explain.py --checkpoint "$folder/best" --data_path "$DATA" --emb_path "$EMB" --batch "$folder/answers.jsonl"
-    touch "$folder/done"
+    echo "$*" >"$folder/done"
 }
 
 count=$(wc -w <<<"$SEEDS")
-echo "$count seeds x (first stage, 5 supervised, 6 self-critical runs, 10 x explaining test): estimated $((count * 190)) minutes with"
+echo "$count seeds x (first stage, 5 supervised, 6 self-critical runs, 11 x explaining test): estimated $((count * 190)) minutes with"
 echo "the demo world on 2 cores, less with ONLY; started again it continues"
 for seed in $SEEDS; do
     S=$OUT/seed$seed

@@ -22,6 +22,7 @@ from imagebind_llm.report import bars, figure, page, table
 from imagebind_llm.scoring import Judges, Rationale, cue_counts, load_references, read_rationales, score_rationales
 from imagebind_llm.settings import ScoringSettings
 from imagebind_llm.store import write_atomic
+from imagebind_llm.verifier import VerifierError
 
 ROWS = (
     *("supervised", "supervised longer", "intent only", "rationale only", "greedy", "loo", "group"),
@@ -64,7 +65,7 @@ def main() -> int:
     settings = parse(TableSettings, description=__doc__)
     try:
         print(write_table(Path(settings.output_dir), settings.data_path))
-    except (DataError, OSError) as error:
+    except (DataError, VerifierError, OSError) as error:
         print(f"ablation_table.py: {error}", file=sys.stderr)
         return 2
     return 0
@@ -83,7 +84,8 @@ def write_table(root: Path, data_path: str) -> str:
     if not found:
         raise DataError(f"{root}: no run is done; make them with data/demo/ablation.sh")
     scores = {name: [run.scores for run in runs.values()] for name, runs in found.items()}
-    write_atomic(root / "table.json", json.dumps(scores, indent=1).encode())
+    known = {name: [finite(run) for run in runs] for name, runs in scores.items()}
+    write_atomic(root / "table.json", json.dumps(known, indent=1).encode())
     cells = {name: [spread([run[column] for run in runs]) for column in COLUMNS] for name, runs in scores.items()}
     rows: list[list[str]] = [
         [name, str(len(found[name])), *cells[name], *gains(found[name], found.get(BASE, {}), name)] for name in found
@@ -135,6 +137,11 @@ def cue_f1(counts: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         precision, recall = counts[:, 1] / counts[:, 0], counts[:, 3] / counts[:, 2]
         return 2 * precision * recall / (precision + recall)
+
+
+def finite(scores: dict[str, float]) -> dict[str, float | None]:
+    """As JSON has it: null where nothing is known."""
+    return {name: value if np.isfinite(value) else None for name, value in scores.items()}
 
 
 def spread(values: list[float]) -> str:

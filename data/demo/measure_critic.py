@@ -21,13 +21,13 @@ from tqdm import tqdm
 from imagebind_llm.assembly import build, open_language
 from imagebind_llm.batches import Collator
 from imagebind_llm.checkpoint import CheckpointError, read_info
-from imagebind_llm.config import flag, parse
+from imagebind_llm.config import REWARD_WEIGHTS, flag, parse
 from imagebind_llm.corpus import Corpus, load_corpus
 from imagebind_llm.datasets import DataError
 from imagebind_llm.losses import rationale_nll, self_critical
 from imagebind_llm.model import ITSL
 from imagebind_llm.records import Batch
-from imagebind_llm.rewards import WEIGHTS, advantage
+from imagebind_llm.rewards import advantage
 from imagebind_llm.scoring import Rationale, cue_scores, read_rationales
 from imagebind_llm.self_critical import Critic
 from imagebind_llm.settings import TrainSettings
@@ -37,10 +37,10 @@ from imagebind_llm.verifier import fit_verifier
 
 TRUTH, SUPERVISED = "cue F1 (the truth)", "supervised loss"
 WAYS: dict[str, tuple[dict[str, float], str, str]] = {  # weights, baseline, norm: what advantage() takes
-    "all parts, loo": (WEIGHTS, "loo", "group"),  # baseline group is (K - 1) / K of it, so no other direction
-    "all parts, greedy": (WEIGHTS, "greedy", "group"),
-    "all parts, loo, summed raw": (WEIGHTS, "loo", "none"),
-    **{name: ({name: 1.0}, "loo", "group") for name in (*WEIGHTS, TRUTH)},
+    "all parts, loo": (REWARD_WEIGHTS, "loo", "group"),  # baseline group is (K - 1) / K of it, so no other direction
+    "all parts, greedy": (REWARD_WEIGHTS, "greedy", "group"),
+    "all parts, loo, summed raw": (REWARD_WEIGHTS, "loo", "none"),
+    **{name: ({name: 1.0}, "loo", "group") for name in (*REWARD_WEIGHTS, TRUTH)},
 }
 CLIPS = 8  # a batch
 
@@ -80,8 +80,10 @@ def measure(settings: CriticSettings) -> str:
         pretrained_path=settings.checkpoint,
         llama_model_path=made_with["llama_model_path"],
         modalities=tuple(made_with["modalities"]),
+        rationales=made_with["rationales"],
+        max_seq_len=made_with["max_seq_len"],
         answer_order=made_with["answer_order"],
-        trainable="all",
+        trainable=made_with["trainable"],
         samples=settings.samples,
         w_critic=1.0,
         baseline="greedy",  # so that the greedy answers are drawn too

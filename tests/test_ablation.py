@@ -1,0 +1,69 @@
+"""The ablation: which runs it makes of what is asked for, and what its table and measure_critic.py count."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "data" / "demo"))
+ablation_table, measure_critic = (importlib.import_module(name) for name in ("ablation_table", "measure_critic"))
+
+
+@pytest.fixture
+def script(tmp_path):
+    """The script with a python that only notes what it is asked to do: returns the runs and how it ended."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    python.chmod(0o755)
+
+    def start(**variables: str) -> tuple[list[str], subprocess.CompletedProcess]:
+        (tmp_path / "asked").write_text("")
+        for name in ("pretrain", "supervised", "loo"):  # what the training would have left
+            (tmp_path / "out" / "seed0" / name).mkdir(parents=True, exist_ok=True)
+        command = ["bash", str(ROOT / "data" / "demo" / "ablation.sh"), "DATA", "EMB", str(tmp_path / "out")]
+        own = {"SEEDS": "0", "PYTHON": str(python)} | variables
+        done = subprocess.run(command, env=os.environ | own, capture_output=True, text=True, cwd=tmp_path)
+        lines = (tmp_path / "asked").read_text().splitlines()
+        return [line.split("--output_dir ")[1].split(" --")[0].split("/")[-1] for line in lines if "engine" in line], done
+
+    return start
+
+
+def test_a_row_brings_what_it_starts_from_and_is_made_once(script):
+    assert script(ONLY="loo")[0] == ["pretrain", "supervised", "loo"]
+    assert script(ONLY="loo")[0] == []
+    runs, done = script(ONLY="loo", CLIPS="0")
+    assert runs == [] and done.returncode == 2 and "loo was made with other flags" in done.stderr
+
+
+def test_gains_are_paired_by_seed_and_clip():
+    def run(right: list[bool], true_claims: int):
+        counts = np.tile([10, true_claims, 10, true_claims], (len(right), 1))  # claims, true; cues of the reference, named
+        return ablation_table.Answers({}, np.array(right), counts)
+
+    base = {"seed0": run([True, False] * 50, 6), "seed1": run([False, True] * 50, 6)}
+    other = {"seed0": run([True, True] * 50, 7), "seed1": run([False, True] * 50, 7), "seed2": run([False, False] * 50, 0)}
+    accuracy, cue_f1 = ablation_table.gains(other, base, "loo")
+    assert accuracy.startswith("+25.0 [") and cue_f1 == "+10.0 [+10.0, +10.0]", "seed2 has nothing to be compared with"
+    assert ablation_table.gains(base, base, "supervised") == ["", ""]
+    assert ablation_table.finite({"a": 1.0, "b": float("nan")}) == {"a": 1.0, "b": None}
+
+
+def test_a_signal_is_found_in_the_noise_and_none_where_there_is_none():
+    draw = torch.Generator().manual_seed(0)
+    way = torch.zeros(2000)
+    way[0] = 5.0
+    noise = torch.randn(40, 2000, generator=draw)
+    mean, error = measure_critic.signal(noise + way, noise + way)
+    assert mean == pytest.approx(25, abs=3 * error) and measure_critic.told_from_0((mean, error))
+    assert not measure_critic.told_from_0(measure_critic.signal(noise, noise))
+    other = torch.randn(40, 2000, generator=draw) - way
+    signals = [measure_critic.signal(rows, rows) for rows in (noise + way, other)]
+    assert float(measure_critic.cosine(noise + way, other, *signals)) == pytest.approx(-1, abs=0.2)
+    assert measure_critic.cosine(noise, other, measure_critic.signal(noise, noise), signals[1]) == ""

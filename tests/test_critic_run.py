@@ -1,0 +1,152 @@
+"""Runs with the self-critical loss: what they start from, what guards them, and the same bits whatever happens on the way.
+
+A random LLaMA says nothing that parses, so here an answer is worth what a checksum of its text says.
+"""
+
+import json
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from toy_training import Done, call, read_lines, write_intents, write_llama, write_store
+
+import engine_finetune
+from imagebind_llm import self_critical
+from imagebind_llm.config import REWARD_WEIGHTS
+from imagebind_llm.records import Answer
+from imagebind_llm.run import Guard, Run
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> dict[str, object]:
+    """The flags of a run with three steps an epoch."""
+    root = tmp_path_factory.mktemp("world")
+    data = {"data_path": write_intents(root / "MIntRec"), "emb_path": write_store(root / "emb")}
+    shape = {"llama_model_path": write_llama(root / "LLAMA", 4), "adapter_layer": 2, "adapter_len": 3, "lora_rank": 2}
+    return data | shape | {"trainable": "all", "batch_size": 4, "warmup_epochs": 0, "lr": 0.02, "device": "cpu", "samples": 2}
+
+
+@pytest.fixture(autouse=True)
+def worth(monkeypatch):
+    def parsed(self, drawn):
+        texts = [self.tokenizer.decode(ids) for ids in drawn]
+        return [Answer(None, text, len(ids) < self.max_new) for text, ids in zip(texts, drawn, strict=True)], texts
+
+    def parts(answers, golds, references, cider, verifier):
+        values = torch.tensor([zlib.crc32(answer.rationale.encode()) % 101 / 100 for answer in answers])
+        return dict.fromkeys(REWARD_WEIGHTS, values)
+
+    monkeypatch.setattr(self_critical.Critic, "_parse", parsed)
+    monkeypatch.setattr(self_critical, "reward_parts", parts)
+
+
+def train(world: dict[str, object], out: Path, **flags: object) -> Done:
+    return call(engine_finetune.main, **{"epochs": 1, "w_critic": 1} | world | flags, output_dir=out)
+
+
+def weights(out: Path, link: str = "last") -> dict[str, torch.Tensor]:
+    return load_file(out / link / "adapter.safetensors")
+
+
+def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+def test_each_baseline_changes_what_is_learnt_and_so_does_the_loss_itself(world, tmp_path):
+    flags = {name: {"baseline": name} for name in ("loo", "greedy", "group")} | {"without": {"w_critic": 0}}
+    for name, own in flags.items():
+        assert train(world, tmp_path / name, **own).code == 0
+    found = [weights(tmp_path / name) for name in flags]
+    pairs = [(a, b) for i, a in enumerate(found) for b in found[:i]]
+    assert all(apart(a, b) > 1e-4 for a, b in pairs)
+    scores = read_lines(tmp_path / "loo" / "log.txt")[0]["train"]
+    assert scores["skipped"] < 1 and scores["advantage"] > 0.1 and scores["kl"] != 0
+
+
+@pytest.mark.parametrize("dev", [True, False])
+def test_interrupted_it_continues_with_the_same_reference_and_ends_with_the_same_bits(world, dev, tmp_path, monkeypatch):
+    data = write_intents(tmp_path / "MIntRec")
+    if not dev:
+        (data / "dev.tsv").unlink()
+    own = world | {"data_path": data, "epochs": 2, "save_steps": 1}
+    done = train(own, tmp_path / "whole")
+    assert done.code == 0, done.err
+    assert dev or "there is no dev split to guard it by" in done.out
+    line = Run.line
+
+    def interrupting(self, moment):
+        line(self, moment)
+        if moment.position.total == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "line", interrupting)
+    done = train(own, tmp_path / "cut")
+    assert "interrupted; start again" in done.err, done.out
+    monkeypatch.setattr(Run, "line", line)
+    reference = (tmp_path / "cut" / "reference.safetensors").read_bytes()
+    done = train(own, tmp_path / "cut")
+    assert done.code == 0 and "epoch 1, step 1" in done.out and "from here on" not in done.out
+    assert (tmp_path / "cut" / "reference.safetensors").read_bytes() == reference
+    assert apart(weights(tmp_path / "whole"), weights(tmp_path / "cut")) == 0
+    assert (
+        apart(load_file(tmp_path / "whole" / "reference.safetensors"), load_file(tmp_path / "cut" / "reference.safetensors"))
+        == 0
+    )
+
+
+@pytest.mark.parametrize("flags", [{"patience": 2, "critic_start": 5}, {"patience": 0, "critic_start": 3}])
+def test_it_begins_with_the_best_supervised_model(world, flags, tmp_path, monkeypatch):
+    """After --critic_start epochs, or when dev is no better for --patience of them; that is not the end of the run."""
+    seen, nll = [], iter([1.0, 2.0, 2.0])
+
+    def evaluate(model, *_):
+        seen.append({name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad})
+        return {"nll": next(nll, 1.0), "macro_f1": 0.5}, [True] * 6
+
+    monkeypatch.setattr(engine_finetune, "evaluate", evaluate)
+    done = train(world, tmp_path, epochs=6, **flags)
+    assert done.code == 0 and done.out.count("self-critical loss from here on") == 1, done.err
+    assert apart(load_file(tmp_path / "reference.safetensors"), seen[0]) == 0 < apart(seen[0], seen[2])
+    assert apart(seen[3], seen[0]) == 0, "the fourth look is at the model that is gone back to"
+    criticised = ["kl" in row["train"] for row in read_lines(tmp_path / "log.txt")]
+    assert criticised[:4] == [False, False, False, True]
+    assert json.loads((tmp_path / "last" / "checkpoint.json").read_text())["guard"]["began"] == 3
+
+
+def test_it_stops_at_the_second_strike_and_keeps_the_model_before_them(world, tmp_path, monkeypatch):
+    start, near = [True] * 38 + [False] * 2, [False] * 2 + [True] * 37 + [False]  # two lost, one won: -2.5 % +- 4.4 %
+    looks = iter([start, near, [False] * 10 + start[10:], [False] * 20 + start[20:]])
+    monkeypatch.setattr(engine_finetune, "evaluate", lambda *_: ({"nll": 1.0, "macro_f1": 0.5}, next(looks)))
+    done = train(world, tmp_path, epochs=9)
+    assert done.code == 0, done.err
+    assert len(read_lines(tmp_path / "log.txt")) == 3, "one epoch within a standard error, two beyond it"
+    info = {link: json.loads((tmp_path / link / "checkpoint.json").read_text()) for link in ("best", "last")}
+    assert info["best"]["epoch"] == 1 and info["last"]["guard"]["strikes"] == 2
+
+
+def test_a_guard_without_rows_objects_to_nothing():
+    guard = Guard(0, [])
+    assert all(guard.passes([]) for _ in range(3)) and not guard.stops
+
+
+def test_rationales_of_one_intent_make_no_verifier_and_cost_no_checkpoint(world, tmp_path):
+    data = write_intents(tmp_path / "MIntRec")
+    rows = [row for row in read_lines(data / "rationales.jsonl") if "smile" in row["rationale"]]
+    (data / "rationales.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = train(world | {"data_path": data}, tmp_path / "supervised", w_critic=0)
+    assert done.code == 0 and "no verifier: " in done.out, done.err
+    done = train(world | {"data_path": data}, tmp_path / "critic")
+    assert done.code == 2 and "at least 2 intents" in done.err and not (tmp_path / "critic" / "last").exists()
+    (data / "rationales.jsonl").unlink()
+    done = train(world | {"data_path": data}, tmp_path / "none", epochs=9, critic_start=8)
+    assert done.code == 2 and "--w_critic needs intents and reference rationales" in done.err
+    assert not (tmp_path / "none" / "last").exists(), "said before anything is trained"
+
+
+def test_answers_that_cannot_fit_into_the_context_are_refused(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(self_critical, "SPARE_TOKENS", 5000)
+    done = train(world, tmp_path)
+    assert done.code == 2 and "--w_critic samples up to" in done.err and "--max_seq_len" in done.err
