@@ -280,6 +280,13 @@ def test_the_command_refuses_with_one_sentence(toy, tmp_path, monkeypatch, capsy
 # --- the demo world, and what a leak would be worth
 
 
+def test_a_training_runs_folder_is_left_alone(toy, tmp_path, monkeypatch, capsys):
+    (tmp_path / "last").mkdir()
+    monkeypatch.setattr(sys, "argv", ["classifier.py", *flags(replace(toy, output_dir=str(tmp_path)))])
+    assert classifier.main() == 2
+    assert "holds a training run" in capsys.readouterr().err and [path.name for path in tmp_path.iterdir()] == ["last"]
+
+
 def test_the_demo_worlds_ceilings_stand_beside_the_scores(toy, tmp_path):
     splits = {split: rows_of(split, n) for split, n in ROWS.items()}
     root = write_tables(tmp_path / "demo", splits)

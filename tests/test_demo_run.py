@@ -55,6 +55,13 @@ def test_stages_run_once_unless_their_command_their_result_or_one_before_them_ch
     assert record["two"]["seconds"] > record["one"]["seconds"] > 0  # the one was made anew, the other went on
 
 
+@pytest.mark.parametrize(("word", "code", "said"), [("--help", 0, "captions: first stage"), ("--seed", 2, "unrecognized")])
+def test_words_start_nothing(word, code, said, tmp_path):
+    command = [sys.executable, str(ROOT / "data" / "demo" / "run.py"), word]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == code and said in done.stdout + done.stderr and not list(tmp_path.iterdir())
+
+
 def test_a_stage_that_fails_stops_the_demo_and_is_tried_again(stages, capfd):
     stages(("one", append("one")), ("two", "-c 'import sys; sys.exit(\"no room\")'"), ("three", append("three")))
     assert run.main() == 1
