@@ -127,7 +127,8 @@ class Run:
     @property
     def criticises(self) -> bool:
         """Whether it is time for the self-critical loss: after --critic_start epochs, or once dev becomes no better."""
-        return bool(self.settings.w_critic) and (self.position.epoch >= self.settings.critic_start or self._stale)
+        begins = self.settings.w_critic and (self.position.epoch >= self.settings.critic_start or self._stale)
+        return self.guard.began is not None or bool(begins)
 
     @property
     def _stale(self) -> bool:

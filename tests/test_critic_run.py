@@ -5,6 +5,7 @@ A random LLaMA says nothing that parses, so here an answer is worth what a check
 
 import json
 import zlib
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,21 @@ def weights(out: Path, link: str = "last") -> dict[str, torch.Tensor]:
     return load_file(out / link / "adapter.safetensors")
 
 
+@contextmanager
+def interrupted(step: int):
+    """Runs are interrupted after so many steps."""
+    line = Run.line
+
+    def interrupting(self, moment):
+        line(self, moment)
+        if moment.position.total == step:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "line", interrupting)
+        yield
+
+
 def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
     assert one.keys() == other.keys()
     return max(float((one[name] - other[name]).abs().max()) for name in one)
@@ -67,7 +83,7 @@ def test_each_baseline_changes_what_is_learnt_and_so_does_the_loss_itself(world,
 
 
 @pytest.mark.parametrize("dev", [True, False])
-def test_interrupted_it_continues_with_the_same_reference_and_ends_with_the_same_bits(world, dev, tmp_path, monkeypatch):
+def test_interrupted_it_continues_with_the_same_reference_and_ends_with_the_same_bits(world, dev, tmp_path):
     data = write_intents(tmp_path / "MIntRec")
     if not dev:
         (data / "dev.tsv").unlink()
@@ -75,17 +91,9 @@ def test_interrupted_it_continues_with_the_same_reference_and_ends_with_the_same
     done = train(own, tmp_path / "whole")
     assert done.code == 0, done.err
     assert dev or "there is no dev split to guard it by" in done.out
-    line = Run.line
-
-    def interrupting(self, moment):
-        line(self, moment)
-        if moment.position.total == 5:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Run, "line", interrupting)
-    done = train(own, tmp_path / "cut")
+    with interrupted(5):
+        done = train(own, tmp_path / "cut")
     assert "interrupted; start again" in done.err, done.out
-    monkeypatch.setattr(Run, "line", line)
     reference = (tmp_path / "cut" / "reference.safetensors").read_bytes()
     done = train(own, tmp_path / "cut")
     assert done.code == 0 and "epoch 1, step 1" in done.out and "from here on" not in done.out
@@ -100,19 +108,21 @@ def test_interrupted_it_continues_with_the_same_reference_and_ends_with_the_same
 @pytest.mark.parametrize("flags", [{"patience": 2, "critic_start": 5}, {"patience": 0, "critic_start": 3}])
 def test_it_begins_with_the_best_supervised_model(world, flags, tmp_path, monkeypatch):
     """After --critic_start epochs, or when dev is no better for --patience of them; that is not the end of the run."""
-    seen, nll = [], iter([1.0, 2.0, 2.0])
+    seen, nll = [], iter([1.0, 2.0, 2.0, 1.0, 0.9, 0.8, 0.7])
 
     def evaluate(model, *_):
         seen.append({name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad})
-        return {"nll": next(nll, 1.0), "macro_f1": 0.5}, [True] * 6
+        return {"nll": next(nll), "macro_f1": 0.5}, [True] * 6
 
     monkeypatch.setattr(engine_finetune, "evaluate", evaluate)
-    done = train(world, tmp_path, epochs=6, **flags)
-    assert done.code == 0 and done.out.count("self-critical loss from here on") == 1, done.err
+    with interrupted(13):  # the first step of the fifth epoch, before it is saved
+        done = train(world, tmp_path, epochs=6, save_steps=1, **flags)
+    assert done.out.count("self-critical loss from here on") == 1, done.err
+    assert train(world, tmp_path, epochs=6, save_steps=1, **flags).code == 0
     assert apart(load_file(tmp_path / "reference.safetensors"), seen[0]) == 0 < apart(seen[0], seen[2])
     assert apart(seen[3], seen[0]) == 0, "the fourth look is at the model that is gone back to"
     criticised = ["kl" in row["train"] for row in read_lines(tmp_path / "log.txt")]
-    assert criticised[:4] == [False, False, False, True]
+    assert criticised == [False, False, False, True, True, True]
     assert json.loads((tmp_path / "last" / "checkpoint.json").read_text())["guard"]["began"] == 3
 
 
