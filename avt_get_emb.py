@@ -9,6 +9,7 @@ Started again, an interrupted run continues. Clips that cannot be read are liste
 import os
 import sys
 
+from imagebind_llm import distributed
 from imagebind_llm.config import parse
 from imagebind_llm.datasets import DataError
 from imagebind_llm.extraction import Summary, extract
@@ -62,4 +63,4 @@ def report(summary: Summary, output_dir: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    distributed.leave(main)

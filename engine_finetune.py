@@ -42,6 +42,8 @@ def main() -> int:
         return fail(f"{error}; mend this and start again: the run continues")
     except KeyboardInterrupt:
         return fail("interrupted; start again to continue")
+    except torch.OutOfMemoryError as error:
+        return fail(f"{error}; lower --batch_size and raise --accum_iter, or pass --checkpoint_activations")
     return 0
 
 
@@ -110,4 +112,4 @@ def fail(message: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    distributed.leave(main)

@@ -2,9 +2,12 @@
 
 import gc
 import os
-from collections.abc import Iterator
+import sys
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -24,12 +27,28 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def node() -> int:
+    """The number of this machine among those that torchrun started on."""
+    return int(os.environ.get("GROUP_RANK", 0)) if dist.is_initialized() else 0
+
+
+def node_rank() -> int:
+    """This rank's number on its own machine."""
+    return int(os.environ.get("LOCAL_RANK", 0)) if dist.is_initialized() else 0
+
+
+def node_size() -> int:
+    """How many ranks this machine has."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if dist.is_initialized() else 1
+
+
 @contextmanager
 def process_group(device: str) -> Iterator[torch.device]:
     """Join the group that torchrun announces (nccl for tensors on CUDA, gloo for those on CPU); without torchrun, do nothing.
 
     Yields the device of this rank: `cuda` becomes `cuda:LOCAL_RANK`. Ranks leave together: the first writes what all have
-    made, and one that ends badly while it does would take it along. The group is destroyed on the way out.
+    made, and one that ends badly while it does would take it along. The group is destroyed on the way out, but not by a rank
+    that fails: nccl would have it wait for the others, which wait for it. `leave` ends such a rank.
     """
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     if device == "cuda":
@@ -40,13 +59,29 @@ def process_group(device: str) -> Iterator[torch.device]:
         # running sums stay on the CPU, also of ranks that train on GPUs: nccl alone would refuse them
         backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
         dist.init_process_group(backend, timeout=timedelta(days=1))
+    yield torch.device(device)
+    barrier()
+    if launched:
+        gc.collect()  # what still holds the group would destroy it while the interpreter ends, which can abort
+        dist.destroy_process_group()
+
+
+def leave(main: Callable[[], int]) -> NoReturn:
+    """Run a command and end the process with its exit code. Under torchrun a rank that failed ends at once, so that torchrun
+    ends the others; tidying up could wait for them."""
+    launched = "RANK" in os.environ
     try:
-        yield torch.device(device)
-        barrier()
-    finally:
-        if launched:
-            gc.collect()  # what still holds the group would destroy it while the interpreter ends, which can abort
-            dist.destroy_process_group()
+        code = main()
+    except Exception:
+        if not launched:
+            raise
+        traceback.print_exc()
+        code = 1
+    if code and launched:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def barrier() -> None:

@@ -32,8 +32,11 @@ class FrozenStates:
                 self._places[row.ids] = total
                 total += len(row.ids)
         n_bytes = total * width * dtype.itemsize
-        with open(path, "ab") as file:
-            os.posix_fallocate(file.fileno(), 0, n_bytes)  # now, or a full disk would end a later write with a signal
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            os.posix_fallocate(file, 0, n_bytes)  # now, or a full disk would end a later write with a signal
+        finally:
+            os.close(file)
         self._states = torch.from_file(str(path), shared=True, size=total * width, dtype=dtype).view(total, width)
 
     def __contains__(self, row: Ids) -> bool:
@@ -58,19 +61,20 @@ def states_size(rows: Sequence[Ids], llama: Llama) -> int:
     """Bytes that the states of these rows take; 0 if too few layers lie below to be worth it."""
     if llama.lowest * WORTH < llama.config.n_layers:
         return 0
-    return sum(map(len, {row.ids for row in rows})) * llama.config.dim * llama.norm.weight.element_size()
+    return sum(map(len, {row.ids for row in rows})) * llama.config.dim * llama.tok_embeddings.weight.element_size()
 
 
 def compute_states(path: Path, rows: Sequence[Ids], llama: Llama, device: torch.device, batch_size: int) -> FrozenStates:
-    """The states of all rows. Collective: the ranks share the work; the file is anew each time."""
-    if distributed.is_main():
+    """The states of all rows. Collective: the ranks of a machine share the work and the file, which is anew each time."""
+    if distributed.node_rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
     distributed.barrier()
     dtype = llama.tok_embeddings.weight.dtype
     found = FrozenStates(path, rows, llama.config.dim, dtype)
+    distributed.barrier()  # where a disk cannot reserve room, that writes zeros
     distinct = list({row.ids: row for row in rows}.values())
-    plan = by_length([len(row.ids) for row in distinct], batch_size)[distributed.rank() :: distributed.world_size()]
+    plan = by_length([len(row.ids) for row in distinct], batch_size)[distributed.node_rank() :: distributed.node_size()]
     collate = Collator(None, ())
     for picked in tqdm(plan, desc="frozen layers", unit="batch", disable=not distributed.is_main(), leave=False):
         own = [distinct[row] for row in picked]

@@ -30,7 +30,7 @@ from imagebind_llm.store import write_atomic
 from imagebind_llm.tokenizers import LlamaTokenizer
 
 RESULTS = "results.json"  # written last
-BATCH = 32
+BATCH = 32  # on a GPU no more than training showed to fit
 ALPHA_ROWS = 128  # of dev, for the choice of alpha
 Scored = tuple[Tensor, Tensor, Tensor]  # log-probabilities (N,C) by head and by decoder, gold (N,)
 
@@ -60,10 +60,12 @@ def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
         order=run.settings.answer_order,
     )
     collate = Collator(corpus.store, corpus.modalities)
-    found = {split: _scored(explainer, corpus.splits[split], collate) for split in ("dev", "test") if split in corpus.splits}
+    batch = BATCH if device.type == "cpu" else min(BATCH, 2 * run.settings.batch_size)
+    splits = {split: corpus.splits[split] for split in ("dev", "test") if split in corpus.splits}
+    found = {split: _scored(explainer, rows, collate, batch) for split, rows in splits.items()}
     calibration = calibrate(*found["dev"]) if "dev" in found else Calibration()
     if run.verifier is not None and "dev" in found:
-        calibration = _with_alpha(explainer, calibration, corpus.splits["dev"], found["dev"], collate)
+        calibration = _with_alpha(explainer, calibration, corpus.splits["dev"], found["dev"], collate, batch)
     if not distributed.is_main():
         return
     save_calibration(folder, calibration)
@@ -89,22 +91,22 @@ def _is_done(run: Run, folder: Path, step: int) -> bool:
     return distributed.gather_objects(found.get("step") == step)[0]
 
 
-def _scored(explainer: Explainer, sequences: Sequence[Ids], collate: Collator) -> Scored:
+def _scored(explainer: Explainer, sequences: Sequence[Ids], collate: Collator, batch: int) -> Scored:
     """Head and decoder log-probabilities (N,C) and gold (N,) of the rows with a known intent, in order, from all ranks."""
     known = [i for i, row in enumerate(sequences) if row.intent is not None]
     own = known[distributed.rank() :: distributed.world_size()]
     parts = []
-    for start in range(0, len(own), BATCH):
-        rows = [sequences[i] for i in own[start : start + BATCH]]
+    for start in range(0, len(own), batch):
+        rows = [sequences[i] for i in own[start : start + batch]]
         reading = explainer.score(as_rows(rows), *collate.embeddings(rows))
-        parts += list(zip(own[start : start + BATCH], reading.head, reading.decoder, strict=True))
+        parts += list(zip(own[start : start + batch], reading.head, reading.decoder, strict=True))
     everything = sorted((part for rank in distributed.gather_objects(parts) for part in rank), key=lambda part: part[0])
     gold = torch.tensor([sequences[i].intent for i, _, _ in everything])
     return torch.stack([h for _, h, _ in everything]), torch.stack([d for _, _, d in everything]), gold
 
 
 def _with_alpha(
-    explainer: Explainer, calibration: Calibration, sequences: Sequence[Ids], found: Scored, collate: Collator
+    explainer: Explainer, calibration: Calibration, sequences: Sequence[Ids], found: Scored, collate: Collator, batch: int
 ) -> Calibration:
     """The calibration with the alpha that serves the first dev rows best: their rationales are written for it."""
     explainer.calibration = calibration
@@ -113,8 +115,8 @@ def _with_alpha(
     p = calibration.probabilities(head, decoder)
     own = list(range(len(known)))[distributed.rank() :: distributed.world_size()]
     written: list[tuple[int, str]] = []
-    for start in range(0, len(own), BATCH):
-        part = own[start : start + BATCH]
+    for start in range(0, len(own), batch):
+        part = own[start : start + batch]
         rows = [known[i] for i in part]
         _, texts = explainer.answer(as_rows(rows), *collate.embeddings(rows), MAX_NEW_TOKENS)
         written += list(zip(part, (text for text, _ in texts), strict=True))

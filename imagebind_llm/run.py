@@ -142,13 +142,13 @@ class Run:
         if not 0 < states_size(rows, llama) <= self.settings.cache_gb * 1e9 or self.finished:
             yield None
             return
-        path = self.root / "frozen-states.tmp"
+        path = self.root / f"frozen-states-{distributed.node()}.tmp"
         try:
             states = compute_states(path, rows, llama, device, 2 * self.settings.batch_size)
             self._spoken = (time.perf_counter(), self.position.total)
             yield states
         finally:
-            if distributed.is_main():
+            if distributed.node_rank() == 0:
                 path.unlink(missing_ok=True)
 
     def reference(self) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_itsl import random_itsl
 
+from imagebind_llm import distributed
 from imagebind_llm.batches import Collator
 from imagebind_llm.frozen_states import compute_states
 from imagebind_llm.losses import rationale_nll
@@ -194,6 +195,15 @@ def test_states_below_the_adapted_layers_change_no_gradient_and_no_loss(tmp_path
     with_states, without = Collator(None, (), states), Collator(None, ())
     torch.testing.assert_close(model(with_states(rows())).logp, model(without(rows())).logp, atol=1e-6, rtol=0)
     same(gradients([rows()], collate=with_states, model=model), gradients([rows()], model=model))
+
+
+def test_a_machine_computes_the_states_of_all_rows_whatever_others_do(tmp_path, monkeypatch):
+    """The ranks of other machines write to other files, perhaps on other disks."""
+    model = head_model(layers=2)
+    whole = compute_states(tmp_path / "one", rows(), model.llama, CPU, 3).batch(rows())
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    assert torch.equal(compute_states(tmp_path / "other", rows(), model.llama, CPU, 3).batch(rows()), whole)
 
 
 def test_each_weight_scales_its_own_loss():
