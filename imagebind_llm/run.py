@@ -9,6 +9,7 @@ import math
 import resource
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -108,6 +109,7 @@ class Run:
         self.position, self.choice, self.guard = Position(), Choice(), Guard()
         self.history: list[dict[str, Any]] = []
         self._about = self._describe()
+        self._refuse_folders_apart()
         if settings.resume == "no":
             if distributed.is_main():
                 checkpoint.clear(self.root)
@@ -283,6 +285,23 @@ class Run:
         self.guard = Guard(**info["guard"])
         self.choice, self.history = Choice(**info["choice"]), info["history"]
         self.say(f"continuing {folder}: epoch {info['epoch']}, step {info['step']}")
+
+    def _refuse_folders_apart(self) -> None:
+        """Raise CheckpointError if --output_dir is not one folder for all ranks, as on disks that machines have of their own."""
+        if distributed.world_size() == 1:
+            return
+        token = self.root / f".{distributed.gather_objects(uuid.uuid4().hex)[0]}.tmp"
+        if distributed.is_main():
+            self.root.mkdir(parents=True, exist_ok=True)
+            token.touch()
+        distributed.barrier()
+        seen = distributed.gather_objects(token.exists())
+        if distributed.is_main():
+            token.unlink()
+        if not all(seen):
+            raise CheckpointError(
+                f"--output_dir {self.root}: expected a folder that all machines see; give one on a shared disk"
+            )
 
     def _refuse_other_settings(self, folder: Path, info: dict[str, Any]) -> None:
         theirs, ours = info["settings"], self._about["settings"]

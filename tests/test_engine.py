@@ -130,6 +130,24 @@ def test_ranks_leave_together(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_ranks_that_see_different_folders_are_refused(alpaca, llama, tmp_path):
+    """As on two machines whose disks are their own."""
+    script = tmp_path / "apart.py"
+    flags = words(**SMALL, data_path=alpaca, llama_model_path=llama, output_dir="out")[1:]
+    script.write_text(
+        "import os, sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "import engine_finetune\n"
+        f"sys.argv = ['engine_finetune.py', *{flags!r}]\n"
+        f"place = os.path.join({str(tmp_path)!r}, os.environ['RANK'])\n"
+        "os.mkdir(place)\n"
+        "os.chdir(place)\n"
+        "engine_finetune.distributed.leave(engine_finetune.main)\n"
+    )
+    done = run([str(script)], TORCHRUN)
+    assert done.returncode != 0 and "--output_dir out: expected a folder that all machines see" in done.stderr
+
+
 # --- intents and rationales, both stages ---
 
 
