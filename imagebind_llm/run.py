@@ -287,7 +287,7 @@ class Run:
         self.say(f"continuing {folder}: epoch {info['epoch']}, step {info['step']}")
 
     def _refuse_folders_apart(self) -> None:
-        """Raise CheckpointError if --output_dir is not one folder for all ranks, as on disks that machines have of their own."""
+        """Raise CheckpointError if --output_dir is not one folder for all ranks, as on disks that machines have each."""
         if distributed.world_size() == 1:
             return
         token = self.root / f".{distributed.gather_objects(uuid.uuid4().hex)[0]}.tmp"
