@@ -49,7 +49,7 @@ def shown(explanation: Explanation, labels: Sequence[str], example: Example) -> 
 def answer_split(explainer: Explainer, settings: ExplainSettings) -> None:
     """Write an answer a line for every clip of a split; rows that an interrupted run wrote are kept.
 
-    A file of another model's answers is moved to NAME.old.jsonl, and that is said.
+    A file of another model's answers is moved to NAME.old.jsonl, in place of an older one, and that is said.
     """
     dataset = load_dataset(settings.data_path, (settings.split,))
     examples = dataset.splits[settings.split][: settings.limit or None]

@@ -137,7 +137,7 @@ class TrainSettings:
     clip_grad: float = flag(1.0, "largest norm of the gradient; 0: unlimited")
     w_intent: float = flag(1.0, "weight of the intent head's cross-entropy")
     w_rationale: float = flag(1.0, "weight of the answer's negative log-likelihood")
-    patience: int = flag(8, "stop after so many epochs without a better dev score; 0: never")
+    patience: int = flag(8, "epochs without a better dev score after which it stops, or begins --w_critic; 0: never")
     seed: int = flag(0, "of initial weights and of the order of the rows")
     save_steps: int = flag(500, "steps between checkpoints inside an epoch; one is written at its end anyway")
     log_steps: int = flag(10, "steps between lines on the console")
