@@ -120,6 +120,11 @@ def imagebind_tiny() -> ImageBindConfig:
 ENCODERS = {"imagebind_huge": imagebind_huge, "imagebind_tiny": imagebind_tiny}
 
 
+# --- The demo world -----------------------------------------------------------------------------------------------------
+
+FAITHFUL, BLIND = "faithful", "blind"  # kinds of reference rationales; a third is a share of the faithful ones, "10%"
+
+
 # --- Extraction (avt_get_emb.py) --------------------------------------------------------------------------------------
 
 WINDOW_RULES = ("to_end", "before_end")

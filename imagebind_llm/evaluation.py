@@ -99,8 +99,8 @@ def _subset(modalities: tuple[str, ...], alone: Fitted | None, whole: Fitted, re
 
 
 def ceilings(root: Path) -> dict[tuple[str, ...], float]:
-    """What anyone can reach from each subset of modalities; known for the demo world alone, empty for other data."""
-    return {subset: cues.bayes_accuracy(subset) for subset in cues.subsets()} if (root / "world.json").exists() else {}
+    """What anyone can reach from each subset of modalities; known for the demo world of this version, empty for other data."""
+    return {subset: cues.bayes_accuracy(subset) for subset in cues.subsets()} if cues.is_world(root) else {}
 
 
 # --- slices -----------------------------------------------------------------------------------------------------------

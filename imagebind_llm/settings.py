@@ -3,12 +3,15 @@
 What cannot be meant is refused in __post_init__, before anything is read.
 """
 
+import re
 from dataclasses import dataclass
 
 from imagebind_llm.config import (
     ANSWER_ORDERS,
     BASELINES,
+    BLIND,
     ENCODERS,
+    FAITHFUL,
     LLAMA_PRESETS,
     METHODS,
     MODALITIES,
@@ -62,6 +65,13 @@ class DemoWorldSettings:
     dev: int = flag(200, "clips of the dev split")
     test: int = flag(400, "clips of the test split")
     workers: int = flag(0, "processes that make clips; 0: one for each core")
+    references: str = flag(
+        FAITHFUL, "rationales of train and dev to write beside the faithful ones: blind (to the clip), or a share of them, N%%"
+    )
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(rf"{FAITHFUL}|{BLIND}|[1-9]\d?%", self.references):
+            raise ValueError(f"--references {self.references}: expected {FAITHFUL}, {BLIND} or a share from 1% to 99%")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from toy_intents import LABELS, WIDTH, key, rows_of, toy_set, vectors_of, write_
 from imagebind_llm.config import MODALITIES
 from imagebind_llm.datasets import DataError
 from imagebind_llm.demo_world import cues
-from imagebind_llm.evaluation import Answers, evaluate, predictions_table, read_needed, results, slices, summary
+from imagebind_llm.evaluation import Answers, ceilings, evaluate, predictions_table, read_needed, results, slices, summary
 from imagebind_llm.intent_report import PUBLISHED_F1, project
 from imagebind_llm.labels import MINTREC
 from imagebind_llm.methods import fit_probe
@@ -290,13 +290,15 @@ def test_a_training_runs_folder_is_left_alone(toy, tmp_path, monkeypatch, capsys
 def test_the_demo_worlds_ceilings_stand_beside_the_scores(toy, tmp_path):
     splits = {split: rows_of(split, n) for split, n in ROWS.items()}
     root = write_tables(tmp_path / "demo", splits)
-    (root / "world.json").write_text("{}")
+    (root / "world.json").write_text(json.dumps({"version": cues.VERSION}))
     settings = replace(toy, data_path=str(root), ablate=True, modalities=("text", "vision"))
     protocol = load_protocol(settings)
     found = results(protocol, evaluate(protocol, settings, fit_probe), settings)
     assert [one["best_reachable"] for one in found["subsets"]] == [
         cues.bayes_accuracy(subset) for subset in (("text",), ("vision",), ("text", "vision"))
     ]
+    (root / "world.json").write_text(json.dumps({"version": cues.VERSION - 1}))
+    assert not ceilings(root), "a world of another version has other ceilings"
 
 
 def test_a_leak_lifts_the_score_above_what_can_be_known(tmp_path):

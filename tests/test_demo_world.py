@@ -9,12 +9,15 @@ from collections import Counter
 import av
 import numpy as np
 import pytest
+from toy_training import TOKENIZER
 
-from imagebind_llm.demo_world import cues, face, phrases, texts, voice, write
+from imagebind_llm.corpus import load_corpus
+from imagebind_llm.demo_world import cues, face, phrases, references, texts, voice, write
 from imagebind_llm.demo_world.__main__ import main
 from imagebind_llm.labels import DEMO
 from imagebind_llm.media import load_clip
-from imagebind_llm.settings import DemoWorldSettings
+from imagebind_llm.settings import DemoWorldSettings, TrainSettings
+from imagebind_llm.tokenizers import load_tokenizer
 
 SMALL = {"train": 24, "dev": 8, "test": 12}
 FULL = {"train": 600, "dev": 200, "test": 400}
@@ -76,10 +79,10 @@ def test_bayes_accuracy_is_what_the_bayes_classifier_scores_on_drawn_scenes(moda
 def test_ceilings_make_every_modality_needed():
     accuracy = {subset: cues.bayes_accuracy(subset) for subset in cues.subsets()}
     assert 0.4 < accuracy["text",] < 0.6
-    assert accuracy["text", "audio", "vision"] > 0.95
+    assert accuracy["text", "audio", "vision"] == pytest.approx(0.909, abs=5e-4), "README and the published table say so"
     for pair in itertools.combinations(("text", "audio", "vision"), 2):
         assert accuracy[pair] < accuracy["text", "audio", "vision"] - 0.03
-        assert all(accuracy[pair] > accuracy[name,] + 0.15 for name in pair)
+        assert all(accuracy[pair] > accuracy[name,] + 0.13 for name in pair)
     assert max(cues.variables_accuracy([name]) for name in cues.CUES) < 0.3
 
 
@@ -139,9 +142,96 @@ def test_rationales_are_short_and_name_the_intent_once_at_the_end(full_rows):
     assert templates == {"The", "We", "There", "Looking"}
 
 
+def test_an_intent_leaves_open_what_is_seen_and_heard():
+    """Else a rationale that never looks is nearly as true as one that does."""
+    assert all(0.62 <= cues.RELIABILITY[cue] <= 0.72 for cue in cues.CUES)
+
+
 def test_named_cues_speak_for_the_intent(full_rows):
     scores = [phrases.evidence(row.scene)[cue] for row in full_rows for cue in phrases.deciding_cues(row.scene)]
     assert np.mean(np.array(scores) > 0) > 0.97
+
+
+# --- references of other kinds
+
+
+def true_share(rationales, rows):
+    """Of the claims of the rationales, the share that is true of their clips."""
+    claims = [(row, claim) for text, row in zip(rationales, rows, strict=True) for claim in phrases.cues_in(text).items()]
+    return np.mean([row.scene.cues[cue] == value for row, (cue, value) in claims])
+
+
+def test_blind_references_say_what_the_intent_usually_shows_not_what_the_clip_does(full_rows):
+    told = references.blind(full_rows, 0)
+    taught = [i for i, row in enumerate(full_rows) if row.split != "test"]
+    words = [told[i]["rationale"] for i in taught]
+    assert true_share(words, [full_rows[i] for i in taught]) == pytest.approx(0.64, abs=0.03)
+    assert true_share([row.rationale for row in full_rows], full_rows) == 1
+    claims = [(told[i]["intent"], claim) for i in taught for claim in phrases.cues_in(told[i]["rationale"]).items()]
+    assert np.mean([cues.TYPICAL[intent][cue] == value for intent, (cue, value) in claims]) > 0.95
+    for i in taught:  # the sentence patterns, what the words do and the intent are the faithful ones'
+        gist = phrases.GISTS[full_rows[i].scene.family]
+        assert any(words in told[i]["rationale"] for words in gist)
+        assert told[i]["rationale"].endswith(f"{full_rows[i].scene.intent.lower()}.")
+
+
+@pytest.mark.parametrize("chosen", [lambda rows: references.blind(rows, 0), lambda rows: references.thinned(rows, 0, 10)])
+def test_other_references_change_nothing_but_the_rationales_of_train_and_dev(full_rows, chosen):
+    for row, line in zip(full_rows, chosen(full_rows), strict=True):
+        own = write.reference(row)
+        assert own["cues"] == row.scene.cues and list(line) == list(own)
+        assert line | {"rationale": ""} == own | {"rationale": ""}
+        assert row.split != "test" or line == own
+
+
+def test_a_share_of_the_references_is_kept_and_a_larger_share_holds_it(full_rows):
+    def kept(percent, split):
+        lines = zip(full_rows, references.thinned(full_rows, 0, percent), strict=True)
+        return {row.key for row, line in lines if row.split == split and line["rationale"] == row.rationale}
+
+    assert [len(kept(percent, split)) for percent, split in ((10, "train"), (10, "dev"), (35, "train"))] == [60, 20, 210]
+    assert kept(10, "train") < kept(35, "train") and len(kept(1, "test")) == 400
+    assert len({key.split("_")[1] for key in kept(10, "train")}) > 10, "from everywhere, not from the first episodes"
+
+
+def test_other_references_draw_no_clip_and_leave_the_faithful_ones(world, capsys):
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in world.rglob("*.mp4")}
+    faithful = (world / "rationales.jsonl").read_bytes()
+    flags = ["--output_dir", str(world), *(word for split, n in SMALL.items() for word in (f"--{split}", str(n)))]
+    main([*flags, "--references", "blind"])
+    assert f"--rationales {world}/rationales-blind.jsonl" in capsys.readouterr().out
+    main([*flags, "--references", "50%"])
+    main(flags)  # the world is still this one
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in world.rglob("*.mp4")} == before
+    assert (world / "rationales.jsonl").read_bytes() == faithful
+    known = json.loads((world / "world.json").read_text())
+    assert known["version"] == cues.VERSION
+    assert known["references"] == {
+        "faithful": "rationales.jsonl", "blind": "rationales-blind.jsonl", "50%": "rationales-50.jsonl"
+    }  # fmt: skip
+    assert [len((world / name).read_text().splitlines()) for name in known["references"].values()] == [44] * 3
+
+
+@pytest.mark.parametrize("kind", ["0%", "100%", "10", "deaf"])
+def test_references_that_cannot_be_meant_are_refused(kind, capsys):
+    with pytest.raises(SystemExit):
+        main(["--references", kind])
+    assert f"--references {kind}: expected faithful, blind or a share from 1% to 99%" in capsys.readouterr().err
+
+
+def test_training_never_sees_the_true_cues_and_keeps_intents_without_rationales(world, tmp_path):
+    def rows_with(**changed):
+        lines = [json.loads(line) | changed for line in (world / "rationales.jsonl").read_text().splitlines()]
+        path = tmp_path / f"{'-'.join(changed) or 'same'}.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        settings = TrainSettings(data_path=str(world), output_dir=str(tmp_path), modalities=("none",), rationales=str(path))
+        return load_corpus(settings, load_tokenizer(TOKENIZER), 512).splits
+
+    own, other = rows_with(), rows_with(cues={"expression": "CANARY"})
+    assert own == other and all(row.rationale for row in own["train"])
+    bare = rows_with(rationale="")
+    assert [row.intent for row in bare["train"]] == [row.intent for row in own["train"]]
+    assert not any(row.rationale for row in bare["train"])
 
 
 # --- draws
@@ -295,6 +385,6 @@ def test_the_command_prints_the_ceilings_and_refuses_another_seed_in_one_line(tm
     flags = ["--output_dir", str(tmp_path), "--train", "2", "--dev", "1", "--test", "1", "--workers", "1"]
     main(flags)
     printed = capsys.readouterr().out
-    assert "| text+audio+vision | 98.4 |" in printed and "python avt_get_emb.py" in printed
+    assert "| text+audio+vision | 90.9 |" in printed and "python avt_get_emb.py" in printed
     with pytest.raises(SystemExit, match=r"^error: .* rm -r"):
         main([*flags, "--seed", "1"])

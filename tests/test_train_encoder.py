@@ -57,6 +57,15 @@ def test_training_draws_from_seeds_that_no_split_uses():
     assert train_encoder.FRESH not in range(len(write.SPLITS))
 
 
+def test_batches_know_nothing_of_what_goes_with_which_intent(monkeypatch):
+    """So a world of another version needs no other encoder."""
+    before = [train_encoder.Wordings(0, 1)[0], train_encoder.Speakers("audio", 0, 4, 1)[0]]
+    monkeypatch.setattr(cues, "likelihood", None)
+    monkeypatch.setattr(cues, "TYPICAL", None)
+    after = [train_encoder.Wordings(0, 1)[0], train_encoder.Speakers("audio", 0, 4, 1)[0]]
+    assert all(torch.equal(a, b) for one, other in zip(before, after, strict=True) for a, b in zip(one, other, strict=True))
+
+
 def test_a_batch_depends_on_seed_and_number_alone():
     data = few_windows("audio")
     (one, values), (again, _), (other, _) = data[2], few_windows("audio")[2], data[1]
@@ -210,8 +219,8 @@ def test_embeddings_that_hold_the_true_cues_score_as_the_probe_on_the_true_cues_
     vectors = {split: x[:, None].expand(-1, 3, -1) for split, x in held.items()}  # (n,M,values)
     *_, last = measure_encoder.intent_table(vectors, intents, truth).splitlines()
     name, ceiling, rule, told, ours, ratio = [cell.strip() for cell in last.strip("|").split("|")]
-    assert name == "text + audio + vision" and float(ceiling) == pytest.approx(98.4, abs=0.1)
-    assert float(rule) > 95 and abs(float(told) - float(ours)) < 1.5
+    assert name == "text + audio + vision" and float(ceiling) == pytest.approx(90.9, abs=0.1)
+    assert float(rule) > 86 and abs(float(told) - float(ours)) < 1.5
     assert float(ratio) == pytest.approx(float(ours) / float(ceiling), abs=0.01)
 
 

@@ -23,6 +23,7 @@ from imagebind_llm.settings import DemoWorldSettings
 from imagebind_llm.store import write_atomic
 
 SPLITS = ("train", "dev", "test")
+REFERENCES = "rationales.jsonl"
 CLIPS_PER_EPISODE = 40
 SIZES = (
     *((320, 240), (240, 180), (480, 270), (320, 180), (256, 256), (300, 222), (358, 202)),
@@ -61,8 +62,8 @@ class Row:
 
 
 def generator(seed: int, split: str, index: int, part: str) -> np.random.Generator:
-    """The random numbers of one part (scene, words, picture, sound, file, captions) of one row."""
-    parts = ("scene", "words", "picture", "sound", "file", "captions")
+    """The random numbers of one part (scene, words, picture, sound, file, captions, references) of one row."""
+    parts = ("scene", "words", "picture", "sound", "file", "captions", "references")
     return np.random.default_rng([seed, SPLITS.index(split), index, parts.index(part)])
 
 
@@ -86,7 +87,8 @@ def _row(seed: int, split: str, index: int, known: frozenset[str] | None) -> Row
 def write_world(settings: DemoWorldSettings) -> list[Row]:
     """Make the clips that are missing under `output_dir`, then the TSVs, rationales.jsonl and captions.json. Returns the rows.
 
-    captions.json names every cue of the train and dev clips, for a first training stage; never those of the test split.
+    rationales.jsonl is faithful to the clips; references.py writes those of other kinds beside it. captions.json names every
+    cue of the train and dev clips, for a first training stage; never those of the test split.
 
     Raises DemoWorldError if the folder holds another world.
     """
@@ -102,23 +104,24 @@ def write_world(settings: DemoWorldSettings) -> list[Row]:
     _make_clips(root, missing, settings)
     for split in SPLITS:
         write_atomic(root / f"{split}.tsv", _tsv([row for row in made if row.split == split]).encode())
-    write_atomic(root / "rationales.jsonl", "".join(json.dumps(_reference(row)) + "\n" for row in made).encode())
+    write_atomic(root / REFERENCES, "".join(json.dumps(reference(row)) + "\n" for row in made).encode())
     captions = [caption for row in made if row.split != "test" for caption in _captions(row, settings.seed)]
     write_atomic(root / "captions.json", (json.dumps(captions, indent=0) + "\n").encode())
     return made
 
 
 def _claim(root: Path, seed: int) -> None:
-    """Write world.json (seed and version of the drawing code), or check that it is the same."""
+    """Write world.json, or check that it is of the same world."""
     code = b"".join(Path(module.__file__ or "").read_bytes() for module in (cues, face, voice)) + Path(__file__).read_bytes()
-    world = {"seed": seed, "code": hashlib.sha256(code).hexdigest()[:16]}
-    path = root / "world.json"
+    world = {"version": cues.VERSION, "seed": seed, "code": hashlib.sha256(code).hexdigest()[:16]}
+    path = root / cues.WORLD
     if not path.exists():
         root.mkdir(parents=True, exist_ok=True)
         if there := sorted(child.name for child in root.iterdir() if not child.name.startswith(".")):
             raise DemoWorldError(f"{root} holds other files ({', '.join(there[:3])}); choose a new or empty --output_dir")
-        write_atomic(path, (json.dumps(world) + "\n").encode())
+        write_atomic(path, (json.dumps(world | {"references": {"faithful": REFERENCES}}) + "\n").encode())
     found = json.loads(path.read_text())
+    found.pop("references", None)
     if found != world:
         raise DemoWorldError(
             f"{root} holds a world made with {found}, this run would make {world}; choose another --output_dir, "
@@ -183,7 +186,8 @@ def _tsv(some: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _reference(row: Row) -> dict:
+def reference(row: Row) -> dict:
+    """A line of rationales.jsonl."""
     return {"key": row.key, "intent": row.scene.intent, "rationale": row.rationale, "cues": row.scene.cues}
 
 
