@@ -112,7 +112,11 @@ class TrainSettings:
     output_dir: str = flag("./output_dir", "checkpoints and logs")
     emb_path: str = flag("", "embedding store of the clips, made by avt_get_emb.py")
     llama_model_path: str = flag("", "a LLaMA: Meta or Hugging Face folder or .gguf; if not given, SmolLM2 from `make setup`")
-    model: str = flag("auto", "a name: the LLaMA must have as many layers; auto: any", ("auto", *LLAMA_PRESETS))
+    model: str = flag(
+        "auto",
+        "a name: the LLaMA must have as many layers, and training on text alone has LLaMA-Adapter v1's prompts; auto: any",
+        ("auto", *LLAMA_PRESETS),
+    )
     stage: str = flag("finetune", "pretrain: captions, finetune: intent and rationale, or instructions", STAGES)
     pretrained_path: str = flag("", "start from this checkpoint folder of ours or adapter of ImageBind-LLM")
     trainable: str = flag("prompts", "prompts, gates and bridge; lora: LoRA, biases and norms; all: both", TRAINABLE)
