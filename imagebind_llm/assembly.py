@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imagebind_llm import checkpoint
+from imagebind_llm import checkpoint, distributed
 from imagebind_llm.checkpoint import CheckpointError
 from imagebind_llm.config import LLAMA_PRESETS, BridgeConfig, LlamaConfig, ModelConfig, PromptConfig
 from imagebind_llm.labels import MINTREC, MINTREC2, Taxonomy
@@ -119,10 +119,16 @@ def _around(config: ModelConfig, state: dict[str, Tensor], own: dict[str, Tensor
 
 
 def frozen_dtype(name: str, device: torch.device) -> torch.dtype:
-    """ "auto": bfloat16 on a GPU, float32 on a CPU."""
-    if name == "auto":
-        name = "bfloat16" if device.type == "cuda" else "float32"
-    return getattr(torch, name)
+    """ "auto": bfloat16 on a GPU that has it, else float32. Says so where a GPU has none.
+
+    Not float16 there: a LLaMA trained in bfloat16 can overflow it, and gradients that pass through it would need a scaled loss.
+    """
+    if name != "auto":
+        distributed.warn_of_emulation(name, device)
+        return getattr(torch, name)
+    if card := distributed.card_without_bfloat16(device):
+        distributed.warn(f"{card} has no bfloat16: frozen weights are float32, which takes twice the memory")
+    return torch.bfloat16 if device.type == "cuda" and not card else torch.float32
 
 
 def llama_fingerprint(state: Mapping[str, Tensor]) -> str:

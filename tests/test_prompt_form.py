@@ -1,4 +1,4 @@
-"""Which form new prompts have: LLaMA-Adapter v1's for its published command, ours otherwise; a checkpoint keeps the one it has."""
+"""Which form new prompts have: LLaMA-Adapter v1's for its published command, else ours; a checkpoint keeps the one it has."""
 
 import json
 from dataclasses import replace
