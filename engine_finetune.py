@@ -95,6 +95,8 @@ def announce(run: Run, assembled: Assembled, corpus: Corpus) -> None:
     """What is trained on what."""
     trained = {name: p.numel() for name, p in assembled.model.named_parameters() if p.requires_grad}
     run.say(f"trained parameters: {sum(trained.values()):,} of {sum(p.numel() for p in assembled.model.parameters()):,}")
+    raw = "raw, as in LLaMA-Adapter v1"
+    run.say(f"prompts: {'brought to unit RMS' if assembled.config.prompts.normalise_prefix else raw}")
     run.say("rows: " + ", ".join(f"{name} {len(rows)}" for name, rows in corpus.splits.items()))
     if corpus.n_cut:
         run.say(f"rows that lost context to fit --max_seq_len {run.settings.max_seq_len}: {corpus.n_cut}")

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imagebind_llm import checkpoint
+from imagebind_llm import checkpoint, distributed
 from imagebind_llm.checkpoint import CheckpointError
-from imagebind_llm.config import BridgeConfig, LlamaConfig, ModelConfig, PromptConfig
+from imagebind_llm.config import LLAMA_PRESETS, BridgeConfig, LlamaConfig, ModelConfig, PromptConfig
 from imagebind_llm.labels import MINTREC, MINTREC2, Taxonomy
 from imagebind_llm.model import HEAD, ITSL
 from imagebind_llm.settings import TrainSettings
@@ -68,7 +68,7 @@ def build(settings: TrainSettings, taxonomy: Taxonomy | None, embedding_width: i
     llama, state = load_llama(path, frozen_dtype(settings.dtype, device), device, settings.model)
     if start.llama not in (None, llama_fingerprint(state)):
         raise CheckpointError(f"{settings.pretrained_path}: trained on another LLaMA than {path}; pass its own")
-    prompts = _prompts(settings, start, llama)
+    prompts = _prompts(settings, start, llama, embedding_width is None)
     config = ModelConfig(
         llama, prompts, _bridge(settings, start, llama, embedding_width), len(taxonomy.labels) if taxonomy else 0
     )
@@ -119,10 +119,16 @@ def _around(config: ModelConfig, state: dict[str, Tensor], own: dict[str, Tensor
 
 
 def frozen_dtype(name: str, device: torch.device) -> torch.dtype:
-    """ "auto": bfloat16 on a GPU, float32 on a CPU."""
-    if name == "auto":
-        name = "bfloat16" if device.type == "cuda" else "float32"
-    return getattr(torch, name)
+    """ "auto": bfloat16 on a GPU that has it, else float32. Says so where a GPU has none.
+
+    Not float16 there: a LLaMA trained in bfloat16 can overflow it, and gradients that pass through it would need a scaled loss.
+    """
+    if name != "auto":
+        distributed.warn_of_emulation(name, device)
+        return getattr(torch, name)
+    if card := distributed.card_without_bfloat16(device):
+        distributed.warn(f"{card} has no bfloat16: frozen weights are float32, which takes twice the memory")
+    return torch.bfloat16 if device.type == "cuda" and not card else torch.float32
 
 
 def llama_fingerprint(state: Mapping[str, Tensor]) -> str:
@@ -164,7 +170,7 @@ def _start(settings: TrainSettings, taxonomy: Taxonomy | None) -> Start:
     return Start(adapter.prompts, adapter.bridge, adapter.read())
 
 
-def _prompts(settings: TrainSettings, start: Start, llama: LlamaConfig) -> PromptConfig:
+def _prompts(settings: TrainSettings, start: Start, llama: LlamaConfig, text_only: bool) -> PromptConfig:
     """The shape of prompts and LoRA: that of the start, where there is one; a flag that disagrees is an error."""
     given = start.prompts
     wants_lora = settings.trainable != "prompts"
@@ -176,7 +182,8 @@ def _prompts(settings: TrainSettings, start: Start, llama: LlamaConfig) -> Promp
             )
         layers = min(DEFAULT_LAYERS, llama.n_layers) if settings.adapter_layer is None else settings.adapter_layer
         prompts = DEFAULT_PROMPTS if settings.adapter_len is None else settings.adapter_len
-        return PromptConfig(layers, prompts, lora_rank=rank or 0, bias=bool(rank), lora_layers=layers)
+        normalise = _normalises(settings, text_only)
+        return PromptConfig(layers, prompts, normalise, lora_rank=rank or 0, bias=bool(rank), lora_layers=layers)
     for name in ("adapter_layer", "adapter_len"):
         flag, own = getattr(settings, name), getattr(given, name)
         if flag is not None and flag != own:
@@ -188,6 +195,19 @@ def _prompts(settings: TrainSettings, start: Start, llama: LlamaConfig) -> Promp
             f"--trainable {settings.trainable}: {settings.pretrained_path} has no LoRA; pass --lora_rank 16 to add one"
         )
     return given if given.lora_rank or not rank else replace(given, lora_rank=rank, bias=True, lora_layers=given.adapter_layer)
+
+
+def _normalises(settings: TrainSettings, text_only: bool) -> bool:
+    """Whether new prompts are N(0, 0.02) and brought to unit RMS before wk and wv. Else they are N(0, 1) and used raw, as in
+    LLaMA-Adapter v1 (arXiv:2303.16199, its public code): so --blr means there what it meant for v1. AdamW moves every number by
+    about a learning rate a step: that turns a vector of N(0, 0.02), read at unit RMS, 50 times as far as one of N(0, 1).
+
+    v1's form is that of a plain start from text under v1's name. A run that is continued keeps the form that it began with.
+    """
+    last = Path(settings.output_dir) / "last"
+    if settings.resume == "auto" and last.is_dir():
+        return checkpoint.config_from_json(checkpoint.read_info(last)["model"]).prompts.normalise_prefix
+    return not (text_only and settings.model in LLAMA_PRESETS and not settings.lora_rank)
 
 
 def _bridge(settings: TrainSettings, start: Start, llama: LlamaConfig, embedding_width: int | None) -> BridgeConfig | None:

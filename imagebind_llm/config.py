@@ -169,7 +169,7 @@ class PromptConfig:
     """What is trained in and around the frozen decoder.
 
     LLaMA-Adapter v1: 10 prompts in the top 30 layers. ImageBind-LLM: 1 in each of 32, later with biases and LoRA 16.
-    Both feed the prompts to wk and wv as they are (`normalise_prefix` off).
+    Both feed the prompts to wk and wv as they are (`normalise_prefix` off). A checkpoint that does not say has them normalised.
     """
 
     adapter_layer: int = 30  # the top layers that see prompts (A)

@@ -135,3 +135,22 @@ def choose_device(name: str) -> str:
     if name == "cuda" and int(os.environ.get("LOCAL_RANK", 0)) >= torch.cuda.device_count():
         raise ValueError(f"more ranks than the {torch.cuda.device_count()} GPUs here; lower --nproc_per_node")
     return name
+
+
+def card_without_bfloat16(device: torch.device) -> str:
+    """The name of a GPU that would emulate bfloat16 (NVIDIA's before Ampere: V100, T4); "" for every other device."""
+    if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) >= (8, 0):
+        return ""
+    return torch.cuda.get_device_name(device)
+
+
+def warn_of_emulation(dtype: str, device: torch.device) -> None:
+    """Say, on the main rank, that this device was told to compute in bfloat16 and has none."""
+    if dtype == "bfloat16" and (card := card_without_bfloat16(device)):
+        warn(f"--dtype bfloat16: {card} has no bfloat16 and emulates it, slowly; --dtype float32 is faster where it fits")
+
+
+def warn(text: str) -> None:
+    """One line to standard error, on the main rank."""
+    if is_main():
+        print(text, file=sys.stderr, flush=True)

@@ -133,6 +133,7 @@ def extract(settings: ExtractSettings) -> Summary:
     weights = find_imagebind(settings.encoder, settings.encoder_weights)
     root = Path(settings.output_dir)
     with distributed.process_group(_device(settings.device)) as device:
+        distributed.warn_of_emulation(settings.dtype, device)
         model = load_imagebind(weights, settings.encoder, getattr(torch, settings.dtype)).to(device)
         identity = _identity(settings, weights)
         if settings.overwrite and distributed.is_main():

@@ -24,7 +24,7 @@ from imagebind_llm.metrics import macro_f1
 STRENGTHS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)  # C of the logistic regression: the larger, the less regularised
 UNSELECTED_STRENGTH = 0.01
 WARM_UP = 5  # epochs
-DECAY = 0.95  # a later epoch
+DECAY = 0.95  # an epoch, counted from the first
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,11 @@ class Probes:
 
 
 def lr_factor(epoch: int) -> float:
-    """What the learning rate is multiplied by in an epoch, counted from 1: up over five epochs, then 5 % less each."""
+    """What the learning rate is multiplied by in an epoch, counted from 1: up to 1 over five epochs, then 0.95^epoch.
+
+    The decay has run since the first epoch, so the factor falls from 1 to 0.735 (0.95^6) at epoch 6, then by 5 % an epoch. That
+    is the original's schedule; its program counts from 0 and so loses an epoch to a rate of zero.
+    """
     return epoch / WARM_UP if epoch <= WARM_UP else DECAY**epoch
 
 

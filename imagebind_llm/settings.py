@@ -122,7 +122,11 @@ class TrainSettings:
     output_dir: str = flag("./output_dir", "checkpoints and logs")
     emb_path: str = flag("", "embedding store of the clips, made by avt_get_emb.py")
     llama_model_path: str = flag("", "a LLaMA: Meta or Hugging Face folder or .gguf; if not given, SmolLM2 from `make setup`")
-    model: str = flag("auto", "a name: the LLaMA must have as many layers; auto: any", ("auto", *LLAMA_PRESETS))
+    model: str = flag(
+        "auto",
+        "a name: the LLaMA must have as many layers, and training on text alone has LLaMA-Adapter v1's prompts; auto: any",
+        ("auto", *LLAMA_PRESETS),
+    )
     stage: str = flag("finetune", "pretrain: captions, finetune: intent and rationale, or instructions", STAGES)
     pretrained_path: str = flag("", "start from this checkpoint folder of ours or adapter of ImageBind-LLM")
     trainable: str = flag("prompts", "prompts, gates and bridge; lora: LoRA, biases and norms; all: both", TRAINABLE)
@@ -154,7 +158,7 @@ class TrainSettings:
     resume: str = flag("auto", "auto: continue what is in --output_dir; no: start over", ("auto", "no"))
     num_workers: int = flag(0, "processes that read embeddings ahead")
     device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
-    dtype: str = flag("auto", "of frozen weights; auto: bfloat16 on a GPU, else float32", ("auto", "float32", "bfloat16"))
+    dtype: str = flag("auto", "of frozen weights; auto: a GPU's bfloat16, else float32", ("auto", "float32", "bfloat16"))
     w_critic: float = flag(0.0, "weight of the self-critical loss, reached an epoch after its start; 0: supervised only")
     samples: int = flag(4, "answers sampled for each clip")
     baseline: str = flag("loo", "what an answer is compared with: the greedy one, the other samples, the group", BASELINES)
@@ -222,7 +226,7 @@ class ExplainSettings:
     max_new_tokens: int = flag(96, "longest rationale")
     batch_size: int = flag(32, "clips that are answered side by side")
     device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
-    dtype: str = flag("auto", "of frozen weights; auto: bfloat16 on a GPU, else float32", ("auto", "float32", "bfloat16"))
+    dtype: str = flag("auto", "of frozen weights; auto: a GPU's bfloat16, else float32", ("auto", "float32", "bfloat16"))
 
     def __post_init__(self) -> None:
         if bool(self.clip or (self.text and not self.data_path)) == bool(self.data_path):
@@ -249,7 +253,7 @@ class WebSettings:
     encoder_weights: str = flag("", "weights of the encoder; if not given, checkpoints/ENCODER.safetensors or .pth")
     max_new_tokens: int = flag(96, "longest rationale")
     device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
-    dtype: str = flag("auto", "of frozen weights; auto: bfloat16 on a GPU, else float32", ("auto", "float32", "bfloat16"))
+    dtype: str = flag("auto", "of frozen weights; auto: a GPU's bfloat16, else float32", ("auto", "float32", "bfloat16"))
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or not 0 <= self.port < 2**16:

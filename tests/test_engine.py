@@ -72,6 +72,7 @@ def test_the_published_command_runs_as_written(alpaca, tmp_path):
     assert done.returncode == 0, done.stderr
     prompts_and_gates = 30 * 10 * 16 + 30 * 2
     assert f"trained parameters: {prompts_and_gates:,} of " in done.stdout and "rows: train 16" in done.stdout
+    assert "prompts: raw, as in LLaMA-Adapter v1" in done.stdout
     files = {"checkpoint-0000010", "last", "best", "log.txt", "steps.jsonl", "curves.html", "tensorboard"}
     assert {path.name for path in out.iterdir()} == files
     log = read_lines(out / "log.txt")

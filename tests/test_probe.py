@@ -94,9 +94,10 @@ def test_every_epoch_ticks_once():
     assert len(ticks) == 4
 
 
-def test_the_learning_rate_rises_for_five_epochs_and_falls_after():
-    assert [lr_factor(epoch) for epoch in (1, 5)] == [0.2, 1.0]
-    assert lr_factor(6) == pytest.approx(0.95**6) and lr_factor(100) == pytest.approx(0.95**100)
+def test_the_learning_rate_rises_for_five_epochs_then_falls_to_0_735_and_by_5_percent_an_epoch():
+    assert [lr_factor(epoch) for epoch in range(1, 6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert lr_factor(6) == pytest.approx(0.735092, abs=1e-6)  # 0.95^6, as the docstring says: not 0.95 of the peak
+    assert [lr_factor(epoch + 1) / lr_factor(epoch) for epoch in range(6, 100)] == pytest.approx([0.95] * 94)
 
 
 def test_class_weights_make_classes_count_alike():
