@@ -70,10 +70,40 @@ def test_answers_of_another_model_are_moved_and_not_lost(world, tmp_path):
     ] and "another" not in file.read_text()
 
 
+def test_moved_answers_are_never_overwritten(world, tmp_path):
+    file = tmp_path / "answers.jsonl"
+    assert answers(world, **data_of(world), batch=file, limit=2).code == 0
+    mine = read_lines(file)
+    for number, name in ((1, "old"), (2, "old2")):
+        file.write_text("".join(json.dumps(row | {"model": f"another {number}"}) + "\n" for row in mine[:number]))
+        with open(file, "a") as more:
+            more.writelines(json.dumps(row) + "\n" for row in mine)
+        assert answers(world, **data_of(world), batch=file, limit=2).code == 0
+        assert f"another {number}" in (tmp_path / f"answers.{name}.jsonl").read_text()
+        assert read_lines(file) == mine, "what this model wrote is kept"
+
+
+@pytest.mark.parametrize("content", ["dev", "season\tepisode\n1\t2\n", "3\n", "no newline", b"\xff\xfe"], ids=repr)
+def test_a_file_of_anything_but_this_splits_answers_is_refused_and_stays(world, content, tmp_path):
+    file = tmp_path / "answers.jsonl"
+    if content == "dev":
+        assert answers(world, **data_of(world), batch=file, split="dev").code == 0
+    else:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    before = file.read_bytes()
+    said = refused(answers(world, **data_of(world), batch=file, split="test"))
+    assert f"{file}: " in said and "of its lines are no answers about clips of split test" in said
+    assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
+
+
 def test_a_limit_answers_the_first_clips_of_a_split(world, tmp_path):
     done = answers(world, **data_of(world), batch=tmp_path / "few.jsonl", limit=2)
     assert done.code == 0 and "few (2 of 6)" in done.out
     assert [row["key"] for row in read_lines(tmp_path / "few.jsonl")] == [key_of("test", i) for i in range(2)]
+    lines = (tmp_path / "few.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "few.jsonl").write_text(lines[1])
+    done = answers(world, **data_of(world), batch=tmp_path / "few.jsonl", limit=1)
+    assert done.code == 0 and (tmp_path / "few.jsonl").read_text() == "".join(lines), "what lies beyond the limit stays"
 
 
 def test_classifier_scores_what_a_checkpoint_writes_beside_references(world, tmp_path):
