@@ -11,30 +11,33 @@ references: explanations_SEED.jsonl.
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
+import torch
+
 from imagebind_llm import checkpoint, distributed
-from imagebind_llm.answers import answer_split, scores_beside
-from imagebind_llm.checkpoint import CheckpointError
+from imagebind_llm.answers import answer_split, refuse_other_content, scores_beside
+from imagebind_llm.assembly import SharedLlama
 from imagebind_llm.config import NO_MODALITY, parse
 from imagebind_llm.datasets import DataError
-from imagebind_llm.evaluation import PREDICTIONS, evaluate, predictions_table, results
+from imagebind_llm.evaluation import PREDICTIONS, evaluate, predictions_table, read_predictions, results, slices
 from imagebind_llm.inference import Explainer
 from imagebind_llm.intent_report import console, write_page
-from imagebind_llm.methods import METHODS
+from imagebind_llm.methods import METHODS, fit_itsl
 from imagebind_llm.protocol import Protocol, load_protocol
 from imagebind_llm.settings import ClassifierSettings, ExplainSettings
-from imagebind_llm.store import Store, StoreError, write_atomic
-from imagebind_llm.tokenizers import TokenizerError
-from imagebind_llm.weights import WeightsError
+from imagebind_llm.store import Store, write_atomic
 
 
 def main() -> int:
     settings = parse(ClassifierSettings, description=__doc__)
     try:
         run(settings)
-    except (CheckpointError, DataError, StoreError, TokenizerError, WeightsError, OSError) as error:
+    except (ValueError, OSError) as error:  # what is wrong with the input; all errors of our own are ValueErrors
         return fail(str(error))
+    except torch.OutOfMemoryError as error:
+        return fail(f"{error}; lower --batch_size, or pass --device cpu")
     except KeyboardInterrupt:
         return fail("interrupted; nothing was written")
     return 0
@@ -52,10 +55,13 @@ def run(settings: ClassifierSettings) -> None:
     if (output / "last").is_dir():
         raise DataError(f"{output}: holds a training run, with results.json of its own; give another --output_dir")
     protocol = load_protocol(settings)
-    subsets = evaluate(protocol, settings, METHODS[settings.method])
+    refuse_what_comes_last(protocol, settings)
+    itsl, llama = settings.method == "itsl", SharedLlama()
+    files = explanation_files(protocol, settings) if itsl else {}
+    subsets = evaluate(protocol, settings, partial(fit_itsl, llama=llama) if itsl else METHODS[settings.method])
     found = results(protocol, subsets, settings)
-    if settings.method == "itsl":
-        found["rationales"], found["verifier"] = explained(protocol, settings, output)
+    if files:
+        found["rationales"], found["verifier"] = explained(files, settings, llama)
     found["seconds"] = round(time.monotonic() - started, 1)
     print(console(found))
     write_atomic(output / "results.json", (json.dumps(found, indent=1) + "\n").encode())
@@ -64,21 +70,40 @@ def run(settings: ClassifierSettings) -> None:
     print(f"{time.monotonic() - started:.1f} s; written to {output}: results.json, {PREDICTIONS}, report.html")
 
 
-def explained(protocol: Protocol, settings: ClassifierSettings, output: Path) -> tuple[dict, str]:
-    """The rationales of every checkpoint for the reported clips, written to OUTPUT_DIR, and their scores; continues."""
+def refuse_what_comes_last(protocol: Protocol, settings: ClassifierSettings) -> None:
+    """Raises DataError now for files that are read once everything is computed."""
+    slices(protocol, settings.needed_modality)
+    if settings.compare:
+        read_predictions(Path(settings.compare), protocol)
+
+
+def explanation_files(protocol: Protocol, settings: ClassifierSettings) -> dict[str, Path]:
+    """By checkpoint, where its rationales for the reported clips go; none where there are no references to score them by.
+
+    Raises DataError for a file that holds anything else.
+    """
     whole = settings.report_split in protocol.dataset.splits and settings.split_by == "official"
     if not (whole and (protocol.dataset.root / "rationales.jsonl").is_file() and isinstance(protocol.store, Store)):
-        return {}, ""
-    files = []
-    for folder in settings.checkpoint:
-        explainer = Explainer.load(Path(folder), settings.llama_model_path, distributed.choose_device(settings.device))
-        if not set(explainer.modalities) <= {*settings.modalities, NO_MODALITY}:
-            return {}, ""  # a model that explains by what is to count as unknown
-        files.append(output / f"explanations_{checkpoint.read_info(Path(folder))['settings']['seed']}.jsonl")
-        data, store, split = settings.data_path, settings.emb_path, settings.report_split
-        asked = ExplainSettings(folder, data_path=data, emb_path=store, batch=str(files[-1]), split=split)
+        return {}
+    infos = {folder: checkpoint.read_info(Path(folder)) for folder in settings.checkpoint}
+    if any(not set(info["modalities"]) <= {*settings.modalities, NO_MODALITY} for info in infos.values()):
+        return {}  # a model that explains by what is to count as unknown
+    output, keys = Path(settings.output_dir), {example.key for example in protocol.report.examples}
+    files = {folder: output / f"explanations_{info['settings']['seed']}.jsonl" for folder, info in infos.items()}
+    for file in files.values():
+        refuse_other_content(file, settings.report_split, keys)
+    return files
+
+
+def explained(files: dict[str, Path], settings: ClassifierSettings, llama: SharedLlama) -> tuple[dict, str]:
+    """The rationales of every checkpoint for the reported clips, written to their files, and their scores; continues."""
+    device, split = distributed.choose_device(settings.device), settings.report_split
+    for folder, file in files.items():
+        explainer = Explainer.load(Path(folder), settings.llama_model_path, device, shared=llama)
+        data, store, size = settings.data_path, settings.emb_path, settings.batch_size
+        asked = ExplainSettings(folder, data_path=data, emb_path=store, batch=str(file), split=split, batch_size=size)
         answer_split(explainer, asked)
-    return scores_beside(settings.data_path, files, settings.report_split)
+    return scores_beside(settings.data_path, list(files.values()), split)
 
 
 if __name__ == "__main__":

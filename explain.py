@@ -8,16 +8,16 @@ python explain.py --checkpoint runs/demo/itsl/best --data_path data/demo/clips -
 import sys
 from pathlib import Path
 
+import torch
+
 from imagebind_llm import distributed
 from imagebind_llm.answers import answer_split, embed_clip, open_store, scores_beside, shown
-from imagebind_llm.checkpoint import CheckpointError
 from imagebind_llm.config import parse
 from imagebind_llm.datasets import DataError, load_dataset
 from imagebind_llm.inference import Explainer
 from imagebind_llm.records import Example
 from imagebind_llm.scoring import markdown
 from imagebind_llm.settings import ExplainSettings
-from imagebind_llm.store import StoreError
 
 
 def main() -> int:
@@ -28,11 +28,15 @@ def main() -> int:
         if settings.batch:
             answer_split(explainer, settings)
             scores, judge = scores_beside(settings.data_path, [Path(settings.batch)], settings.split)
-            print(f"\n{markdown(scores)}\n\n{judge}" if scores else "")
+            told = [part for part in (markdown(scores) if scores else "", judge) if part]
+            print("\n" + "\n\n".join(told) if told else "")
         else:
             one(explainer, settings)
-    except (CheckpointError, DataError, StoreError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:  # what is wrong with the input; all errors of our own are ValueErrors
         print(f"explain.py: {error}", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError as error:
+        print(f"explain.py: {error}; lower --batch_size, or pass --device cpu", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("explain.py: interrupted; the same command continues", file=sys.stderr)

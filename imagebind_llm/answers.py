@@ -1,8 +1,9 @@
 """Answers about clips, for people and for files: what explain.py prints and writes."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
@@ -49,16 +50,19 @@ def shown(explanation: Explanation, labels: Sequence[str], example: Example) -> 
 def answer_split(explainer: Explainer, settings: ExplainSettings) -> None:
     """Write an answer a line for every clip of a split; rows that an interrupted run wrote are kept.
 
-    A file of another model's answers is moved to NAME.old.jsonl, in place of an older one, and that is said.
+    A file of another model's answers is moved to NAME.old.jsonl (or .old2, .old3 ...), and that is said. Raises DataError for
+    a file that holds anything but answers about clips of this split.
     """
-    dataset = load_dataset(settings.data_path, (settings.split,))
-    examples = dataset.splits[settings.split][: settings.limit or None]
+    whole = load_dataset(settings.data_path, (settings.split,)).splits[settings.split]
+    examples = whole[: settings.limit or None]
     path = Path(settings.batch)
+    refuse_other_content(path, settings.split, {example.key for example in whole})
     stamp = {"model": explainer.digest, "max_new_tokens": settings.max_new_tokens}
     done, others = _written(path, stamp)
     if others:
-        old = path.replace(path.with_suffix(f".old{path.suffix}"))
+        old = path.replace(_free(path))
         print(f"{path} held {others} answers of another model or --max_new_tokens; they are in {old} now")
+        _write(path, whole, done)
     todo = [example for example in examples if example.key not in done]
     store = open_store(explainer, settings)
     with tqdm(total=len(examples), initial=len(examples) - len(todo), unit="clip", desc="explaining", smoothing=0.1) as bar:
@@ -67,8 +71,7 @@ def answer_split(explainer: Explainer, settings: ExplainSettings) -> None:
             vectors, present = store.read([e.key for e in part]) if store else (None, None)
             for example, found in zip(part, explainer.explain(part, vectors, present, settings.max_new_tokens), strict=True):
                 done[example.key] = row(explainer, example, found) | stamp
-            lines = [json.dumps(done[example.key]) for example in examples if example.key in done]
-            write_atomic(path, ("\n".join(lines) + "\n").encode())
+            _write(path, whole, done)
             bar.update(len(part))
     unfinished = sum(not done[example.key]["finished"] for example in examples)
     doubtful = sum(not done[example.key]["consistent"] for example in examples)
@@ -80,11 +83,14 @@ def answer_split(explainer: Explainer, settings: ExplainSettings) -> None:
 def scores_beside(data_path: str, answers: Sequence[Path], split: str) -> tuple[dict[str, dict[str, float | None]], str]:
     """Scores of files of answers beside references, shuffled and template rationales, and what the judge of them is worth.
 
-    Nothing where there are no references.
+    Nothing where there are no references; where there are too few of them to judge by, no scores and the reason.
     """
     if not (Path(data_path) / "rationales.jsonl").is_file() or split not in ("dev", "test"):
         return {}, ""
-    return side_by_side(ScoringSettings(data_path, candidates=tuple(map(str, answers)), split=split))
+    try:
+        return side_by_side(ScoringSettings(data_path, candidates=tuple(map(str, answers)), split=split))
+    except ValueError as error:  # the answers are written, and worth more than their scores
+        return {}, f"the rationales have no scores: {error}"
 
 
 def row(explainer: Explainer, example: Example, found: Explanation) -> dict:
@@ -102,21 +108,44 @@ def row(explainer: Explainer, example: Example, found: Explanation) -> dict:
     }
 
 
+def _write(path: Path, examples: Sequence[Example], rows: dict[str, dict]) -> None:
+    """The rows that there are, in the order of the examples."""
+    lines = [json.dumps(rows[example.key]) + "\n" for example in examples if example.key in rows]
+    write_atomic(path, "".join(lines).encode())
+
+
+def refuse_other_content(path: Path, split: str, keys: Collection[str]) -> None:
+    """Raises DataError if a file for answers about the clips `keys` of a split holds anything else: it would be lost."""
+    strange = [line for line, found in _lines(path) if not isinstance(found, dict) or found.get("key") not in keys]
+    if strange:
+        raise DataError(
+            f"{path}: {len(strange)} of its lines are no answers about clips of split {split}, {strange[0][:60]!r} for one; "
+            f"they stay as they are: give another file for this split"
+        )
+
+
 def _written(path: Path, stamp: dict) -> tuple[dict[str, dict], int]:
-    """Rows of this very model that are there already, and how many of others; a last line that was cut off is forgotten."""
-    if not path.is_file():
-        return {}, 0
-    rows, others = {}, 0
-    for line in path.read_text(encoding="utf-8").splitlines():
+    """Rows of this very model that are there already, and how many of others."""
+    rows = [found for _, found in _lines(path)]
+    own = {found["key"]: found for found in rows if {name: found.get(name) for name in stamp} == stamp}
+    return own, sum({name: found.get(name) for name in stamp} != stamp for found in rows)
+
+
+def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """The lines of a file and what each says, None for what is no JSON; a last line that was cut off is left out."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""  # our own lines are ASCII
+    for line in text.splitlines(keepends=True):
         try:
-            found = json.loads(line)
+            yield line, json.loads(line)
         except json.JSONDecodeError:
-            continue
-        if {name: found.get(name) for name in stamp} == stamp:
-            rows[found["key"]] = found
-        else:
-            others += 1
-    return rows, others
+            if line.endswith("\n") or not line.startswith("{"):
+                yield line, None
+
+
+def _free(path: Path) -> Path:
+    """NAME.old.jsonl or, where that is taken, NAME.old2.jsonl and so on."""
+    names = (path.with_suffix(f".old{number}{path.suffix}") for number in ("", *range(2, 10_000)))
+    return next(name for name in names if not name.exists())
 
 
 def open_store(explainer: Explainer, settings: ExplainSettings) -> Store | None:

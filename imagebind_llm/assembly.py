@@ -49,6 +49,22 @@ class Start:
     llama: str | None = None  # fingerprint, where the start says so
 
 
+class SharedLlama:
+    """A LLaMA that is read once for all models around it: they share its tensors, and none of them changes one in place."""
+
+    def __init__(self) -> None:
+        self._key: tuple[Path, torch.dtype, torch.device] | None = None
+        self._found: tuple[LlamaConfig, dict[str, Tensor]] | None = None
+
+    def read(self, path: str | Path, dtype: torch.dtype, device: torch.device) -> tuple[LlamaConfig, dict[str, Tensor]]:
+        """As load_llama; the last LLaMA that was read is kept, one at a time."""
+        key = (Path(path).expanduser().resolve(), dtype, device)
+        if self._found is None or self._key != key:
+            self._found = None  # before the next one is read: there may be no room for two
+            self._key, self._found = key, load_llama(path, dtype, device)
+        return self._found
+
+
 def open_language(path: str, model: str = "auto") -> tuple[LlamaConfig, LlamaTokenizer]:
     """Sizes and tokenizer of a LLaMA, without reading its weights; "" is SmolLM2. Raises WeightsError, TokenizerError."""
     path = path or str(smollm2_path())
@@ -85,15 +101,17 @@ def build(settings: TrainSettings, taxonomy: Taxonomy | None, embedding_width: i
     return assembled
 
 
-def restore(folder: Path, llama_model_path: str, device: torch.device, dtype: torch.dtype) -> tuple[Assembled, dict[str, Any]]:
+def restore(
+    folder: Path, llama_model_path: str, device: torch.device, dtype: torch.dtype, shared: SharedLlama | None = None
+) -> tuple[Assembled, dict[str, Any]]:
     """The model of a checkpoint around its LLaMA ("": the one it names), frozen, and the checkpoint's JSON.
 
-    Raises CheckpointError if the checkpoint or the LLaMA does not fit.
+    `shared`: where that LLaMA may have been read already. Raises CheckpointError if the checkpoint or the LLaMA does not fit.
     """
     info = checkpoint.read_info(folder)
     config = checkpoint.config_from_json(info["model"])
     path = llama_model_path or info["settings"]["llama_model_path"] or smollm2_path()
-    llama, state = load_llama(path, dtype, device)
+    llama, state = (shared or SharedLlama()).read(path, dtype, device)
     if llama != config.llama:
         raise CheckpointError(f"{folder}: trained on a LLaMA of other sizes than {path}; pass its own as --llama_model_path")
     if info["llama"] != llama_fingerprint(state):

@@ -10,13 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imagebind_llm.config import MODALITIES, NO_MODALITY
-from imagebind_llm.datasets import DataError, load_dataset, rationale_rows
+from imagebind_llm.datasets import SPLITS, DataError, load_dataset, rationale_rows
 from imagebind_llm.instructions import LEAD, answer_text, caption_exchange, clip_exchange, encode_exchange, instruction_exchange
 from imagebind_llm.labels import MINTREC, MINTREC2, Taxonomy
 from imagebind_llm.records import Example, Exchange, Sequence
 from imagebind_llm.settings import TrainSettings
 from imagebind_llm.store import Store
 from imagebind_llm.tokenizers import LlamaTokenizer
+
+TEXTS = ("instruction", "output", "caption", "key", "clip", "intent", "rationale", "split")  # of a row of JSON
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,13 @@ def load_corpus(settings: TrainSettings, tokenizer: LlamaTokenizer, max_len: int
     modalities = tuple(name for name in MODALITIES if name in settings.modalities)
     store = _open_store(settings, exchanges) if any(e.embedded for rows in exchanges.values() for e in rows) else None
     splits = {name: [encode_exchange(e, tokenizer, max_len) for e in rows] for name, rows in exchanges.items()}
-    return Corpus(splits, taxonomy, store, modalities if store else (), _spread(splits["train"], settings.limit))
+    taught = _spread(splits["train"], settings.limit)
+    if taxonomy is not None and all(row.intent is None for row in taught):
+        raise DataError(
+            f"{path}: none of the {len(taught)} rows to train on has an intent, so the intents of other rows cannot be "
+            f"learnt; give rows of train an intent, or take it out of the others"
+        )
+    return Corpus(splits, taxonomy, store, modalities if store else (), taught)
 
 
 def _spread(rows: list[Sequence], limit: int) -> list[Sequence]:
@@ -134,11 +142,13 @@ def _read_json(path: Path, settings: TrainSettings) -> tuple[dict[str, list[Exch
             f"{path}, row {lacking[0]}: expected a {field} for --stage {settings.stage}, got the fields "
             f"{', '.join(rows[lacking[0]]) or 'of an empty object'}; {len(lacking)} rows lack it (is it for --stage {other}?)"
         )
-    taxonomy = _taxonomy_of(path, rows)
+    taxonomy = _taxonomy_of(path, rows) if settings.stage == "finetune" else None  # captions have no intents to learn
     splits: dict[str, list[Exchange]] = {}
     for number, row in enumerate(rows):
         exchange = _json_exchange(path, number, row, taxonomy, settings)
-        splits.setdefault(str(row.get("split", "train")), []).append(exchange)
+        splits.setdefault(row.get("split") or "train", []).append(exchange)
+    if other := [name for name in splits if name not in SPLITS]:
+        raise DataError(f"{path}: rows of split {', '.join(other)}, which nothing would read; expected {', '.join(SPLITS)}")
     if "train" not in splits:
         raise DataError(f"{path}: no row of split train; there are: {', '.join(splits)}")
     return splits, taxonomy
@@ -153,17 +163,28 @@ def _json_rows(path: Path) -> list[dict]:
         raise DataError(f"{path}: not JSON ({error})") from error
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{path}: expected a list of objects with at least one in it, got {type(rows).__name__}")
+    for number, row in enumerate(rows):
+        if other := [name for name in TEXTS if not isinstance(row.get(name), str | None)]:
+            raise DataError(f"{path}, row {number}: expected a text as {other[0]}, got {row[other[0]]!r}")
     return rows
 
 
 def _taxonomy_of(path: Path, rows: list[dict]) -> Taxonomy | None:
-    """The first taxonomy that knows every intent of the file."""
-    labels = {str(row["intent"]) for row in rows if row.get("intent") is not None}
+    """The first taxonomy that knows every intent of the file. Raises DataError for an intent that has no class."""
+    labels = {row["intent"] for row in rows if row.get("intent") is not None}
     for taxonomy in (MINTREC, MINTREC2):
         if all(taxonomy.knows(label) for label in labels):
+            if unknown := [label for label in labels if taxonomy.canonical(label) == taxonomy.out_of_scope]:
+                places = [number for number, row in enumerate(rows) if row.get("intent") in unknown]
+                raise DataError(
+                    f"{path}, row {places[0]}: intent {unknown[0]} is out of scope, which no class stands for; take such rows "
+                    f"out ({len(places)} of {len(rows)}), or leave out their intent and give them an output"
+                )
             return taxonomy if labels else None
     strange = sorted(label for label in labels if not MINTREC2.knows(label)) or sorted(labels)
-    raise DataError(f"{path}: intents {', '.join(strange[:5])} are in neither MIntRec's nor MIntRec2.0's taxonomy together")
+    raise DataError(
+        f"{path}: intents {', '.join(map(repr, strange[:5]))} are in neither MIntRec's nor MIntRec2.0's taxonomy together"
+    )
 
 
 def _json_exchange(path: Path, number: int, row: dict, taxonomy: Taxonomy | None, settings: TrainSettings) -> Exchange:
@@ -174,7 +195,7 @@ def _json_exchange(path: Path, number: int, row: dict, taxonomy: Taxonomy | None
         return caption_exchange(clip, row["caption"])
     label = taxonomy.canonical(row["intent"]) if taxonomy and row.get("intent") is not None else None
     answer = row.get("output") or (answer_text(label, row.get("rationale"), settings.answer_order) if label else "")
-    if not isinstance(answer, str) or not answer:
+    if not answer and row.get("output") is None:  # "" is an answer, which Alpaca's own file has: the end token alone
         raise DataError(f"{path}, row {number}: expected an output (or an intent), got neither")
     lead = LEAD[settings.answer_order]
     if not label or not answer.startswith(lead):

@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from imagebind_llm.assembly import Assembled, digest, frozen_dtype, open_language, restore, taxonomy_of
+from imagebind_llm.assembly import Assembled, SharedLlama, digest, frozen_dtype, open_language, restore, taxonomy_of
 from imagebind_llm.batches import Collator
-from imagebind_llm.checkpoint import CheckpointError
+from imagebind_llm.checkpoint import CheckpointError, read_info
 from imagebind_llm.config import NO_MODALITY
 from imagebind_llm.corpus import ask
 from imagebind_llm.generate import generate, read_prompts, score_rows
@@ -148,15 +148,24 @@ class Explainer:
         self._labels = [ids[len(lead) :] for ids in whole]
 
     @classmethod
-    def load(cls, folder: Path, llama_model_path: str = "", device: str = "cpu", dtype: str = "auto") -> "Explainer":
-        """A checkpoint folder. Raises CheckpointError, also for one that was trained on instructions or captions alone."""
-        place = torch.device(device)
-        assembled, info = restore(folder, llama_model_path, place, frozen_dtype(dtype, place))
+    def load(
+        cls,
+        folder: Path,
+        llama_model_path: str = "",
+        device: str = "cpu",
+        dtype: str = "auto",
+        shared: SharedLlama | None = None,
+    ) -> "Explainer":
+        """A checkpoint folder; with `shared`, several around one LLaMA in memory. Raises CheckpointError, also for one that was
+        trained on instructions or captions alone."""
+        info = read_info(folder)
         taxonomy = taxonomy_of(info)
-        if taxonomy is None or assembled.model.intent_head is None:
+        if taxonomy is None:
             raise CheckpointError(
                 f"{folder}: trained without intents (--stage {info['settings']['stage']}); it cannot name any"
             )
+        place = torch.device(device)
+        assembled, _ = restore(folder, llama_model_path, place, frozen_dtype(dtype, place), shared)
         _, tokenizer = open_language(llama_model_path or info["settings"]["llama_model_path"])
         path = Path(folder) / CALIBRATION
         calibration = Calibration(**json.loads(path.read_text())) if path.is_file() else None

@@ -118,7 +118,9 @@ def console(results: dict) -> str:
     header, rows = slice_table(results)
     lines += _columns([["rows", "n", "accuracy", "macro F1"], *([*row[:2], *row[-2:]] for row in rows)])
     if results.get("rationales"):
-        lines += ["", markdown(results["rationales"]), "", results["verifier"]]
+        lines += ["", markdown(results["rationales"])]
+    if results.get("verifier"):
+        lines += ["", results["verifier"]]
     return "\n".join(lines + (comparison_sentences(results["comparison"]) if "comparison" in results else []))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from imagebind_llm import checkpoint, distributed
+from imagebind_llm.assembly import SharedLlama
 from imagebind_llm.config import ENCODERS, MODALITIES, NO_MODALITY, ProbeConfig
 from imagebind_llm.corpus import ask
 from imagebind_llm.datasets import DataError, load_dataset
@@ -26,8 +27,6 @@ from imagebind_llm.store import Identity, Store, StoreError
 from imagebind_llm.tokenizers import ClipBPE
 from imagebind_llm.weights.imagebind import file_sha256, find_imagebind, load_imagebind
 from imagebind_llm.zeroshot import label_sentences, nearest_label
-
-BATCH = 32
 
 
 def fit_probe(protocol: Protocol, modalities: tuple[str, ...], settings: ClassifierSettings, tick) -> Fitted:
@@ -80,8 +79,12 @@ def encode_sentences(sentences: list[str], identity: Identity, settings: Classif
 # --- a trained checkpoint ---------------------------------------------------------------------------------------------
 
 
-def fit_itsl(protocol: Protocol, modalities: tuple[str, ...], settings: ClassifierSettings, tick) -> Fitted:
-    """Checkpoints of one model, each trained with another seed. Nothing is fitted here; one at a time is in memory."""
+def fit_itsl(
+    protocol: Protocol, modalities: tuple[str, ...], settings: ClassifierSettings, tick, llama: SharedLlama | None = None
+) -> Fitted:
+    """Checkpoints of one model, each trained with another seed. Nothing is fitted here; their LLaMA is read once, and one of
+    them at a time stands around it."""
+    device, llama = distributed.choose_device(settings.device), llama or SharedLlama()
     infos = [checkpoint.read_info(Path(folder)) for folder in settings.checkpoint]
     seeds = tuple(info["settings"]["seed"] for info in infos)
     if again := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
@@ -94,18 +97,17 @@ def fit_itsl(protocol: Protocol, modalities: tuple[str, ...], settings: Classifi
     tick()
 
     def predict(rows: Rows) -> np.ndarray:
-        return np.stack(
-            [answers_of(_open(folder, protocol, modalities, settings), rows, protocol) for folder in settings.checkpoint]
-        )
+        opened = (_open(folder, protocol, modalities, settings, device, llama) for folder in settings.checkpoint)
+        return np.stack([answers_of(explainer, rows, protocol, settings.batch_size) for explainer in opened])
 
     return Fitted(predict, seeds)
 
 
-def answers_of(explainer: Explainer, rows: Rows, protocol: Protocol) -> np.ndarray:
+def answers_of(explainer: Explainer, rows: Rows, protocol: Protocol, batch_size: int = 32) -> np.ndarray:
     """Probabilities (N,C) in the protocol's classes. Where the text counts as absent, the prompt has no words either."""
     found = []
-    for start in range(0, len(rows), BATCH):
-        part = slice(start, start + BATCH)
+    for start in range(0, len(rows), batch_size):
+        part = slice(start, start + batch_size)
         asked = []
         for example, present in zip(rows.examples[part], rows.present[part], strict=True):
             known = tuple(name for name in explainer.modalities if name != "text" or present[0])
@@ -120,10 +122,16 @@ def answers_of(explainer: Explainer, rows: Rows, protocol: Protocol) -> np.ndarr
     return p[:, [labels.index(name) for name in protocol.classes]]
 
 
-def _open(folder: str, protocol: Protocol, modalities: tuple[str, ...], settings: ClassifierSettings) -> Explainer:
+def _open(
+    folder: str,
+    protocol: Protocol,
+    modalities: tuple[str, ...],
+    settings: ClassifierSettings,
+    device: str = "cpu",
+    llama: SharedLlama | None = None,
+) -> Explainer:
     """The checkpoint, if it was made for these labels, embeddings and modalities."""
-    device = distributed.choose_device(settings.device)
-    explainer = Explainer.load(Path(folder), settings.llama_model_path, device)
+    explainer = Explainer.load(Path(folder), settings.llama_model_path, device, shared=llama)
     if protocol.classes[0] != EXPRESS and set(protocol.classes) != set(explainer.taxonomy.labels):
         raise DataError(
             f"{folder}: trained on the {len(explainer.taxonomy.labels)} intents of {explainer.taxonomy.name}; "

@@ -62,6 +62,8 @@ def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
     collate = Collator(corpus.store, corpus.modalities)
     batch = BATCH if device.type == "cpu" else min(BATCH, 2 * run.settings.batch_size)
     splits = {split: corpus.splits[split] for split in ("dev", "test") if split in corpus.splits}
+    for split in [name for name, rows in splits.items() if all(row.intent is None for row in rows)]:
+        run.say(f"{split}: none of its {len(splits.pop(split))} rows has an intent, so there are no scores of intents")
     found = {split: _scored(explainer, rows, collate, batch) for split, rows in splits.items()}
     calibration = calibrate(*found["dev"]) if "dev" in found else Calibration()
     if run.verifier is not None and "dev" in found:

@@ -61,10 +61,11 @@ class Judges:
         dev: Sequence[Rationale] = (),
         encode: Encode | None = None,
     ) -> "Judges":
-        """Raises VerifierError or ValueError where there are too few rationales."""
+        """Raises VerifierError where there are too few rationales."""
         held_out = ([row.rationale for row in dev], [row.intent for row in dev]) if dev else None
         texts = [row.rationale for row in train]
-        return cls(CiderD(texts), fit_verifier(texts, [row.intent for row in train], taxonomy, held_out), encode)
+        verifier = fit_verifier(texts, [row.intent for row in train], taxonomy, held_out)  # raises, also for a single one
+        return cls(CiderD(texts), verifier, encode)
 
 
 def score_rationales(
@@ -249,8 +250,8 @@ def side_by_side(settings: ScoringSettings) -> tuple[dict[str, dict[str, float |
     """The scores of every source on one split, and what the verifier is worth. Raises DataError, VerifierError."""
     taxonomy, splits = load_references(settings)
     written = {split: [row for row in rows if row.rationale] for split, rows in splits.items()}
-    if settings.split not in splits or "train" not in splits:
-        raise DataError(f"{settings.data_path}: no split {settings.split}; there are: {', '.join(splits)}")
+    if gone := [name for name in ("train", settings.split) if name not in splits]:
+        raise DataError(f"{settings.data_path}: no split {gone[0]}, which scoring needs; there are: {', '.join(splits)}")
     encode = sentence_encoder(settings.sentence_encoder) if settings.sentence_encoder else None
     dev = written.get("dev", []) if settings.split != "dev" else []
     judges = Judges.fit(written["train"], taxonomy, dev, encode)

@@ -331,6 +331,7 @@ class ClassifierSettings:
     checkpoint: tuple[str, ...] = flag((), "itsl: checkpoint folders of engine_finetune.py, one for each of its seeds")
     llama_model_path: str = flag("", "itsl: the LLaMA, if it is not where it was when the checkpoint was made")
     device: str = flag("auto", "itsl: auto is cuda where there is one", ("auto", "cpu", "cuda"))
+    batch_size: int = flag(32, "itsl: clips that are answered side by side")
     needed_modality: str = flag("", "a TSV with MIntRec's columns and Modality: what people need to see or hear, for slices")
     compare: str = flag("", "the output_dir of another run on the same rows: paired tests against it")
 
@@ -342,8 +343,9 @@ class ClassifierSettings:
                 raise ValueError(f"--{name} {' '.join(map(str, getattr(self, name)))}: name each once")
         if bool(self.checkpoint) != (self.method == "itsl"):
             raise ValueError("--method itsl needs --checkpoint FOLDER (of engine_finetune.py); no other method takes one")
-        if self.epochs < 1 or min(self.hidden) < 1:
-            raise ValueError(f"--epochs {self.epochs} --hidden {' '.join(map(str, self.hidden))}: at least 1")
+        if min(self.epochs, self.batch_size, *self.hidden) < 1:
+            numbers = f"--epochs {self.epochs} --batch_size {self.batch_size} --hidden {' '.join(map(str, self.hidden))}"
+            raise ValueError(f"{numbers}: at least 1")
         if not 0 <= self.episode_fold < 5:
             raise ValueError(f"--episode_fold {self.episode_fold}: 0 to 4")
 

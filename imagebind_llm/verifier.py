@@ -193,7 +193,10 @@ def fit_verifier(
             f"write more with: python write_rationales.py --splits train"
         )
     vectorizer = _vectorizer(taxonomy, min_df=2 if len(rationales) > 50 else 1)
-    features = vectorizer.fit_transform(rationales)
+    try:
+        features = vectorizer.fit_transform(rationales)
+    except ValueError as error:  # scikit-learn's, for texts without a word
+        raise VerifierError(f"nothing can be read from {len(rationales)} train rationales, labels masked: {error}") from error
     model = LogisticRegression(C=INVERSE_PENALTY, solver="newton-cg", max_iter=1000)
     model.fit(features, [classes.index(intent) for intent in intents])
     coefficients, intercept = model.coef_, model.intercept_

@@ -188,6 +188,25 @@ def test_finetuning_ends_with_results_calibration_and_verifier(clips, tmp_path):
     assert {"nll", "cross_entropy", "accuracy", "macro_f1"} <= scores["dev"].keys() and "test" not in scores
 
 
+@pytest.mark.parametrize("bare", [("dev",), ("test",), ("dev", "test")], ids=" ".join)
+def test_splits_without_intents_get_no_scores_of_intents_and_the_run_ends(bare, llama, tmp_path):
+    rows = [
+        {"instruction": "What is meant?", "input": f"word {i}", "split": split}
+        | ({"output": "It is a word."} if split in bare else {"intent": INTENTS[i % 3], "rationale": "We see it."})
+        for split in ROWS
+        for i in range(4)
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    flags = SMALL | {"data_path": tmp_path / "rows.json", "llama_model_path": llama, "output_dir": tmp_path / "run"}
+    done = train(**flags, modalities="none")
+    assert done.code == 0, done.err
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    for split in ("dev", "test"):
+        assert (split in results) == (split not in bare) == (tmp_path / "run" / f"predictions_{split}.jsonl").is_file()
+        assert (f"{split}: none of its 4 rows has an intent" in done.out) == (split in bare)
+    assert "results.json: there already" in train(**flags, modalities="none").out
+
+
 def test_a_limit_trains_on_rows_spread_over_the_split_and_judges_by_all(clips, tmp_path):
     done = train(**clips, lora_rank=2, output_dir=tmp_path, limit=4)
     assert done.code == 0 and "rows: train 12, dev 6, test 6" in done.out and "trained on: 4 rows of train" in done.out

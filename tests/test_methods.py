@@ -52,7 +52,7 @@ def settings(tmp_path) -> ClassifierSettings:
 @pytest.fixture
 def loaded(monkeypatch):
     """Checkpoints load as random models, by the seed in their name; the store of the toy set is taken as theirs."""
-    monkeypatch.setattr(Explainer, "load", classmethod(lambda cls, folder, path, device: explainer(int(folder.name[-1]))))
+    monkeypatch.setattr(Explainer, "load", classmethod(lambda cls, folder, *_, **__: explainer(int(folder.name[-1]))))
 
 
 def test_unmasked_answers_are_the_models_own(settings):
@@ -133,7 +133,7 @@ def test_checkpoints_of_other_labels_modalities_or_embeddings_are_refused(settin
     protocol = load_protocol(settings)
 
     def opened(model):
-        monkeypatch.setattr(Explainer, "load", classmethod(lambda cls, *_: model))
+        monkeypatch.setattr(Explainer, "load", classmethod(lambda cls, *_, **__: model))
         return methods._open("run3", protocol, settings.modalities, settings)
 
     with pytest.raises(DataError, match=r"run3: trained on the 30 intents of MIntRec2.0; .* has 20 classes, MIntRec"):

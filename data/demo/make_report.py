@@ -28,6 +28,7 @@ from imagebind_llm.report import Html, bars, figure, jpeg, link, page, paragraph
 from imagebind_llm.scoring import COLUMNS, Rationale, read_rationales, score_cells, side_by_side
 from imagebind_llm.settings import ScoringSettings
 from imagebind_llm.store import write_atomic
+from imagebind_llm.verifier import VerifierError
 
 N_SHOWN = 3  # clips of each kind
 POSTER = 240  # pixels, the longer side
@@ -55,7 +56,7 @@ def main() -> int:
     settings = parse(ReportSettings, description=__doc__)
     try:
         print(f"written: {write(settings)}")
-    except (DataError, OSError) as error:
+    except (DataError, VerifierError, OSError) as error:
         print(f"make_report.py: {error}", file=sys.stderr)
         return 2
     return 0
