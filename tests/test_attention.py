@@ -48,6 +48,20 @@ def test_gated_attention_equals_torch_and_finite_differences(rows, masked):
     assert torch.autograd.gradcheck(lambda *args: gated_attention(*args, absent), (q, k, v, gate))
 
 
+class OnGpu(torch.Tensor):
+    """A tensor of the CPU that says it lies on a GPU."""
+
+    is_cuda = property(lambda self: True)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_the_kernel_of_gpus_is_asked_for_the_same_causal_attention(kv_heads):
+    q, k, v = (random(2, heads, 11, 3).detach() for heads in (4, kv_heads, kv_heads))
+    found = causal_attention(*(tensor.as_subclass(OnGpu) for tensor in (q, k, v)))
+    assert type(found) is OnGpu, "torch's kernel and not the blocks of the CPU"
+    torch.testing.assert_close(found.as_subclass(torch.Tensor), causal_attention(q, k, v))
+
+
 def test_cached_attention_equals_torch():
     q, k, v = random(2, 4, 3, 5), random(2, 2, 7, 5), random(2, 2, 7, 5)
     mask = torch.rand(2, 1, 3, 7, generator=torch.Generator().manual_seed(0)) > 0.4

@@ -126,6 +126,19 @@ def test_what_the_reported_rows_are_labelled_changes_no_answer(toy, tmp_path):
     assert ours.epochs == theirs.epochs and not np.array_equal(ours.answers.gold, theirs.answers.gold)
 
 
+def test_reported_vectors_change_the_answers_to_their_own_rows_alone(toy):
+    """Scaling, training and the choice of an epoch see none of them."""
+    protocol = load_protocol(toy)
+    vectors = protocol.report.vectors.clone()
+    vectors[:5] = 3 * torch.randn(5, 3, WIDTH, generator=torch.Generator().manual_seed(6))
+    other = replace(protocol, report=replace(protocol.report, vectors=vectors))
+    ours, theirs = (evaluate(one, toy, fit_probe)[0] for one in (protocol, other))
+    assert ours.epochs == theirs.epochs
+    for one, two in ((ours.answers, theirs.answers), (ours.baseline, theirs.baseline)):
+        assert np.array_equal(one.probabilities[:, 5:], two.probabilities[:, 5:])
+        assert not np.allclose(one.probabilities[:, :5], two.probabilities[:, :5])
+
+
 def test_label_order_changes_columns_only(toy):
     itsl = replace(toy, label_order="itsl")
     for settings in (toy, itsl):

@@ -81,6 +81,18 @@ def test_masked_text_is_neither_embedded_nor_in_the_prompt(settings):
     assert not np.allclose(answers_of(model, protocol.report, protocol), answers_of(model, whole, protocol))
 
 
+def test_a_model_of_the_words_alone_looks_at_no_other_vector(settings):
+    protocol, model = load_protocol(settings), explainer(modalities=("text",))
+    rows = protocol.report
+    other = rows.vectors.clone()
+    other[:, 1:] = torch.randn(len(rows), 2, WIDTH, generator=torch.Generator().manual_seed(8))
+    found = answers_of(model, rows, protocol)
+    assert np.array_equal(answers_of(model, replace(rows, vectors=other), protocol), found)
+    assert np.array_equal(answers_of(model, rows.only(("text",)), protocol), found)
+    other[:, 0] = -other[:, 0]
+    assert not np.allclose(answers_of(model, replace(rows, vectors=other), protocol), found)
+
+
 def test_a_reported_label_is_never_shown_to_the_model(settings):
     protocol, model = load_protocol(settings), explainer()
     relabelled = [replace(one, intent="Joke", rationale="because") for one in protocol.report.examples]

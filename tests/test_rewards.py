@@ -15,7 +15,7 @@ from imagebind_llm.rewards import (
     rationale_reward,
     reward_parts,
 )
-from imagebind_llm.text_metrics import CiderD
+from imagebind_llm.text_metrics import CiderD, rouge_l
 from imagebind_llm.verifier import fit_verifier
 
 GOOD = "There is a raised head and booming speech while the words report news, so the aim is to flaunt."
@@ -54,6 +54,14 @@ def test_rationale_part_is_one_for_the_reference_and_nothing_without_a_text(judg
     assert 0 < rationale_reward(Answer("Joke", other, True), reference, cider) < 0.8
     assert rationale_reward(Answer("Joke", None, True), reference, cider) == 0
     assert rationale_reward(Answer("Joke", reference, True), None, cider) == 0
+
+
+def test_rationale_part_is_half_cider_and_half_rouge(judges, world):
+    cider, _ = judges
+    for ours, theirs in zip(world[:20], world[20:40], strict=True):
+        halves = (cider.score(ours.rationale, theirs.rationale) / 10, rouge_l(ours.rationale, theirs.rationale))
+        found = rationale_reward(Answer("Joke", ours.rationale, True), theirs.rationale, cider)
+        assert found == pytest.approx(sum(halves) / 2) and halves[0] != halves[1]
 
 
 def test_consistency_part_reads_the_gold_label_and_not_the_named_one(judges, world):

@@ -214,6 +214,16 @@ def test_each_weight_scales_its_own_loss():
     for name in both.keys() - {"norm"}:
         torch.testing.assert_close(both[name], 2 * head[name] + 0.5 * nll[name], atol=2e-6, rtol=1e-4)
     assert not nll["intent_head.linear.weight"].any() and head["intent_head.linear.weight"].any()
+    assert nll["prefix_query.weight"].any(), "an answer is learnt without the head too"
+
+
+def test_a_step_is_multiplied_by_the_ranks_that_wrapped_models_average_over(monkeypatch):
+    """Losses are sums over ranks: the mean of the ranks' gradients has to be the sum of what each rank's rows give."""
+    free = replace(SETTINGS, clip_grad=0.0)
+    alone = gradients([rows()], free)
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    of_three = gradients([rows()], free)
+    same({name: 3 * gradient for name, gradient in alone.items()}, of_three, atol=1e-5)
 
 
 def test_the_gradient_is_clipped_to_its_largest_norm_and_the_true_norm_is_returned():
