@@ -9,6 +9,8 @@ Started again, an interrupted run continues. Clips that cannot be read are liste
 import os
 import sys
 
+import torch
+
 from imagebind_llm import distributed
 from imagebind_llm.config import parse
 from imagebind_llm.datasets import DataError
@@ -28,6 +30,8 @@ def main() -> int:
         return fail(str(error))
     except OSError as error:
         return fail(f"{error}; nothing that was stored before is lost: mend this and start again")
+    except torch.OutOfMemoryError as error:
+        return fail(f"{error}; nothing that was stored before is lost: lower --batch_size and start again")
     except KeyboardInterrupt:
         return fail("interrupted; start again to continue")
     if summary.is_main:

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from imagebind_llm.checkpoint import CheckpointError
+import torch
+
 from imagebind_llm.config import parse
-from imagebind_llm.datasets import DataError
 from imagebind_llm.page import view
 from imagebind_llm.page.analysis import MAX_CHARACTERS, MB, PageError, PageModel, Seen
 from imagebind_llm.settings import WebSettings
@@ -45,8 +45,11 @@ def main() -> int:
             page, address = serve(model, settings, Path(uploads))
             print(f"web_demo.py: {address} (Ctrl-C ends it); {len(model.examples)} examples of {settings.data_path}")
             page.block_thread()
-    except (CheckpointError, DataError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:  # what is wrong with the input; all errors of our own are ValueErrors
         print(f"web_demo.py: {error}", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError as error:
+        print(f"web_demo.py: {error}; free the GPU's memory, or pass --device cpu", file=sys.stderr)
         return 2
     return 0
 

@@ -147,8 +147,8 @@ def _read_json(path: Path, settings: TrainSettings) -> tuple[dict[str, list[Exch
     for number, row in enumerate(rows):
         exchange = _json_exchange(path, number, row, taxonomy, settings)
         splits.setdefault(row.get("split") or "train", []).append(exchange)
-    if other := [name for name in splits if name not in SPLITS]:
-        raise DataError(f"{path}: rows of split {', '.join(other)}, which nothing would read; expected {', '.join(SPLITS)}")
+    if unread := [name for name in splits if name not in SPLITS]:
+        raise DataError(f"{path}: rows of split {', '.join(unread)}, which nothing would read; expected {', '.join(SPLITS)}")
     if "train" not in splits:
         raise DataError(f"{path}: no row of split train; there are: {', '.join(splits)}")
     return splits, taxonomy

@@ -19,12 +19,12 @@ from torch import Tensor
 from imagebind_llm import distributed
 from imagebind_llm.checkpoint import CheckpointError
 from imagebind_llm.config import MODALITIES, parse
-from imagebind_llm.datasets import DataError, load_dataset
+from imagebind_llm.datasets import load_dataset
 from imagebind_llm.inference import Explainer
 from imagebind_llm.records import Example
 from imagebind_llm.scoring import Rationale, claims_in, modality_of, read_rationales
 from imagebind_llm.settings import FaithfulnessSettings
-from imagebind_llm.store import Store, StoreError
+from imagebind_llm.store import Store
 from imagebind_llm.text_metrics import rouge_l
 
 HOW = ("drop", "swap")
@@ -170,8 +170,11 @@ def main(argv: list[str] | None = None) -> int:
     settings = parse(FaithfulnessSettings, argv, "What a model's rationales say when a modality is dropped or swapped.")
     try:
         print(markdown(measure(settings)))
-    except (CheckpointError, DataError, StoreError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:  # what is wrong with the input; all errors of our own are ValueErrors
         print(f"imagebind_llm.faithfulness: {error}", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError as error:
+        print(f"imagebind_llm.faithfulness: {error}; lower --batch_size, or pass --device cpu", file=sys.stderr)
         return 2
     return 0
 

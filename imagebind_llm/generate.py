@@ -11,14 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from imagebind_llm import distributed
 from imagebind_llm.config import PromptConfig, parse
 from imagebind_llm.instructions import alpaca_prompt
-from imagebind_llm.llama import ContextError, KVCache, check_context
+from imagebind_llm.llama import KVCache, check_context
 from imagebind_llm.losses import token_logp
 from imagebind_llm.model import ITSL
 from imagebind_llm.settings import GenerateSettings
-from imagebind_llm.tokenizers import TokenizerError, check_vocabulary, load_tokenizer
-from imagebind_llm.weights import WeightsError, assign, load_llama, smollm2_path
+from imagebind_llm.tokenizers import check_vocabulary, load_tokenizer
+from imagebind_llm.weights import assign, load_llama, smollm2_path
 
 Ids = Sequence[int]
 
@@ -205,12 +206,13 @@ def score_rows(rows: Rows, answers: Sequence[Ids]) -> Tensor:
 
 def answer(settings: GenerateSettings) -> str:
     """Load a LLaMA and let it answer one instruction; its prompts' gates are shut, so it speaks for itself."""
-    path = settings.llama_model_path or smollm2_path()
-    config, state = load_llama(path, getattr(torch, settings.dtype))
+    path, device = settings.llama_model_path or smollm2_path(), torch.device(distributed.choose_device(settings.device))
+    config, state = load_llama(path, getattr(torch, settings.dtype), device)
     tokenizer = load_tokenizer(path)
     check_vocabulary(tokenizer, config.vocab_size)
     model = ITSL(config, PromptConfig(adapter_layer=1, adapter_len=1), device="meta")
     assign(model.llama, state)
+    model.to(device)  # its prompts and gates
     text = tokenizer.chat(settings.instruction) if tokenizer.chat_template else alpaca_prompt(settings.instruction)
     [[ids]] = generate(
         model,
@@ -218,7 +220,7 @@ def answer(settings: GenerateSettings) -> str:
         settings.max_new_tokens,
         tokenizer.eos_id,
         sampling=Sampling(settings.temperature, settings.top_p),
-        generator=torch.Generator().manual_seed(settings.seed),
+        generator=torch.Generator(device).manual_seed(settings.seed),
     )
     return tokenizer.decode(ids).strip()
 
@@ -227,8 +229,11 @@ def main() -> int:
     settings = parse(GenerateSettings, description="Ask a LLaMA something.")
     try:
         print(answer(settings))
-    except (WeightsError, TokenizerError, ContextError) as problem:
+    except (ValueError, OSError) as problem:  # what is wrong with the input; all errors of our own are ValueErrors
         print(f"generate: {problem}", file=sys.stderr)
+        return 1
+    except torch.OutOfMemoryError as problem:
+        print(f"generate: {problem}; pass --dtype bfloat16 or --device cpu", file=sys.stderr)
         return 1
     return 0
 

@@ -83,7 +83,8 @@ class Batch:
 
     tokens: (B, T) prompt and answer, padded on the right with any valid id.
     targets: (B, T) the answer's own tokens in place, IGNORE elsewhere: position t-1 is what predicts targets[:, t].
-    embeddings: (B, M, E) L2-normalised embeddings in the order text, audio, vision; None for text-only rows.
+    embeddings: (B, M, E) as the store has them, at ImageBind's own scales, in the order text, audio, vision; the bridge brings
+        them to unit length. None for text-only rows.
     present: (B, M) bool, which of them the row really has; what stands in an absent slot is never looked at.
     n_prompt: (B,) length of each prompt; the intent head reads its last position. None: no head is asked.
     intents: (B,) class indices, IGNORE where none is known.

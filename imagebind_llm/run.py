@@ -141,7 +141,14 @@ class Run:
         """States below the adapted layers of every row, if they fit into --cache_gb and save time; gone afterwards."""
         rows = [*self.corpus.taught, *self.corpus.splits.get("dev", [])]
         llama = self.assembled.model.llama
-        if not 0 < states_size(rows, llama) <= self.settings.cache_gb * 1e9 or self.finished:
+        size = states_size(rows, llama)
+        if not 0 < size <= self.settings.cache_gb * 1e9 or self.finished:
+            if size and self.settings.cache_gb and not self.finished:
+                needed = math.ceil(size / 1e8) / 10
+                self.say(
+                    f"--cache_gb {self.settings.cache_gb:g} is too little for the states below the adapted layers: every pass "
+                    f"computes them again; --cache_gb {needed:g} would hold them"
+                )
             yield None
             return
         path = self.root / f"frozen-states-{distributed.node()}.tmp"

@@ -101,6 +101,7 @@ class GenerateSettings:
     temperature: float = flag(0.0, "0: always the likeliest token")
     top_p: float = flag(0.75, "draw from the smallest set of tokens that holds this probability")
     seed: int = flag(0, "of the drawing")
+    device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
     dtype: str = flag("float32", "bfloat16 halves the memory", ("float32", "bfloat16"))
 
     def __post_init__(self) -> None:
@@ -169,7 +170,7 @@ class TrainSettings:
     )
     reward_norm: str = flag("group", "group: normalise each part among a clip's answers; none: sum them raw", REWARD_NORMS)
     answer_order: str = flag("label", "what an answer begins with", ANSWER_ORDERS)
-    cache_gb: float = flag(4.0, "disk for states below the adapted layers, which are computed once a row; 0: none")
+    cache_gb: float = flag(4.0, "disk for states below the adapted layers, which are computed once a row if they fit; 0: none")
     checkpoint_activations: bool = flag(False, "compute layers again in the backward pass: less memory, more time")
 
     def __post_init__(self) -> None:

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from imagebind_llm import generate
 from imagebind_llm.generate import answer, main
 from imagebind_llm.instructions import alpaca_prompt
 from imagebind_llm.settings import GenerateSettings
@@ -39,6 +41,21 @@ def test_missing_tokenizer_ends_the_command_with_its_message(monkeypatch, capsys
     monkeypatch.setattr(sys, "argv", arguments)
     assert main() == 1
     assert "generate: no tokenizer: expected" in capsys.readouterr().err
+
+
+def test_the_device_is_asked_for_and_what_it_lacks_is_a_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["generate", "--instruction", "Hello", "--device", "cuda"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main() == 1
+    assert capsys.readouterr().err.startswith("generate: --device cuda: torch sees no CUDA device here")
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(sys, "argv", ["generate", "--instruction", "Hello", "--device", "cpu"])
+    monkeypatch.setattr(generate, "load_llama", full)
+    assert main() == 1
+    assert capsys.readouterr().err == "generate: CUDA out of memory.; pass --dtype bfloat16 or --device cpu\n"
 
 
 def test_tokenizer_of_another_vocabulary_is_refused_before_anything_is_generated(tmp_path):

@@ -297,6 +297,16 @@ def test_other_settings_in_the_same_folder_are_named_and_can_start_over(alpaca, 
     assert read_lines(tmp_path / "log.txt")[-1]["step"] == 4
 
 
+def test_a_cache_that_is_too_small_is_said_once_with_what_it_takes(alpaca, llama, tmp_path):
+    flags = SMALL | {"data_path": alpaca, "llama_model_path": llama, "epochs": 2}
+    said = "is too little for the states below the adapted layers"
+    done = train(**flags, output_dir=tmp_path / "small", cache_gb=1e-6)
+    assert done.code == 0 and done.out.count(said) == 1 and "--cache_gb 0.1 would hold them" in done.out
+    assert said not in train(**flags, output_dir=tmp_path / "none", cache_gb=0).out, "that was asked for"
+    assert said not in train(**flags, output_dir=tmp_path / "enough", cache_gb=0.1).out
+    assert said not in train(**flags, output_dir=tmp_path / "small", cache_gb=1e-6).out, "nothing is left to do"
+
+
 def test_more_ranks_than_rows_are_refused(alpaca, llama, tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 17)
     said = refused(train(**SMALL, data_path=alpaca, llama_model_path=llama, output_dir=tmp_path))

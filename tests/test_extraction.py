@@ -14,6 +14,8 @@ import torch
 from media_files import write_clip
 from safetensors.torch import save_file
 
+import avt_get_emb
+from imagebind_llm import extraction
 from imagebind_llm.config import MODALITIES, imagebind_tiny
 from imagebind_llm.datasets import DataError
 from imagebind_llm.encoder import ImageBind
@@ -190,6 +192,26 @@ def test_bad_clips_are_listed_and_their_other_modalities_kept(settings, clips, t
         assert present.tolist() == [name not in missing for name in MODALITIES]
         assert (vectors[~present] == 0).all() and (vectors[present].norm(dim=-1) > 0).all()
     assert run(command(damaged, "--strict")).returncode == 1
+
+
+def test_too_little_memory_on_the_device_is_said_and_what_was_stored_stays(clips, weights, tmp_path, monkeypatch, capsys):
+    calls, embed = [], extraction.embed
+
+    def full(*given):
+        calls.append(given)
+        if len(calls) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return embed(*given)
+
+    monkeypatch.setattr(extraction, "embed", full)
+    given = {"data_path": clips, "output_dir": tmp_path / "emb", "encoder": "imagebind_tiny", "encoder_weights": weights}
+    words = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+    monkeypatch.setattr(sys, "argv", ["avt_get_emb.py", *words, "--modalities", "text", "--num_workers=0", "--device=cpu"])
+    assert avt_get_emb.main() == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "avt_get_emb.py: CUDA out of memory.; nothing that was stored before is lost: lower --batch_size and start again"
+    )
+    assert len(Store(tmp_path / "emb")) == 8
 
 
 def test_a_mended_clip_and_a_changed_text_are_embedded_again(settings, clips, tmp_path):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from toy_training import read_lines, write_intents, write_llama, write_store
 
 from imagebind_llm.attention import causal_attention
 from imagebind_llm.encoder import ImageBind
+from imagebind_llm.generate import answer
+from imagebind_llm.settings import GenerateSettings
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "imagebind"
@@ -38,6 +41,12 @@ def test_causal_attention_on_a_gpu_equals_the_blocks_of_the_cpu():
     k, v = torch.randn(2, 2, 2, 130, 16, generator=generator)
     on_gpu = causal_attention(q.cuda(), k.cuda(), v.cuda()).cpu()
     torch.testing.assert_close(on_gpu, causal_attention(q, k, v), rtol=1e-4, atol=1e-5)
+
+
+def test_a_question_is_answered_on_a_gpu_as_on_the_cpu(tmp_path):
+    asked = GenerateSettings("Hello", str(write_llama(tmp_path / "LLAMA", 4)), max_new_tokens=4, device="cpu")
+    assert answer(replace(asked, device="cuda")) == answer(asked)
+    assert answer(replace(asked, device="cuda", temperature=1.0)), "draws on the device"
 
 
 @pytest.mark.parametrize("baseline", ["loo", "greedy"])

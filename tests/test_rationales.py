@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +17,11 @@ pytest.importorskip("openai", reason="the extra `rationales` is not installed")
 from chat_server import ChatServer, asked_about, completion, error, good
 from media_files import write_clip
 
+from imagebind_llm.container import MediaError
 from imagebind_llm.datasets import DataError
 from imagebind_llm.rationales import client, writing
 from imagebind_llm.rationales.client import RationalesError
+from imagebind_llm.rationales.pictures import frame_urls
 from imagebind_llm.rationales.review import review_page
 from imagebind_llm.rationales.writing import preview, write_rationales
 from imagebind_llm.settings import RationaleSettings
@@ -405,6 +408,16 @@ def test_frames_travel_as_pictures_and_must_be_there(settings, data):
     with ChatServer() as server:
         (outcome,) = run(replace(settings, frames=3, limit=1), server).outcomes
     assert outcome.status == "unanswered" and "no frames can be read" in outcome.error and not server.requests
+
+
+def test_a_file_name_that_looks_like_an_address_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_clip(Path("clip.mp4"), seconds=0.4, size=(96, 64), seed=0)
+    for name in ("http:x.mp4", "pipe:0.mp4"):
+        shutil.copy("clip.mp4", name)
+        assert len(frame_urls(Path(name), 2)) == 2
+    with pytest.raises(MediaError, match=r"pipe:0: no frames can be read \(no such file"):
+        frame_urls(Path("pipe:0"), 2)
 
 
 def test_dialogues_come_with_speaker_and_what_was_said_before(tmp_path):

@@ -14,10 +14,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 from PIL import Image
 
 from imagebind_llm.config import flag, parse
+from imagebind_llm.container import open_container
 from imagebind_llm.curves import pictures
 from imagebind_llm.datasets import DataError, load_dataset
 from imagebind_llm.demo_world import cues
@@ -28,7 +28,6 @@ from imagebind_llm.report import Html, bars, figure, jpeg, link, page, paragraph
 from imagebind_llm.scoring import COLUMNS, Rationale, read_rationales, score_cells, side_by_side
 from imagebind_llm.settings import ScoringSettings
 from imagebind_llm.store import write_atomic
-from imagebind_llm.verifier import VerifierError
 
 N_SHOWN = 3  # clips of each kind
 POSTER = 240  # pixels, the longer side
@@ -56,7 +55,7 @@ def main() -> int:
     settings = parse(ReportSettings, description=__doc__)
     try:
         print(f"written: {write(settings)}")
-    except (DataError, VerifierError, OSError) as error:
+    except (ValueError, OSError) as error:
         print(f"make_report.py: {error}", file=sys.stderr)
         return 2
     return 0
@@ -183,7 +182,7 @@ def marked(rationale: str, truth: dict[str, str]) -> Html:
 
 def poster(clip: Path) -> str:
     """A frame from the middle of a clip, as a data address."""
-    with av.open(str(clip)) as container:
+    with open_container(clip) as container:
         frames = [frame for frame in container.decode(video=0)]
     picture: Image.Image = frames[len(frames) // 2].to_image()
     picture.thumbnail((POSTER, POSTER))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import av
 
-from imagebind_llm.container import MediaError
+from imagebind_llm.container import MediaError, open_container
 
 LONGEST_SIDE, QUALITY = 512, 85
 
@@ -14,12 +14,12 @@ LONGEST_SIDE, QUALITY = 512, 85
 def frame_urls(clip: Path, n: int) -> list[str]:
     """n frames, evenly spread over the clip, as data URLs; fewer if it has fewer. Raises MediaError if it cannot be read."""
     try:
-        with av.open(str(clip)) as container:
+        with open_container(clip) as container:
             total = sum(1 for _ in container.decode(video=0))
         wanted = {round((i + 0.5) * total / n - 0.5) for i in range(n)}
-        with av.open(str(clip)) as container:
+        with open_container(clip) as container:
             frames = [frame.to_image() for i, frame in enumerate(container.decode(video=0)) if i in wanted]
-    except (OSError, IndexError, av.FFmpegError) as error:
+    except (MediaError, OSError, IndexError, av.FFmpegError) as error:
         raise MediaError(f"{clip}: no frames can be read ({error})") from error
     if not frames:
         raise MediaError(f"{clip}: it has no frames")
