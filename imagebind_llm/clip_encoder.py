@@ -52,7 +52,7 @@ class ClipEncoder:
             raise DataError(
                 f"{path}: not the weights whose embeddings the model was trained on; pass those as --encoder_weights"
             )
-        return cls(load_imagebind(path, recipe.encoder, torch.float32).to(device), recipe)
+        return cls(load_imagebind(path, recipe.encoder, torch.float32, device, recipe.modalities), recipe)
 
     def encode(self, example: Example, modalities: Sequence[str]) -> Encoded:
         """Embed those of `modalities` that the recipe has and the example may have: no words, no text; no file, text alone.

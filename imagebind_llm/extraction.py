@@ -36,6 +36,7 @@ from imagebind_llm.store import (
     write_atomic,
 )
 from imagebind_llm.tokenizers import ClipBPE
+from imagebind_llm.weights import WeightsError
 from imagebind_llm.weights.imagebind import file_sha256, find_imagebind, load_imagebind
 
 NUMBERS = "1"  # raised whenever a change of front end, tokenizer or towers changes an embedding
@@ -134,8 +135,8 @@ def extract(settings: ExtractSettings) -> Summary:
     root = Path(settings.output_dir)
     with distributed.process_group(_device(settings.device)) as device:
         distributed.warn_of_emulation(settings.dtype, device)
-        model = load_imagebind(weights, settings.encoder, getattr(torch, settings.dtype)).to(device)
-        identity = _identity(settings, weights)
+        identity = _identity(settings, _shared_sha256(weights))
+        model = load_imagebind(weights, settings.encoder, getattr(torch, settings.dtype), device, settings.modalities)
         if settings.overwrite and distributed.is_main():
             clear(root)
         distributed.barrier()
@@ -244,10 +245,23 @@ def _refuse_missing_clips(dataset, settings: ExtractSettings) -> None:
         )
 
 
-def _identity(settings: ExtractSettings, weights: Path) -> Identity:
+def _shared_sha256(weights: Path) -> str:
+    """The weight file's fingerprint, read by the first rank of each machine and told to all. Raises WeightsError if machines
+    have different files."""
+    told = distributed.gather_objects(file_sha256(weights) if distributed.node_rank() == 0 else None)
+    found = sorted({digest for digest in told if digest is not None})
+    if len(found) > 1:
+        raise WeightsError(
+            f"{weights}: expected the same file on every machine, got {len(found)} (sha256 "
+            f"{', '.join(f'{digest[:12]}...' for digest in found)}); copy one of them to all"
+        )
+    return found[0]
+
+
+def _identity(settings: ExtractSettings, weights_sha256: str) -> Identity:
     return Identity(
         encoder=settings.encoder,
-        weights_sha256=file_sha256(weights),
+        weights_sha256=weights_sha256,
         dtype=settings.dtype,
         modalities=tuple(m for m in MODALITIES if m in settings.modalities),
         window_rule=settings.window_rule,

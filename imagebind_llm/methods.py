@@ -73,7 +73,8 @@ def encode_sentences(sentences: list[str], identity: Identity, settings: Classif
             f"{settings.emb_path}: made by other weights of {identity.encoder} (sha256 {identity.weights_sha256[:12]}...) than "
             f"{weights}; give theirs by --encoder_weights, or embed the clips again with these"
         )
-    return load_imagebind(weights, identity.encoder).encode("text", ClipBPE().encode(sentences)).detach()
+    encoder = load_imagebind(weights, identity.encoder, towers=("text",))
+    return encoder.encode("text", ClipBPE().encode(sentences)).detach()
 
 
 # --- a trained checkpoint ---------------------------------------------------------------------------------------------

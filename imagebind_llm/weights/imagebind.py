@@ -5,11 +5,13 @@ entries are ignored by name; anything else that is missing, surplus or of anothe
 """
 
 import hashlib
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from imagebind_llm.config import ENCODERS
+from imagebind_llm.config import ENCODERS, MODALITIES, ImageBindConfig
 from imagebind_llm.encoder import ImageBind
 from imagebind_llm.weights.files import TensorFile, WeightsError
 from imagebind_llm.weights.llama_checkpoint import check_tensors
@@ -37,18 +39,35 @@ def _what_is(path: Path) -> str:
     return "a folder" if path.is_dir() else "no such file"
 
 
-def load_imagebind(path: Path, preset: str, dtype: torch.dtype = torch.float32) -> ImageBind:
-    """The frozen towers in evaluation mode, strictly loaded. Raises WeightsError for a file of another architecture."""
-    with torch.device("meta"):
-        model = ImageBind(ENCODERS[preset]())
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+def load_imagebind(
+    path: Path,
+    preset: str,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    towers: Collection[str] = MODALITIES,
+) -> ImageBind:
+    """Frozen `towers` in evaluation mode on `device`. Raises WeightsError unless the file holds all of the preset, and no more.
+
+    One tensor after the other goes to the device, so that the ranks of a machine do not hold a copy each in its memory. Of
+    the towers left out names and shapes are checked, and nothing is read.
+    """
+    whole = ENCODERS[preset]()
     file = TensorFile(path)
     found = {name: shape for name, shape in file.shapes.items() if not name.startswith(IGNORED_PREFIXES)}
+    wanted = {name: tuple(tensor.shape) for name, tensor in _on_meta(whole).state_dict().items()}
     see = f"see what it is: python -m imagebind_llm.weights check {path}"
     check_tensors(path, found, wanted, what=preset, advice=see)
-    kinds = {name: torch.float32 if name.endswith(SCALE) else dtype for name in wanted}
-    model.load_state_dict({name: file.read(name).to(kind, copy=True) for name, kind in kinds.items()}, assign=True)
+    model = _on_meta(replace(whole, towers={name: tower for name, tower in whole.towers.items() if name in towers}))
+    kinds = {name: torch.float32 if name.endswith(SCALE) else dtype for name in model.state_dict()}
+    state = {name: file.read(name).to(device, kind, copy=True) for name, kind in kinds.items()}
+    model.load_state_dict(state, assign=True)
     return model.eval().requires_grad_(False)
+
+
+def _on_meta(config: ImageBindConfig) -> ImageBind:
+    """Towers without memory."""
+    with torch.device("meta"):
+        return ImageBind(config)
 
 
 def file_sha256(path: Path) -> str:
