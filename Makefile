@@ -1,4 +1,4 @@
-# make setup | demo | test | test-all | lint | bench | ablation      (each one makes the environment first, once)
+# make setup | demo | test | test-all | mutations | lint | bench | ablation      (each one makes the environment first, once)
 PYTHON ?= python3
 VENV   ?= .venv
 # torch goes in first and alone: with it in place the range in requirements.txt is met. On a machine without a GPU the
@@ -12,7 +12,7 @@ BIN     = $(VENV)/bin
 # step with two threads on two virtual cores: 3.5 times as fast without)
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: setup demo test test-all lint bench ablation clean
+.PHONY: setup demo test test-all mutations lint bench ablation clean
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: requirements.txt setup.py
@@ -33,6 +33,10 @@ test: setup
 
 test-all: setup
 	$(BIN)/python -m pytest
+
+# breaks each formula of the method and sees its test fail; make mutations ARGS="--only divergence -j 2"
+mutations: setup
+	$(BIN)/python tests/run_mutations.py $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
