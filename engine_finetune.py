@@ -64,7 +64,8 @@ def train(settings: TrainSettings, device: torch.device) -> None:
         critic = None
         while not run.finished:
             critic = critic or critic_of(run, tokenizer, look)
-            for moment in train_one_epoch(model, optimizer, rows, collate, settings, device, run.position, critic):
+            moments = train_one_epoch(model, optimizer, rows, collate, settings, device, run.position, critic, corpus.captions)
+            for moment in moments:
                 run.line(moment)
                 if moment.position.step % settings.save_steps == 0 and moment.position.step < moment.steps:
                     run.save()
@@ -100,6 +101,8 @@ def announce(run: Run, assembled: Assembled, corpus: Corpus) -> None:
     run.say("rows: " + ", ".join(f"{name} {len(rows)}" for name, rows in corpus.splits.items()))
     if corpus.n_cut:
         run.say(f"rows that lost context to fit --max_seq_len {run.settings.max_seq_len}: {corpus.n_cut}")
+    if corpus.captions:
+        run.say(f"captions mixed in: {len(corpus.captions)}, one beside every two rows")
     if run.settings.limit:
         run.say(f"trained on: {len(corpus.taught)} rows of train (--limit)")
     if len(corpus.taught) < distributed.world_size():

@@ -5,6 +5,7 @@ a batch of 8 and two ranks with 4 take the same steps. Rows of similar length me
 of a shuffled epoch, and the steps are shuffled again.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
@@ -32,6 +33,13 @@ def steps_of_epoch(lengths: Sequence[int], rows_a_step: int, seed: int, epoch: i
 def shares(step: list[int], ranks: int, passes: int) -> list[list[list[int]]]:
     """A step's rows for [rank][forward pass], dealt out in turn; some of a short last step may be empty."""
     return [[step[rank * passes + number :: ranks * passes] for number in range(passes)] for rank in range(ranks)]
+
+
+def with_captions(steps: list[list[int]], n_rows: int, n_captions: int, seed: int, epoch: int) -> list[list[int]]:
+    """The steps with one caption for every two rows; captions are numbered from `n_rows` on and taken in a shuffled order."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = itertools.cycle((n_rows + torch.randperm(n_captions, generator=generator)).tolist())
+    return [[*step, *itertools.islice(order, (len(step) + 1) // 2)] for step in steps]
 
 
 def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
@@ -75,6 +83,7 @@ class Collator:
             intents=torch.tensor([IGNORE if row.intent is None else row.intent for row in rows]),
             keys=tuple(row.key for row in rows),
             below=self.states.batch(rows) if self.states is not None else None,
+            captions=torch.tensor([row.caption for row in rows]) if any(row.caption for row in rows) else None,
         )
 
     def embeddings(self, rows: Sequence[Ids]) -> tuple[torch.Tensor | None, torch.Tensor | None]:

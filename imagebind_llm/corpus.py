@@ -6,7 +6,7 @@ captions.json         [{"key" or "clip", "caption"}, ...]; optionally "split": t
 """
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from imagebind_llm.config import MODALITIES, NO_MODALITY
@@ -30,6 +30,7 @@ class Corpus:
     store: Store | None
     modalities: tuple[str, ...]  # that the model may know
     taught: list[Sequence]  # the rows of train that are trained on: all but for --limit
+    captions: list[Sequence] = field(default_factory=list)  # of train, mixed in by --w_caption
 
     @property
     def n_cut(self) -> int:
@@ -55,7 +56,27 @@ def load_corpus(settings: TrainSettings, tokenizer: LlamaTokenizer, max_len: int
             f"{path}: none of the {len(taught)} rows to train on has an intent, so the intents of other rows cannot be "
             f"learnt; give rows of train an intent, or take it out of the others"
         )
-    return Corpus(splits, taxonomy, store, modalities if store else (), taught)
+    captions = _captions_beside(settings, splits, store, tokenizer, max_len) if settings.w_caption else []
+    return Corpus(splits, taxonomy, store, modalities if store else (), taught, captions)
+
+
+def _captions_beside(
+    settings: TrainSettings, splits: dict[str, list[Sequence]], store: Store | None, tokenizer: LlamaTokenizer, max_len: int
+) -> list[Sequence]:
+    """Train's rows of --captions. Raises DataError if one of them is of a clip in dev or test, or has no embedding."""
+    path = Path(settings.captions)
+    if store is None:
+        raise DataError(f"--captions {path}: captions say what is seen and heard, which --modalities none leaves out")
+    found, _ = _read_json(path, replace(settings, stage="pretrain", w_caption=0.0))
+    held_out = {row.key: split for split, rows in splits.items() if split != "train" for row in rows}
+    if seen := [e.key for e in found["train"] if e.key in held_out]:
+        raise DataError(
+            f"--captions {path}: {len(seen)} captions of its train split are of clips in {held_out[seen[0]]} of "
+            f"{settings.data_path} ({', '.join(seen[:5])}); give their rows that split"
+        )
+    if missing := [e.key for e in found["train"] if e.key not in store]:
+        raise DataError(f"{settings.emb_path}: no embedding for {len(missing)} clips of --captions ({', '.join(missing[:5])})")
+    return [replace(encode_exchange(e, tokenizer, max_len), caption=True) for e in found["train"]]
 
 
 def _spread(rows: list[Sequence], limit: int) -> list[Sequence]:
@@ -156,7 +177,7 @@ def _read_json(path: Path, settings: TrainSettings) -> tuple[dict[str, list[Exch
 
 def _json_rows(path: Path) -> list[dict]:
     if not path.is_file():
-        raise DataError(f"--data_path {path}: no such file")
+        raise DataError(f"{path}: no such file; expected a JSON list of objects")
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

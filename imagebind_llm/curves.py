@@ -12,7 +12,7 @@ from imagebind_llm.store import write_atomic
 STEPS = "steps.jsonl"
 # heading, what it shows, the values drawn together (each a mean since the line before)
 PICTURES = (
-    ("Losses", "", ("nll", "cross_entropy")),
+    ("Losses", "", ("nll", "cross_entropy", "caption_nll")),
     ("Accuracy of the intent head, train", "", ("accuracy",)),
     ("Learning rate", "", ("lr",)),
     ("Norm of the gradient", "", ("grad_norm",)),

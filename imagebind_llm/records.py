@@ -43,7 +43,10 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Sequence:
-    """An exchange as token ids: prompt and answer in one, the first `n_prompt` are the prompt; `cut` if context was lost."""
+    """An exchange as token ids: prompt and answer in one, the first `n_prompt` are the prompt; `cut` if context was lost.
+
+    `caption`: a caption mixed into the second stage, whose loss has a weight of its own.
+    """
 
     key: str
     ids: tuple[int, ...]
@@ -52,6 +55,7 @@ class Sequence:
     embedded: bool = False
     cut: bool = False
     rationale: str | None = None
+    caption: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ class Batch:
     intents: (B,) class indices, IGNORE where none is known.
     keys: what the rows are called in messages.
     below: (B, T, D) states that enter the lowest adapted layer, where they are known; else they are computed.
+    captions: (B,) bool, which rows are captions mixed in; None if there are none.
     """
 
     tokens: Tensor
@@ -100,6 +105,7 @@ class Batch:
     intents: Tensor | None = None
     keys: tuple[str, ...] = ()
     below: Tensor | None = None
+    captions: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""

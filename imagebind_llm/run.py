@@ -139,7 +139,7 @@ class Run:
     @contextmanager
     def frozen_states(self, device: torch.device) -> Iterator[FrozenStates | None]:
         """States below the adapted layers of every row, if they fit into --cache_gb and save time; gone afterwards."""
-        rows = [*self.corpus.taught, *self.corpus.splits.get("dev", [])]
+        rows = [*self.corpus.taught, *self.corpus.captions, *self.corpus.splits.get("dev", [])]
         llama = self.assembled.model.llama
         size = states_size(rows, llama)
         if not 0 < size <= self.settings.cache_gb * 1e9 or self.finished:
@@ -330,7 +330,8 @@ class Run:
 
     def _describe(self) -> dict[str, Any]:
         digest = hashlib.sha256()
-        for split, rows in self.corpus.splits.items():
+        mixed = {"captions": self.corpus.captions} if self.corpus.captions else {}
+        for split, rows in (self.corpus.splits | mixed).items():
             digest.update(repr((split, [(row.key, row.ids, row.intent) for row in rows])).encode())
         store = self.corpus.store
         return {

@@ -209,6 +209,8 @@ def joined(first: Batch, second: Batch) -> Batch:
 
     def both(name: str) -> Tensor | None:
         own, other = getattr(first, name), getattr(second, name)
+        if name == "captions" and own is not None:
+            other = own.new_zeros(len(second.tokens))  # no sampled answer is a caption
         if own is None or other is None:
             assert own is other, f"{name} is in one of the batches alone"
             return None

@@ -133,6 +133,7 @@ class TrainSettings:
     trainable: str = flag("prompts", "prompts, gates and bridge; lora: LoRA, biases and norms; all: both", TRAINABLE)
     modalities: tuple[str, ...] = flag(MODALITIES, "what is known of a clip; none: its words alone", (*MODALITIES, NO_MODALITY))
     rationales: str = flag("", "JSONL of {key, rationale}; if not given, DATA_PATH/rationales.jsonl where there is one")
+    captions: str = flag("", "JSON of captions of the same clips, for --w_caption")
     limit: int = flag(0, "train on so many rows of train only, evenly spread; 0: all")
     adapter_layer: int | None = flag(None, "top layers with prompts and LoRA; if not given, 30 or what --pretrained_path has")
     adapter_len: int | None = flag(None, "prompts per layer; if not given, 10 or what --pretrained_path has")
@@ -152,6 +153,7 @@ class TrainSettings:
     clip_grad: float = flag(1.0, "largest norm of the gradient; 0: unlimited")
     w_intent: float = flag(1.0, "weight of the intent head's cross-entropy")
     w_rationale: float = flag(1.0, "weight of the answer's negative log-likelihood")
+    w_caption: float = flag(0.0, "weight of --captions in --stage finetune: a caption beside every two rows, so sight stays")
     patience: int = flag(8, "epochs without a better dev score after which it stops, or begins --w_critic; 0: never")
     seed: int = flag(0, "of initial weights and of the order of the rows")
     save_steps: int = flag(500, "steps between checkpoints inside an epoch; one is written at its end anyway")
@@ -178,7 +180,7 @@ class TrainSettings:
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)}: at least 1")
         rates = ("warmup_epochs", "blr", "gate_lr", "min_lr", "weight_decay", "clip_grad")
-        for name in (*rates, "limit", "w_intent", "w_rationale", "patience", "w_critic", "critic_start", "kl"):
+        for name in (*rates, "limit", "w_intent", "w_rationale", "w_caption", "patience", "w_critic", "critic_start", "kl"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"--{name} {getattr(self, name)}: at least 0, and finite")
         if self.samples < (1 if self.baseline == "greedy" else 2):
@@ -188,6 +190,8 @@ class TrainSettings:
             raise ValueError(f"--critic_start {self.critic_start} --epochs {self.epochs}: the self-critical loss never begins")
         if not any(self.rewards().values()):
             raise ValueError(f"--reward_weights {self.reward_weights}: every part weighs 0, nothing is left to reward")
+        if self.w_caption and (self.stage == "pretrain" or not self.captions):
+            raise ValueError("--w_caption mixes --captions FILE into --stage finetune; --stage pretrain has nothing else")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"--warmup_epochs {self.warmup_epochs:g} --epochs {self.epochs}: the warm-up must end before the last"

@@ -1,6 +1,7 @@
 """The training step, the epoch, the evaluation. One wrapped forward pass for every backward pass.
 
-    loss = w_intent * CE(intent head) + w_rationale * NLL(answer tokens) + lambda * self-critical loss (sampled answers)
+    loss = w_intent * CE(intent head) + w_rationale * NLL(answer tokens) + w_caption * NLL(tokens of captions mixed in)
+           + lambda * self-critical loss (sampled answers)
 All are sums over all rows of a step, on every rank and in every forward pass, over their number there; so the gradient does
 not depend on how the rows were shared out. The schedule and the weight-decay groups are LLaMA-Adapter's.
 """
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from imagebind_llm import distributed, metrics
-from imagebind_llm.batches import Collator, by_length, load, shares, steps_of_epoch
+from imagebind_llm.batches import Collator, by_length, load, shares, steps_of_epoch, with_captions
 from imagebind_llm.generate import NotFiniteError
 from imagebind_llm.losses import intent_cross_entropy, rationale_nll
 from imagebind_llm.model import ITSL
@@ -79,14 +80,17 @@ def make_optimizer(model: nn.Module, weight_decay: float, gate_lr: float = 1.0) 
 
 @dataclass(frozen=True)
 class Counts:
-    """What a whole step's losses are divided by: its answer tokens and its known intents, over all ranks and passes."""
+    """What a whole step's losses are divided by, over all ranks and passes: its answer tokens, its known intents, the tokens of
+    the captions mixed in."""
 
     tokens: int
     intents: int
+    captions: int = 0
 
 
 def counts_of(rows: Sequence[Ids]) -> Counts:
-    return Counts(sum(len(row.ids) - row.n_prompt for row in rows), sum(row.intent is not None for row in rows))
+    tokens = [sum(len(row.ids) - row.n_prompt for row in rows if row.caption == caption) for caption in (False, True)]
+    return Counts(tokens[0], sum(row.intent is not None for row in rows), tokens[1])
 
 
 @dataclass
@@ -99,10 +103,16 @@ class Sums:
     intents: float = 0.0
     right: float = 0.0
     tokens: float = 0.0  # all, prompts too, without padding
+    caption_nll: float = 0.0
+    caption_tokens: float = 0.0
 
     def add(self, batch: Batch, logp: Tensor, mask: Tensor, intent_logits: Tensor | None) -> None:
-        self.nll -= float(logp.sum())
-        self.answer_tokens += int(mask.sum())
+        answers, captions = by_kind(batch, mask)
+        self.nll -= float((logp * answers).sum())
+        self.answer_tokens += int(answers.sum())
+        if captions is not None:
+            self.caption_nll -= float((logp * captions).sum())
+            self.caption_tokens += int(captions.sum())
         self.tokens += int(mask.sum()) + int(batch.n_prompt.sum()) if batch.n_prompt is not None else 0
         if intent_logits is not None and batch.intents is not None:
             known = batch.intents != IGNORE
@@ -115,9 +125,18 @@ class Sums:
         found = {}
         if self.answer_tokens:
             found["nll"] = self.nll / self.answer_tokens
+        if self.caption_tokens:
+            found["caption_nll"] = self.caption_nll / self.caption_tokens
         if self.intents:
             found |= {"cross_entropy": self.cross_entropy / self.intents, "accuracy": self.right / self.intents}
         return found
+
+
+def by_kind(batch: Batch, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The targets (B,T) of answers, and those of captions mixed in (None if the batch has none)."""
+    if batch.captions is None:
+        return mask, None
+    return mask & ~batch.captions[:, None], mask & batch.captions[:, None]
 
 
 def over_ranks(sums: AnySums) -> AnySums:
@@ -163,7 +182,10 @@ def train_step(
                 output, criticism = _criticised(model, batch, sampled, critic, settings)
             else:
                 output, criticism = model(batch, checkpoint=settings.checkpoint_activations), None
-            loss = settings.w_rationale * rationale_nll(output.logp, output.mask, counts.tokens)
+            answers, captions = by_kind(batch, output.mask)
+            loss = settings.w_rationale * rationale_nll(output.logp, answers, counts.tokens)
+            if captions is not None:
+                loss = loss + settings.w_caption * rationale_nll(output.logp, captions, counts.captions)
             if output.intent_logits is not None and batch.intents is not None:
                 ce = intent_cross_entropy(output.intent_logits, batch.intents, counts.intents)
                 loss = loss + settings.w_intent * ce
@@ -247,11 +269,17 @@ def train_one_epoch(
     device: torch.device,
     position: Position,
     critic: Critic | None = None,
+    captions: Sequence[Ids] = (),
 ) -> Iterator[Moment]:
-    """Train from `position` to the end of its epoch, yielding after every step; `position` always says what is done."""
+    """Train from `position` to the end of its epoch, yielding after every step; `position` always says what is done.
+
+    `captions` are mixed in, one for every two rows (batches.with_captions)."""
     ranks, rank = distributed.world_size(), distributed.rank()
     rows_a_step = settings.batch_size * settings.accum_iter * ranks
     steps = steps_of_epoch([len(row.ids) for row in sequences], rows_a_step, settings.seed, position.epoch)
+    if captions:
+        steps = with_captions(steps, len(sequences), len(captions), settings.seed, position.epoch)
+        sequences = [*sequences, *captions]
     passes = settings.accum_iter
     plan = [rows for step in steps[position.step :] for rows in shares(step, ranks, passes)[rank]]
     batches = iter(load(sequences, plan, collate, settings.num_workers, device))
