@@ -99,6 +99,15 @@ def gather_objects(value) -> list:
     return values
 
 
+def from_main(value):
+    """`value` of the main rank, on every rank: for what is read off a disk, which machines may see at different times."""
+    if not dist.is_initialized():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
 def all_sum(values: torch.Tensor) -> torch.Tensor:
     """The sum over all ranks, elementwise, of a small tensor."""
     if dist.is_initialized():
