@@ -144,3 +144,9 @@ def choose_device(name: str) -> str:
     if name == "cuda" and int(os.environ.get("LOCAL_RANK", 0)) >= torch.cuda.device_count():
         raise ValueError(f"more ranks than the {torch.cuda.device_count()} GPUs here; lower --nproc_per_node")
     return name
+
+
+def ranks_here(most: int = 2) -> int:
+    """How many ranks our recipes start here, at most `most`: one for each GPU; without any, one for each core."""
+    places = torch.cuda.device_count() if torch.cuda.is_available() else os.cpu_count() or 1
+    return min(places, most)
