@@ -23,6 +23,7 @@ from imagebind_llm.batches import Collator
 from imagebind_llm.config import parse
 from imagebind_llm.corpus import Corpus, load_corpus
 from imagebind_llm.datasets import DataError
+from imagebind_llm.rehearsal import is_worth_it, rehearse
 from imagebind_llm.results import finish
 from imagebind_llm.run import Run
 from imagebind_llm.self_critical import Critic
@@ -43,7 +44,7 @@ def main() -> int:
     except KeyboardInterrupt:
         return fail("interrupted; start again to continue")
     except torch.OutOfMemoryError as error:
-        return fail(f"{error}; lower --batch_size and raise --accum_iter, or pass --checkpoint_activations")
+        return fail(f"{error}; lower --batch_size and raise --accum_iter, or pass --checkpoint_activations: the run continues")
     return 0
 
 
@@ -61,6 +62,9 @@ def train(settings: TrainSettings, device: torch.device) -> None:
     with run.frozen_states(device) as states:
         collate = Collator(corpus.store, corpus.modalities, states)
         look = partial(evaluate, assembled.model, corpus.splits.get("dev", []), collate, device, 2 * settings.batch_size)
+        if not run.finished and is_worth_it(device):
+            memory = rehearse(model, optimizer, rows, collate, settings, device, rehearsed_critic(run, tokenizer))
+            run.say(f"the longest step fits into memory: {memory}")
         critic = None
         while not run.finished:
             critic = critic or critic_of(run, tokenizer, look)
@@ -81,8 +85,21 @@ def critic_of(run: Run, tokenizer: LlamaTokenizer, look: Callable[[], tuple[dict
         return None
     if run.guard.began is None:
         run.begin_criticism(look)
+    return make_critic(run, tokenizer, run.reference())
+
+
+def rehearsed_critic(run: Run, tokenizer: LlamaTokenizer) -> Critic | None:
+    """One that holds answers against the weights of this moment, if there is ever to be a critic."""
+    if not run.settings.w_critic:
+        return None
+    return make_critic(run, tokenizer, {name: p.detach().clone() for name, p in run.trained().items()})
+
+
+def make_critic(run: Run, tokenizer: LlamaTokenizer, reference: dict[str, torch.Tensor]) -> Critic:
+    """Raises DataError if its answers do not fit the context."""
+    assert run.verifier is not None and run.corpus.taxonomy is not None, "refused at the start"
     rows, start = run.corpus.splits["train"], run.guard.began or 0
-    critic = Critic(run.settings, tokenizer, run.corpus.taxonomy, rows, run.verifier, run.reference(), start)
+    critic = Critic(run.settings, tokenizer, run.corpus.taxonomy, rows, run.verifier, reference, start)
     longest, context = max(row.n_prompt for row in rows) + critic.max_new, run.assembled.config.llama.max_seq_len
     if longest > context:
         raise DataError(

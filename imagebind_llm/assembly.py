@@ -20,6 +20,7 @@ from imagebind_llm.weights import WeightsError, assign, load_llama, open_adapter
 from imagebind_llm.weights.llama_checkpoint import expected_shapes
 
 DEFAULT_LAYERS, DEFAULT_PROMPTS = 30, 10  # LLaMA-Adapter's
+FINGERPRINT_ROWS = 8  # of every matrix: 20 MB of LLaMA-7B
 TAXONOMIES = {taxonomy.name: taxonomy for taxonomy in (MINTREC, MINTREC2)}
 
 
@@ -82,7 +83,7 @@ def build(settings: TrainSettings, taxonomy: Taxonomy | None, embedding_width: i
     start = _start(settings, taxonomy)
     path = settings.llama_model_path or smollm2_path()
     llama, state = load_llama(path, frozen_dtype(settings.dtype, device), device, settings.model)
-    if start.llama not in (None, llama_fingerprint(state)):
+    if start.llama is not None and not same_llama(start.llama, llama_fingerprint(state)):
         raise CheckpointError(f"{settings.pretrained_path}: trained on another LLaMA than {path}; pass its own")
     prompts = _prompts(settings, start, llama, embedding_width is None)
     config = ModelConfig(
@@ -114,7 +115,7 @@ def restore(
     llama, state = (shared or SharedLlama()).read(path, dtype, device)
     if llama != config.llama:
         raise CheckpointError(f"{folder}: trained on a LLaMA of other sizes than {path}; pass its own as --llama_model_path")
-    if info["llama"] != llama_fingerprint(state):
+    if not same_llama(info["llama"], llama_fingerprint(state)):
         raise CheckpointError(
             f"{folder}: trained on another LLaMA of the same sizes than {path}; pass its own as --llama_model_path"
         )
@@ -150,10 +151,27 @@ def frozen_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def llama_fingerprint(state: Mapping[str, Tensor]) -> str:
-    """Tells LLaMAs of the same sizes apart, whatever dtype they are loaded in: a digest of some of their numbers."""
-    some = state["tok_embeddings.weight"][:256]  # never trained; the norms are
-    numbers = some.detach().to("cpu", torch.bfloat16).view(torch.int16).contiguous().numpy()
-    return hashlib.sha256(numbers.tobytes()).hexdigest()[:16]
+    """Tells LLaMAs of the same sizes apart, whatever dtype they are loaded in: "2-" and a digest of some rows of every matrix,
+    "-" and one of the first embeddings, which is all that older checkpoints know (`same_llama`).
+
+    A variant with merged adapters has the embeddings of its base. Norms are left out: training changes them.
+    """
+    found = hashlib.sha256()
+    for name in sorted(name for name, tensor in state.items() if tensor.ndim == 2):
+        found.update(name.encode() + _bits(state[name][:: -(-len(state[name]) // FINGERPRINT_ROWS)]))
+    embeddings = _bits(state["tok_embeddings.weight"][:256])
+    return f"2-{found.hexdigest()[:16]}-{hashlib.sha256(embeddings).hexdigest()[:16]}"
+
+
+def same_llama(one: str, other: str) -> bool:
+    """Whether two fingerprints are of one LLaMA, as far as the older of them knows."""
+    if "-" in one and "-" in other:
+        return one == other
+    return one.split("-")[-1] == other.split("-")[-1]
+
+
+def _bits(tensor: Tensor) -> bytes:
+    return tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -83,6 +83,13 @@ def _link(link: Path, target: str) -> None:
     os.replace(temporary, link)
 
 
+def linked(link: Path) -> str:
+    """The name of the folder that `last` or `best` stands for; "" if there is none."""
+    if not link.is_dir():
+        return ""
+    return os.readlink(link) if link.is_symlink() else link.name
+
+
 def _prune(root: Path) -> None:
     named = {os.readlink(root / link) for link in ("last", "best") if (root / link).is_symlink()}
     for folder in root.glob("checkpoint-*"):

@@ -99,6 +99,15 @@ def gather_objects(value) -> list:
     return values
 
 
+def from_main(value):
+    """`value` of the main rank, on every rank: for what is read off a disk, which machines may see at different times."""
+    if not dist.is_initialized():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
 def all_sum(values: torch.Tensor) -> torch.Tensor:
     """The sum over all ranks, elementwise, of a small tensor."""
     if dist.is_initialized():
@@ -154,3 +163,9 @@ def warn(text: str) -> None:
     """One line to standard error, on the main rank."""
     if is_main():
         print(text, file=sys.stderr, flush=True)
+
+
+def ranks_here(most: int = 2) -> int:
+    """How many ranks our recipes start here, at most `most`: one for each GPU; without any, one for each core."""
+    places = torch.cuda.device_count() if torch.cuda.is_available() else os.cpu_count() or 1
+    return min(places, most)

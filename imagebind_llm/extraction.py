@@ -136,14 +136,15 @@ def extract(settings: ExtractSettings) -> Summary:
     with distributed.process_group(_device(settings.device)) as device:
         distributed.warn_of_emulation(settings.dtype, device)
         identity = _identity(settings, _shared_sha256(weights))
+        _refuse_rows_apart(dataset, settings)
         model = load_imagebind(weights, settings.encoder, getattr(torch, settings.dtype), device, settings.modalities)
         if settings.overwrite and distributed.is_main():
             clear(root)
         distributed.barrier()
         batches = [rows for examples in dataset.splits.values() for rows in _batched(examples, settings.batch_size)]
-        pending = _unfinished(batches, root, identity)
+        unfinished = distributed.from_main(_unfinished(batches, root, identity) if distributed.is_main() else [])
+        pending = [batches[number] for number in unfinished]
         n_done_before = len(dataset.examples) - sum(map(len, pending))
-        distributed.barrier()  # every rank has read the store before any writes to it
         own = pending[distributed.rank() :: distributed.world_size()]
         with StoreWriter(root, identity, writer=distributed.rank()) as writer:
             n_cut = _embed_all(model, own, settings, device, writer)
@@ -245,6 +246,14 @@ def _refuse_missing_clips(dataset, settings: ExtractSettings) -> None:
         )
 
 
+def _refuse_rows_apart(dataset, settings: ExtractSettings) -> None:
+    """Raise DataError if machines read other rows at --data_path: rank 0 deals the rows out by number."""
+    if len(set(distributed.gather_objects(source_digest(*(example.key for example in dataset.examples))))) > 1:
+        raise DataError(
+            f"--data_path {settings.data_path}: machines read different rows there; give a folder that all of them see"
+        )
+
+
 def _shared_sha256(weights: Path) -> str:
     """The weight file's fingerprint, read by the first rank of each machine and told to all. Raises WeightsError if machines
     have different files."""
@@ -284,12 +293,17 @@ def _source(example: Example) -> int:
     return source_digest(example.text, f"{status.st_size} {status.st_mtime_ns}" if status else "no file")
 
 
-def _unfinished(batches: list[list[Example]], root: Path, identity: Identity) -> list[list[Example]]:
+def _unfinished(batches: list[list[Example]], root: Path, identity: Identity) -> list[int]:
+    """Numbers of the batches that are to be computed. The main rank decides for all: machines may see a disk differently."""
     if not any(root.glob("manifest-*.json")):
-        return batches
+        return list(range(len(batches)))
     store = Store(root)
     check_identity(root, store.identity, identity)
-    return [rows for rows in batches if any(store.sources.get(example.key) != _source(example) for example in rows)]
+    return [
+        number
+        for number, rows in enumerate(batches)
+        if any(store.sources.get(example.key) != _source(example) for example in rows)
+    ]
 
 
 def _write_results(summary: Summary, splits: dict[str, list[Example]], store: Store, export: str) -> None:

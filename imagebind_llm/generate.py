@@ -100,10 +100,13 @@ def generate(
     sampling: Sampling = GREEDY,
     n_samples: int = 1,
     generator: torch.Generator | None = None,
+    draws: Tensor | None = None,
 ) -> list[list[list[int]]]:
     """`n_samples` answers to each prompt, as token ids: answers[row][sample], without the `eos` that ended it.
 
     An answer shorter than `max_new` was ended by the model. With `eos` None every answer has `max_new` tokens.
+    `draws` (R, max_new) float64 in [0, 1), R = rows * n_samples, are the random numbers of each answer, token by token, in
+    place of the generator's: an answer then does not depend on which others are drawn beside it.
     Raises ContextError if the longest prompt and `max_new` tokens do not fit the model's context.
     """
     _check(prompts, max_new, model)
@@ -112,8 +115,8 @@ def generate(
         rows.take(torch.arange(len(prompts), device=rows.positions.device).repeat_interleave(n_samples))
     answers: list[list[int]] = [[] for _ in range(len(rows))]
     owners = list(range(len(rows)))  # whose answer each row of the cache writes; -1 once that has ended
-    for _ in range(max_new):
-        chosen = choose(rows.logits, sampling, generator)
+    for step in range(max_new):
+        chosen = choose(rows.logits, sampling, generator, None if draws is None else draws[:, step])
         owners = [-1 if token == eos else owner for owner, token in zip(owners, chosen.tolist(), strict=True)]
         for owner, token in zip(owners, chosen.tolist(), strict=True):
             if owner >= 0:
@@ -125,19 +128,22 @@ def generate(
             kept = torch.tensor(running, device=chosen.device)
             rows.take(kept)
             chosen, owners = chosen[kept], [owners[row] for row in running]
+            draws = None if draws is None else draws[kept]
         rows.step(chosen)
     return [answers[i : i + n_samples] for i in range(0, len(answers), n_samples)]
 
 
-def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
-    """The next token of every row (R,), from logits (R,V). Raises NotFiniteError to draw from such logits."""
+def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None = None, draws: Tensor | None = None) -> Tensor:
+    """The next token of every row (R,), from logits (R,V) and random numbers in [0, 1): `draws` (R,) float64, or the
+    generator's. Raises NotFiniteError to draw from such logits."""
     if sampling.temperature == 0:
         return logits.argmax(1)
     cumulated = distribution(logits, sampling).double().cumsum(1)  # (R,V); one random number a row, not one a token
     if not cumulated[:, -1].isfinite().all():
         raise NotFiniteError("the logits of the next token are not finite; look at the embeddings, or take another checkpoint")
-    drawn = torch.rand(len(logits), 1, generator=generator, dtype=torch.float64, device=logits.device) * cumulated[:, -1:]
-    return torch.searchsorted(cumulated, drawn, right=True).squeeze(1)
+    if draws is None:
+        draws = torch.rand(len(logits), generator=generator, dtype=torch.float64, device=logits.device)
+    return torch.searchsorted(cumulated, draws[:, None] * cumulated[:, -1:], right=True).squeeze(1)
 
 
 def distribution(logits: Tensor, sampling: Sampling) -> Tensor:

@@ -37,7 +37,7 @@ Scored = tuple[Tensor, Tensor, Tensor]  # log-probabilities (N,C) by head and by
 
 def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
     """Load the best weights, calibrate them on dev, report on test. Collective; ranks share the rows."""
-    folder = run.root / ("best" if (run.root / "best").is_dir() else "last")
+    folder = run.root / distributed.from_main("best" if (run.root / "best").is_dir() else "last")
     run.say(f"{folder}: the checkpoint to use")
     corpus, taxonomy = run.corpus, run.corpus.taxonomy
     if taxonomy is None:
@@ -48,7 +48,7 @@ def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
         return
     parameters = dict(run.assembled.model.named_parameters())
     with torch.no_grad():
-        for name, tensor in checkpoint.read_tensors(folder).items():
+        for name, tensor in checkpoint.read_tensors(run.root / distributed.from_main(checkpoint.linked(folder))).items():
             parameters[name].copy_(tensor)
     explainer = Explainer(
         run.assembled,

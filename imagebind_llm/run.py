@@ -23,6 +23,7 @@ from safetensors.torch import save as save_tensors
 from imagebind_llm import checkpoint, distributed
 from imagebind_llm.assembly import Assembled
 from imagebind_llm.checkpoint import CheckpointError
+from imagebind_llm.continuation import differences, digest_of_rationales, digest_of_vectors, sums_of_rank
 from imagebind_llm.corpus import Corpus
 from imagebind_llm.curves import STEPS, draw
 from imagebind_llm.frozen_states import FrozenStates, compute_states, states_size
@@ -43,6 +44,7 @@ FREE = {
     "output_dir",
     "patience",
     "cache_gb",
+    "checkpoint_activations",
 }  # may change on the way
 
 
@@ -114,8 +116,9 @@ class Run:
             if distributed.is_main():
                 checkpoint.clear(self.root)
             distributed.barrier()
-        elif (self.root / "last").is_dir():
-            self._continue(self.root / "last")
+        elif name := distributed.from_main(checkpoint.linked(self.root / "last")):
+            self._continue(self.root / name)
+        self._refuse_steps_apart()
         self._board = None
         self._spoken = (time.perf_counter(), self.position.total)  # when the last line was, and after which step
         self._summed = (replace(self.position.sums), replace(self.position.critic))  # and the sums of the epoch by then
@@ -163,9 +166,10 @@ class Run:
     def reference(self) -> dict[str, torch.Tensor]:
         """The frozen copy of the trained tensors as they were when criticism began."""
         found = checkpoint.read_tensors(self.root, REFERENCE)
-        return {name: found[name].to(p.device) for name, p in self._trained().items()}
+        return {name: found[name].to(p.device) for name, p in self.trained().items()}
 
-    def _trained(self) -> dict[str, torch.nn.Parameter]:
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters that train, by name."""
         return {name: p for name, p in self.assembled.model.named_parameters() if p.requires_grad}
 
     @cached_property
@@ -228,12 +232,12 @@ class Run:
     def begin_criticism(self, look: Callable[[], tuple[dict[str, float], list[bool]]]) -> None:
         """Go back to the best supervised model and remember it as the one to be criticised: its weights, and what `look` says
         of it on dev, as `evaluate` does."""
-        best, last = (self.root / name for name in ("best", "last"))
-        if best.is_dir() and best.resolve() != last.resolve():
-            self._read_weights(best)
+        best, last = distributed.from_main([checkpoint.linked(self.root / name) for name in ("best", "last")])
+        if best and best != last:
+            self._read_weights(self.root / best)
             self.optimizer.state.clear()  # its moments are of the weights that are left behind
         if distributed.is_main():
-            frozen = {name: p.detach().cpu().contiguous() for name, p in self._trained().items()}
+            frozen = {name: p.detach().cpu().contiguous() for name, p in self.trained().items()}
             write_atomic(self.root / REFERENCE, save_tensors(frozen))
         scores, right = look()
         self.guard = Guard(self.position.epoch, right)
@@ -279,19 +283,22 @@ class Run:
         return self.choice.offer(scores if told else scores | {"nll": -scores["macro_f1"]}, len(right))
 
     def _continue(self, folder: Path) -> None:
+        seen = distributed.gather_objects((folder / checkpoint.INFO).is_file())
+        if any(seen) and not all(seen):
+            raise CheckpointError(f"{folder}: only some of the machines see it; wait until all do, then start again")
         info = checkpoint.read_info(folder)
-        self._refuse_other_settings(folder, info)
+        self._refuse_other_settings(self.root / "last", info)
         self._read_weights(folder)
         state = checkpoint.read_tensors(folder, checkpoint.OPTIMIZER)
         for name, parameter in self.assembled.model.named_parameters():
             if f"{name}.exp_avg" in state:
                 moments = {part: state[f"{name}.{part}"].to(parameter.device) for part in ("step", "exp_avg", "exp_avg_sq")}
                 self.optimizer.state[parameter] = moments
-        sums, critic = info["sums"][distributed.rank()] if info["step"] else ([], [])
+        sums, critic = sums_of_rank(info, distributed.rank(), distributed.world_size())
         self.position = Position(info["epoch"], info["step"], info["total"], Sums(*sums), CriticSums(*critic))
         self.guard = Guard(**info["guard"])
         self.choice, self.history = Choice(**info["choice"]), info["history"]
-        self.say(f"continuing {folder}: epoch {info['epoch']}, step {info['step']}")
+        self.say(f"continuing {self.root / 'last'}: epoch {info['epoch']}, step {info['step']}")
 
     def _refuse_folders_apart(self) -> None:
         """Raise CheckpointError if --output_dir is not one folder for all ranks, as on disks that machines have each."""
@@ -310,18 +317,20 @@ class Run:
                 f"--output_dir {self.root}: expected a folder that all machines see; give one on a shared disk"
             )
 
+    def _refuse_steps_apart(self) -> None:
+        """Raise CheckpointError if ranks would go on from different steps: a machine may see an older state of the disk."""
+        at = self.position
+        steps = distributed.gather_objects((at.epoch, at.step, at.total))
+        apart = next((rank for rank, step in enumerate(steps) if step != steps[0]), None)
+        if apart is not None:
+            seen = ", ".join("rank {}: epoch {}, step {}, {} in all".format(rank, *steps[rank]) for rank in (0, apart))
+            raise CheckpointError(
+                f"{self.root}: expected one checkpoint for all ranks, got different ones ({seen}); "
+                "wait until all machines see the same files there, then start again"
+            )
+
     def _refuse_other_settings(self, folder: Path, info: dict[str, Any]) -> None:
-        theirs, ours = info["settings"], self._about["settings"]
-        other = [
-            f"--{name} {_shown(theirs.get(name))} -> {_shown(ours[name])}"
-            for name in ours
-            if name not in FREE and theirs.get(name) != ours[name]
-        ]
-        other += [f"another {what}" for what in ("llama", "data", "store") if info[what] != self._about[what]]
-        if info.get("start", self._about["start"]) != self._about["start"]:
-            other.append(f"--pretrained_path {self.settings.pretrained_path} holds other tensors")
-        if info["world_size"] != self._about["world_size"]:
-            other.append(f"{info['world_size']} ranks -> {self._about['world_size']}")
+        other = differences(info, self._about, FREE)
         if other:
             raise CheckpointError(
                 f"{folder} was made with other settings ({', '.join(other)});"
@@ -340,6 +349,8 @@ class Run:
             "llama": self.assembled.llama,
             "start": self.assembled.start,
             "data": digest.hexdigest()[:16],
+            "rationales": digest_of_rationales(self.corpus),
+            "vectors": digest_of_vectors(self.corpus),
             "taxonomy": self.corpus.taxonomy.name if self.corpus.taxonomy else None,
             "modalities": list(self.settings.modalities),
             "store": json.loads(json.dumps(asdict(store.identity))) if store else None,
@@ -421,7 +432,3 @@ def _memory() -> str:
 def _clock(seconds: float) -> str:
     minutes, hours = int(seconds // 60) % 60, int(seconds // 3600)
     return f"{hours}:{minutes:02d}:{int(seconds) % 60:02d}"
-
-
-def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -6,6 +6,7 @@ the model at the start, beta * sum over tokens of (logp - logp_ref), is taken of
 a frozen copy of the trained tensors.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -96,6 +97,7 @@ class Critic:
         self.weights, self.reference = settings.rewards(), reference
         self.rationales = {row.key: row.rationale for row in rows}
         self.cider = CiderD([text for text in self.rationales.values() if text])
+        self.eos: int | None = tokenizer.eos_id  # None: no answer ends before its limit, as when memory is tried (rehearsal.py)
         self.max_new = max(len(row.ids) - row.n_prompt for row in rows) + SPARE_TOKENS  # with the end token
 
     def weight(self, epoch: float) -> float:
@@ -103,7 +105,11 @@ class Critic:
         return self.settings.w_critic * min(max(epoch - self.start, 0.0), 1.0)
 
     def sample(self, model: ITSL, batch: Batch, generator: torch.Generator) -> Sampled | None:
-        """Answers to the clips of a batch whose intent is known, on the batch's device; None if there is none."""
+        """Answers to the clips of a batch whose intent is known, on the batch's device; None if there is none.
+
+        The random numbers of a clip's answers follow from the generator's seed, its key and its prompt alone, so that it does
+        not matter which rows share its batch.
+        """
         assert batch.intents is not None and batch.n_prompt is not None
         picked = [i for i, intent in enumerate(batch.intents.tolist()) if intent != IGNORE]
         if not picked:
@@ -117,17 +123,20 @@ class Critic:
                 model,
                 prompts,
                 self.max_new,
-                self.tokenizer.eos_id,
+                self.eos,
                 embeddings=vectors,
                 present=present,
                 sampling=sampling,
                 n_samples=count,
-                generator=generator,
+                draws=draws if sampling is ON_POLICY else None,
             )
             return [ids for row in found for ids in row]
 
         model.eval()
         k = self.settings.samples
+        seed, shape = generator.initial_seed(), (k, self.max_new)
+        draws = torch.cat([_uniform((seed, batch.keys[i], p), shape) for i, p in zip(picked, prompts, strict=True)])
+        draws = draws.to(batch.tokens.device)  # (B*K, max_new)
         drawn = answers(ON_POLICY, k)
         greedy = answers(GREEDY, 1) if self.settings.baseline == "greedy" else None
         model.train()
@@ -201,6 +210,13 @@ class Critic:
         sums.distinct += distinct2(sampled.texts) * len(logp)
         sums.advantage += float(found.value.abs().sum())
         return self_critical(logp, mask, found.value.flatten(), self.max_new)
+
+
+def _uniform(seed: object, shape: tuple[int, ...]) -> Tensor:
+    """Random numbers in [0, 1), float64, that follow from what `seed` prints as, on any device."""
+    digest = hashlib.sha256(repr(seed).encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.rand(shape, generator=generator, dtype=torch.float64)
 
 
 def joined(first: Batch, second: Batch) -> Batch:

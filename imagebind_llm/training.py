@@ -146,7 +146,7 @@ def over_ranks(sums: AnySums) -> AnySums:
 
 @dataclass(frozen=True)
 class CriticStep:
-    """The self-critical part of one step: lambda, and where this rank's draws come from."""
+    """The self-critical part of one step: lambda, and the generator whose seed the draws follow from."""
 
     critic: Critic
     weight: float
@@ -294,18 +294,18 @@ def train_one_epoch(
         own = [next(batches).to(device) for _ in range(passes)]
         counts = counts_of([sequences[row] for row in steps[position.step]])
         weight = critic.weight(moment) if critic else 0.0
-        step = CriticStep(critic, weight, _draws(settings, position, device), position.critic) if critic and weight else None
+        step = CriticStep(critic, weight, _draws(settings, position), position.critic) if critic and weight else None
         norm = train_step(model, optimizer, own, counts, settings, position.sums, step)
         position.step, position.total = position.step + 1, position.total + 1
         speed = (position.sums.tokens - before) * ranks / (time.perf_counter() - started)
         yield Moment(position, len(steps), lr, norm, speed)
 
 
-def _draws(settings: TrainSettings, position: Position, device: torch.device) -> torch.Generator:
-    """Random numbers that depend on (seed, epoch, step, rank) alone, so that resuming draws the same answers."""
-    parts = (settings.seed, position.epoch, position.step, distributed.rank())
+def _draws(settings: TrainSettings, position: Position) -> torch.Generator:
+    """A seed that depends on (seed, epoch, step) alone, so that resuming draws the same answers, on any number of ranks."""
+    parts = (settings.seed, position.epoch, position.step)
     digest = hashlib.sha256(repr(parts).encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 # --- evaluation -------------------------------------------------------------------------------------------------------

@@ -2,12 +2,10 @@
 
     critic_ranks.py OUT.safetensors DATA STORE LLAMA LAMBDA
 
-Answers are drawn from random numbers that hang on the clip (in a run: on the rank), so that any number of ranks samples alike;
-they are worth what share of their token ids is even, since a random LLaMA says nothing that parses.
+Answers are worth what share of their token ids is even, since a random LLaMA says nothing that parses.
 """
 
 import sys
-import zlib
 from dataclasses import replace
 
 import torch
@@ -24,9 +22,9 @@ from imagebind_llm.training import CriticStep, Sums, counts_of, train_step
 from imagebind_llm.verifier import fit_verifier
 
 
-class ByClip(Critic):
+class Even(Critic):
     def sample(self, model, batch: Batch, generator: torch.Generator) -> Sampled | None:
-        sampled = super().sample(model, batch, generator.manual_seed(zlib.crc32(batch.keys[0].encode())))
+        sampled = super().sample(model, batch, generator)
         targets = sampled.batch.targets
         even = ((targets % 2 == 0) & (targets != IGNORE)).sum(1) / (targets != IGNORE).sum(1)
         return replace(sampled, parts=dict.fromkeys(sampled.parts, even.view(sampled.parts["intent"].shape)))
@@ -48,7 +46,7 @@ def main(out: str, data: str, store: str, llama: str, weight: str) -> None:
         told = [row.rationale for row in rows], [corpus.taxonomy.labels[row.intent] for row in rows]
         verifier = fit_verifier(*told, corpus.taxonomy, None)
         start = {name: p.detach().clone() for name, p in trained.items()}
-        critic = ByClip(settings, tokenizer, corpus.taxonomy, rows, verifier, start)
+        critic = Even(settings, tokenizer, corpus.taxonomy, rows, verifier, start)
 
         model, optimizer = distributed.wrap(own), torch.optim.SGD(trained.values(), lr=0.5)
         ranks, collate = distributed.world_size(), Collator(corpus.store, corpus.modalities)

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ ablation_table, measure_critic = (importlib.import_module(name) for name in ("ab
 def script(tmp_path):
     """The script with a python that only notes what it is asked to do: returns the runs and how it ended."""
     python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    python.write_text(f'#!/bin/sh\n[ "$1" != -c ] || exec echo "$PLACES"\necho "$@" >> {tmp_path}/asked\n')
     python.chmod(0o755)
 
     def start(**variables: str) -> tuple[list[str], subprocess.CompletedProcess]:
@@ -27,7 +28,7 @@ def script(tmp_path):
         for name in ("pretrain", "supervised", "loo"):  # what the training would have left
             (tmp_path / "out" / "seed0" / name).mkdir(parents=True, exist_ok=True)
         command = ["bash", str(ROOT / "data" / "demo" / "ablation.sh"), "DATA", "EMB", str(tmp_path / "out")]
-        own = {"SEEDS": "0", "PYTHON": str(python)} | variables
+        own = {"SEEDS": "0", "PYTHON": str(python), "PLACES": "2"} | variables
         done = subprocess.run(command, env=os.environ | own, capture_output=True, text=True, cwd=tmp_path)
         lines = (tmp_path / "asked").read_text().splitlines()
         return [line.split("--output_dir ")[1].split(" --")[0].split("/")[-1] for line in lines if "engine" in line], done
@@ -40,6 +41,17 @@ def test_a_row_brings_what_it_starts_from_and_is_made_once(script):
     assert script(ONLY="loo")[0] == []
     runs, done = script(ONLY="loo", CLIPS="0")
     assert runs == [] and done.returncode == 2 and "loo was made with other flags" in done.stderr
+
+
+def test_every_number_of_ranks_has_eight_rows_a_step(script, tmp_path):
+    for variables, wanted in (({}, ["2", "4"]), ({"PLACES": "1"}, ["1", "8"]), ({"RANKS": "4"}, ["4", "2"])):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        script(ONLY="loo", **variables)
+        lines = [line.split() for line in (tmp_path / "asked").read_text().splitlines() if "engine_finetune.py" in line]
+        flags = ("--nproc_per_node", "--batch_size")
+        assert len(lines) == 3 and all([line[line.index(flag) + 1] for flag in flags] == wanted for line in lines)
+    done = script(RANKS="3")[1]
+    assert done.returncode == 2 and "RANKS=3 does not divide the 8 rows of a step; take 1, 2, 4 or 8" in done.stderr
 
 
 def test_gains_are_paired_by_seed_and_clip():

@@ -5,19 +5,18 @@ A random LLaMA says nothing that parses, so here an answer is worth what a check
 
 import json
 import zlib
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy_training import Done, call, read_lines, write_intents, write_llama, write_store
+from toy_training import Done, apart, call, interrupted, read_lines, write_intents, write_llama, write_store
 
 import engine_finetune
 from imagebind_llm import self_critical
 from imagebind_llm.config import REWARD_WEIGHTS
 from imagebind_llm.records import Answer
-from imagebind_llm.run import Guard, Run
+from imagebind_llm.run import Guard
 
 
 @pytest.fixture(scope="module")
@@ -49,26 +48,6 @@ def train(world: dict[str, object], out: Path, **flags: object) -> Done:
 
 def weights(out: Path, link: str = "last") -> dict[str, torch.Tensor]:
     return load_file(out / link / "adapter.safetensors")
-
-
-@contextmanager
-def interrupted(step: int):
-    """Runs are interrupted after so many steps."""
-    line = Run.line
-
-    def interrupting(self, moment):
-        line(self, moment)
-        if moment.position.total == step:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "line", interrupting)
-        yield
-
-
-def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    assert one.keys() == other.keys()
-    return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
 def test_each_baseline_changes_what_is_learnt_and_so_does_the_loss_itself(world, tmp_path):
@@ -135,6 +114,19 @@ def test_it_stops_at_the_second_strike_and_keeps_the_model_before_them(world, tm
     assert len(read_lines(tmp_path / "log.txt")) == 3, "one epoch within a standard error, two beyond it"
     info = {link: json.loads((tmp_path / link / "checkpoint.json").read_text()) for link in ("best", "last")}
     assert info["best"]["epoch"] == 1 and info["last"]["guard"]["strikes"] == 2
+
+
+def test_other_shares_of_the_same_steps_draw_the_same_answers(world, tmp_path):
+    """Stopped in the second epoch with 4 rows a pass, continued with 2 passes of 2: as when memory became short."""
+    own = {"epochs": 2, "save_steps": 1, "lr": 0.1}
+    assert train(world, tmp_path / "whole", **own).code == 0
+    with interrupted(5):
+        assert train(world, tmp_path / "cut", **own).code == 2
+    done = train(world, tmp_path / "cut", **own, batch_size=2, accum_iter=2, checkpoint_activations="")
+    assert done.code == 0 and "epoch 1, step 1" in done.out, done.err
+    assert apart(weights(tmp_path / "whole"), weights(tmp_path / "cut")) < 1e-6
+    whole, cut = (read_lines(tmp_path / name / "log.txt")[1]["train"] for name in ("whole", "cut"))
+    assert whole["kl"] == pytest.approx(cut["kl"], abs=1e-5) and whole["length"] == cut["length"] > 0
 
 
 def test_a_guard_without_rows_objects_to_nothing():

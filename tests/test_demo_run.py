@@ -55,6 +55,34 @@ def test_stages_run_once_unless_their_command_their_result_or_one_before_them_ch
     assert record["two"]["seconds"] > record["one"]["seconds"] > 0  # the one was made anew, the other went on
 
 
+def test_one_gpu_gets_one_rank_and_the_same_rows_a_step_and_what_two_have_done_stays_done(stages, monkeypatch, capsys):
+    def training(name: str) -> str:
+        wanted = "sys.argv[2], int(sys.argv[2]) * int(sys.argv[4])"
+        return f"""-c "import sys; print({wanted}, file=open('{name}', 'a'))" {run.RANKS} {run.ROWS}"""
+
+    stages(("one", training("one")))
+    monkeypatch.setattr(run, "ranks_here", lambda: 2)
+    assert run.main() == 0
+    record = json.loads(Path("runs/stages.json").read_text())
+    stages(("one", training("one")), ("two", training("two")))
+    monkeypatch.setattr(run, "ranks_here", lambda: 1)
+    assert run.main() == 0
+    said = capsys.readouterr().out
+    assert "one: there already" in said and "--nproc_per_node 1 --batch_size 8" in said
+    assert Path("one").read_text() == "2 8\n" and Path("two").read_text() == "1 8\n"
+    assert json.loads(Path("runs/stages.json").read_text())["one"] == record["one"]
+
+
+def test_every_training_stage_can_be_typed_for_one_rank():
+    trainings = [stage for stage in run.STAGES if "engine_finetune.py" in stage.command]
+    assert len(trainings) == 3
+    for stage in trainings:
+        words = run.typed(stage, 1).split()
+        assert [words[words.index(flag) + 1] for flag in ("--nproc_per_node", "--batch_size")] == ["1", "8"]
+        assert run.typed(stage, 2) == stage.command
+        assert int(run.environment(stage, 1)["OMP_NUM_THREADS"]) == (os.cpu_count() or 2)
+
+
 @pytest.mark.parametrize(("word", "code", "said"), [("--help", 0, "captions: first stage"), ("--seed", 2, "unrecognized")])
 def test_words_start_nothing(word, code, said, tmp_path):
     command = [sys.executable, str(ROOT / "data" / "demo" / "run.py"), word]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from forked_ranks import on_two_ranks
 
 from imagebind_llm import distributed
 
@@ -18,6 +19,23 @@ ALONE = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_POR
 def launched(monkeypatch) -> None:
     for name, value in ALONE.items():
         monkeypatch.setenv(name, value)
+
+
+def test_what_the_main_rank_says_holds_on_every_rank():
+    def told(rank: int) -> tuple:
+        with distributed.process_group("cpu"):
+            return distributed.from_main({"rank": rank}), distributed.gather_objects(rank)
+
+    assert on_two_ranks(told) == [({"rank": 0}, [0, 1])] * 2
+    assert distributed.from_main("alone") == "alone"
+
+
+@pytest.mark.parametrize(("gpus", "cores", "ranks"), [(1, 16, 1), (2, 1, 2), (8, 16, 2), (0, 1, 1), (0, 2, 2), (0, None, 1)])
+def test_recipes_take_as_many_ranks_as_there_are_places(gpus, cores, ranks, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert distributed.ranks_here() == ranks
 
 
 def test_running_sums_on_the_cpu_are_added_up_by_ranks_on_gpus_too(monkeypatch):

@@ -291,7 +291,8 @@ def test_other_settings_in_the_same_folder_are_named_and_can_start_over(alpaca, 
     flags = SMALL | {"data_path": alpaca, "llama_model_path": llama, "output_dir": tmp_path}
     assert train(**flags, batch_size=8).code == 0
     said = refused(train(**flags | {"lr": 0.01}, batch_size=4))
-    assert "--batch_size 8 -> 4" in said and "--lr 0.02 -> 0.01" in said and "--resume no" in said
+    assert "rows a step: 8 (--batch_size 8 --accum_iter 1, 1 rank) -> 4 (" in said
+    assert "--lr 0.02 -> 0.01" in said and "--resume no" in said
     assert read_lines(tmp_path / "log.txt")[-1]["step"] == 2, "what was there is untouched"
     assert train(**flags, batch_size=4, resume="no").code == 0
     assert read_lines(tmp_path / "log.txt")[-1]["step"] == 4

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked_ranks import on_two_ranks
 from media_files import write_clip
 from safetensors.torch import save_file
 
@@ -141,6 +142,39 @@ def test_two_ranks_agree_with_one(settings, tmp_path):
     for key in first:
         assert torch.equal(first[key][1], second[key][1])
         assert ((first[key][0] - second[key][0]).norm(dim=-1) <= 1e-5 * first[key][0].norm(dim=-1)).all()
+
+
+@pytest.fixture
+def words(settings) -> ExtractSettings:
+    return replace(settings, modalities=("text",), batch_size=1)
+
+
+def test_the_main_rank_decides_which_clips_are_to_be_done(words, monkeypatch):
+    """Machines may see dates and manifests of a shared disk at different times."""
+    extract(replace(words, splits=("train",)))
+
+    def second_sees_nothing_to_do(rank: int) -> tuple[int, int]:
+        if rank:
+            monkeypatch.setattr(extraction, "_unfinished", lambda *_: [])
+        summary = extract(words)
+        return summary.n_done_before, summary.n_embedded
+
+    assert on_two_ranks(second_sees_nothing_to_do) == [(9, 5)] * 2
+    assert len(everything(words.output_dir)) == N_CLIPS
+
+
+def test_machines_that_read_other_rows_are_refused(words, clips, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in clips.glob("*.tsv"):
+        (other / path.name).write_text("\n".join(path.read_text().splitlines()[:4]) + "\n")
+
+    def read(rank: int) -> object:
+        return extract(replace(words, data_path=str(other if rank else clips)))
+
+    for error in on_two_ranks(read):
+        assert isinstance(error, DataError) and "machines read different rows there" in str(error)
+    assert not Path(words.output_dir).exists()
 
 
 def test_killed_at_any_moment_it_continues_and_ends_with_the_same_bits(settings, clips, tmp_path):

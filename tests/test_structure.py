@@ -13,9 +13,9 @@ ROWS = (
     "bridge rewards datasets report checkpoint demo_world frozen_states",
     "model weights corpus rationales scoring curves protocol",
     "generate extraction assembly evaluation",
-    "inference self_critical intent_report clip_encoder",
+    "inference self_critical intent_report clip_encoder continuation",
     "answers training faithfulness methods",
-    "run page",
+    "run rehearsal page",
     "results",
 )
 ROW = {name: number for number, row in enumerate(ROWS) for name in row.split()}

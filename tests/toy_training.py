@@ -5,15 +5,17 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 
 import engine_finetune
 from imagebind_llm.config import EMBEDDING_WIDTH, MODALITIES, LlamaConfig
 from imagebind_llm.extraction import NUMBERS
+from imagebind_llm.run import Run
 from imagebind_llm.store import Identity, StoreWriter
 from imagebind_llm.weights.imagebind import file_sha256, find_imagebind
 from imagebind_llm.weights.llama_checkpoint import expected_shapes
@@ -121,6 +123,26 @@ def call(main: Callable[[], int], **flags: object) -> Done:
         sys.argv = argv
         torch.set_num_threads(threads)
     return Done(code, out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def interrupted(step: int):
+    """Runs are interrupted after so many steps."""
+    line = Run.line
+
+    def interrupting(self, moment):
+        line(self, moment)
+        if moment.position.total == step:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "line", interrupting)
+        yield
+
+
+def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
 def read_lines(path: Path) -> list[dict]:

@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # What each part of the method brings: one supervised model a seed, and everything else from it. Resumable: what is done is skipped.
 #   data/demo/ablation.sh [DATA EMB OUT [CAPTIONS]]      default: the demo world; a MIntRec folder with rationales.jsonl works too
-#   SEEDS="0 1" RANKS=2 PYTHON=.venv/bin/python data/demo/ablation.sh
+#   SEEDS="0 1" RANKS=1 PYTHON=.venv/bin/python data/demo/ablation.sh      RANKS: 1, 2, 4 or 8; if not given, 2, or 1 on one GPU or core
 #   ONLY="supervised,loo" data/demo/ablation.sh          these rows of the table alone, and what they start from
 #   CLIPS=0 data/demo/ablation.sh                        self-critical runs over all of train, not over 200 clips of it
 set -euo pipefail
 DATA=${1:-data/demo/clips} EMB=${2:-runs/demo/emb} OUT=${3:-runs/demo/ablation} CAPTIONS=${4:-data/demo/clips/captions.json}
-SEEDS=${SEEDS:-0 1} CLIPS=${CLIPS:-200} RANKS=${RANKS:-2} PYTHON=${PYTHON:-.venv/bin/python} ONLY=${ONLY:-}
-BATCH=(--emb_path "$EMB" --trainable all --batch_size 4 --warmup_epochs 0.2)
+SEEDS=${SEEDS:-0 1} CLIPS=${CLIPS:-200} PYTHON=${PYTHON:-.venv/bin/python} ONLY=${ONLY:-} ROWS=8
+RANKS=${RANKS:-$("$PYTHON" -c 'from imagebind_llm.distributed import ranks_here; print(ranks_here())')}
+((ROWS % RANKS == 0)) || { echo "$0: RANKS=$RANKS does not divide the $ROWS rows of a step; take 1, 2, 4 or 8" >&2; exit 2; }
+BATCH=(--emb_path "$EMB" --trainable all --batch_size $((ROWS / RANKS)) --warmup_epochs 0.2)
 PRETRAIN=(--stage pretrain --adapter_layer 12 --adapter_len 1 --lora_rank 8 --bridge_width 2 --epochs 2 --lr 3e-3 --gate_lr 20)
 SUPERVISED=(--epochs 3 --lr 1e-3 --gate_lr 20)
 AFTER=(--epochs 3 --limit "$CLIPS" --lr 3e-4) # three passes, since lambda rises during the first

@@ -3,7 +3,9 @@
     python data/demo/run.py            (or: make demo)
 
 A stage whose result is there is skipped unless one before it had to run; one that was interrupted continues, and one that fails
-says why: its own last lines, and what to type next. runs/demo/stages.json holds how long each took.
+says why: its own last lines, and what to type next. runs/demo/stages.json holds how long each took. Training takes two ranks
+where there are two GPUs or, without any, two cores, else one rank; 8 rows a step either way, so that one may continue what the
+other began.
 """
 
 import json
@@ -16,17 +18,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imagebind_llm.config import parse
+from imagebind_llm.distributed import ranks_here
 from imagebind_llm.store import write_atomic
 
 CLIPS, RUNS = "data/demo/clips", "runs/demo"
 EMB = f"--emb_path {RUNS}/emb"
-TORCHRUN = "-m torch.distributed.run --nproc_per_node 2 engine_finetune.py"
-TRAIN = f"{TORCHRUN} {EMB} --trainable all --batch_size 4 --warmup_epochs 0.2"
+RANKS, ROWS = "--nproc_per_node 2", "--batch_size 4"  # as written below and remembered; `typed` says it for this machine
+TORCHRUN = f"-m torch.distributed.run {RANKS} engine_finetune.py"
+TRAIN = f"{TORCHRUN} {EMB} --trainable all {ROWS} --warmup_epochs 0.2"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A command (what follows `python`), what it does, and the file that it ends with."""
+    """A command (what follows `python`, on two ranks), what it does, and the file that it ends with."""
 
     name: str
     what: str
@@ -92,6 +96,7 @@ class DemoSettings:
 def main() -> int:
     record = Path(RUNS, "stages.json")
     done = json.loads(record.read_text()) if record.is_file() else {}
+    ranks = ranks_here()
     anew = False  # once a stage has run, those after it look whether it made a difference
     for number, stage in enumerate(STAGES, 1):
         before = done.get(stage.name, {})
@@ -100,13 +105,14 @@ def main() -> int:
         if before.get("done") and not anew:
             print(f"[{number}/{len(STAGES)}] {stage.name}: there already, {stage.result}")
             continue
-        print(f"\n[{number}/{len(STAGES)}] {stage.name}: {stage.what}\n    python {stage.command}", flush=True)
+        command = typed(stage, ranks)
+        print(f"\n[{number}/{len(STAGES)}] {stage.name}: {stage.what}\n    python {command}", flush=True)
         anew = True
         spent = before.get("seconds", 0.0)
         note(record, done, stage, spent, finished=False)  # also true if this is killed
         started = time.monotonic()
         try:
-            code = subprocess.run([sys.executable, *shlex.split(stage.command)], env=environment(stage)).returncode
+            code = subprocess.run([sys.executable, *shlex.split(command)], env=environment(stage, ranks)).returncode
         except KeyboardInterrupt:
             code = None
         note(record, done, stage, spent + time.monotonic() - started, finished=code == 0)
@@ -127,9 +133,15 @@ def note(record: Path, done: dict[str, dict], stage: Stage, seconds: float, fini
     write_atomic(record, (json.dumps(done, indent=1) + "\n").encode())
 
 
-def environment(stage: Stage) -> dict[str, str]:
-    """Two ranks share the cores evenly; a stage that runs in one process finds them all by itself."""
-    threads = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 2) // 2, 1))} if stage.command.startswith(TORCHRUN) else {}
+def typed(stage: Stage, ranks: int) -> str:
+    """A stage's command on one or two ranks, with as many rows a step. What is remembered is always that of two: the machine
+    may change, the stage is the same."""
+    return stage.command.replace(RANKS, f"--nproc_per_node {ranks}").replace(ROWS, f"--batch_size {8 // ranks}")
+
+
+def environment(stage: Stage, ranks: int) -> dict[str, str]:
+    """Ranks share the cores evenly; a stage that runs in one process finds them all by itself."""
+    threads = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 2) // ranks, 1))} if stage.command.startswith(TORCHRUN) else {}
     return os.environ | threads
 
 

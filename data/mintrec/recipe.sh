@@ -9,11 +9,12 @@
 # TRAIN_ARGS: more flags for every training command.
 set -euo pipefail
 DATA=${1:?usage: $0 DATA [LLAMA]} LLAMA=${2:-}
-OUT=${OUT:-runs/mintrec} RANKS=${RANKS:-2} SEED=${SEED:-0} EPOCHS=${EPOCHS:-8} PYTHON=${PYTHON:-.venv/bin/python}
+OUT=${OUT:-runs/mintrec} SEED=${SEED:-0} EPOCHS=${EPOCHS:-8} PYTHON=${PYTHON:-.venv/bin/python}
 ENCODER=${ENCODER:-imagebind_huge} CAPTIONS=${CAPTIONS:-$DATA/captions.json} PROBE_SEEDS=${PROBE_SEEDS:-0 1 2 3 4 5 6 7 8 9}
 LAYERS=${LAYERS:-12} LORA=${LORA:-8} ROWS=${ROWS:-32} NODES=${NODES:-1} NODE_RANK=${NODE_RANK:-0} MASTER=${MASTER:-}
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # threads that wait by spinning starve the other ranks of a small machine
 
+RANKS=${RANKS:-$("$PYTHON" -c 'from imagebind_llm.distributed import ranks_here; print(ranks_here())')} # 2, or 1 on one GPU or core
 EMB=$OUT/emb S=$OUT/seed$SEED SHORT=$((EPOCHS < 2 ? EPOCHS : 2))
 EACH=$((ROWS / (RANKS * NODES))) # the same rows a step on any number of processes
 ((EACH > 0)) || { echo "$0: $((RANKS * NODES)) processes for ROWS=$ROWS rows a step; lower RANKS or raise ROWS" >&2; exit 2; }
