@@ -268,6 +268,18 @@ def test_zeroshot_takes_the_encoder_that_made_the_store_and_no_other(tiny, toy, 
         classifier.run(replace(tiny, emb_path=str(emb)))
 
 
+def test_labels_of_ones_own_have_no_definitions_and_that_is_a_sentence(tmp_path, monkeypatch, capsys):
+    keys = [f"k{i}" for i in range(4)]
+    lines = [f"{key}.mp4,words {key},test,{label}" for key, label in zip(keys, ("yes", "no", "yes", "no"), strict=True)]
+    (tmp_path / "own.csv").write_text("\n".join(["path,text,split,label", *lines]) + "\n")
+    emb = write_store(tmp_path / "emb", keys, torch.randn(4, 3, WIDTH))
+    settings = ClassifierSettings(str(tmp_path / "own.csv"), str(emb), str(tmp_path / "out"), method="zeroshot")
+    monkeypatch.setattr(sys, "argv", ["c", *flags(settings, "--method", "zeroshot", "--sentences", "definitions")])
+    assert classifier.main() == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == "classifier.py: no definition of the label no, yes; use --sentences names"
+
+
 # --- the command
 
 
