@@ -96,6 +96,8 @@ def announce(run: Run, assembled: Assembled, corpus: Corpus) -> None:
     trained = {name: p.numel() for name, p in assembled.model.named_parameters() if p.requires_grad}
     run.say(f"trained parameters: {sum(trained.values()):,} of {sum(p.numel() for p in assembled.model.parameters()):,}")
     run.say("rows: " + ", ".join(f"{name} {len(rows)}" for name, rows in corpus.splits.items()))
+    for note in corpus.notes:
+        run.say(note)
     if corpus.n_cut:
         run.say(f"rows that lost context to fit --max_seq_len {run.settings.max_seq_len}: {corpus.n_cut}")
     if run.settings.limit:

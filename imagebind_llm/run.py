@@ -26,6 +26,7 @@ from imagebind_llm.checkpoint import CheckpointError
 from imagebind_llm.corpus import Corpus
 from imagebind_llm.curves import STEPS, draw
 from imagebind_llm.frozen_states import FrozenStates, compute_states, states_size
+from imagebind_llm.seen import save_stages, summary
 from imagebind_llm.self_critical import CriticSums
 from imagebind_llm.settings import TrainSettings
 from imagebind_llm.store import write_atomic
@@ -186,7 +187,9 @@ class Run:
         labels = self.corpus.taxonomy.labels if self.corpus.taxonomy else ()
         return [row.rationale or "" for row in rows], [labels[row.intent or 0] for row in rows]
 
-    def _write_verifier(self, folder: Path) -> None:
+    def _write_beside(self, folder: Path) -> None:
+        """What belongs to the weights: the rows that they have seen, and the verifier."""
+        save_stages(folder, self.corpus.seen)
         if self.verifier is not None:
             self.verifier.save(folder)
 
@@ -206,6 +209,7 @@ class Run:
                 "guard": asdict(self.guard),
                 "history": self.history,
                 "commit": checkpoint.code_commit(),
+                **summary(self.corpus.seen),
             }
             checkpoint.save(
                 self.root,
@@ -214,7 +218,7 @@ class Run:
                 self._optimizer_tensors(),
                 info,
                 best,
-                self._write_verifier,
+                self._write_beside,
             )
         distributed.barrier()
 
