@@ -68,7 +68,7 @@ def train(settings: TrainSettings, device: torch.device) -> None:
         critic = None
         while not run.finished:
             critic = critic or critic_of(run, tokenizer, look)
-            moments = train_one_epoch(model, optimizer, rows, collate, settings, device, run.position, critic, corpus.captions)
+            moments = train_one_epoch(model, optimizer, rows, collate, settings, device, run.position, critic, corpus.mixed)
             for moment in moments:
                 run.line(moment)
                 if moment.position.step % settings.save_steps == 0 and moment.position.step < moment.steps:
@@ -116,10 +116,12 @@ def announce(run: Run, assembled: Assembled, corpus: Corpus) -> None:
     raw = "raw, as in LLaMA-Adapter v1"
     run.say(f"prompts: {'brought to unit RMS' if assembled.config.prompts.normalise_prefix else raw}")
     run.say("rows: " + ", ".join(f"{name} {len(rows)}" for name, rows in corpus.splits.items()))
+    for note in corpus.notes:
+        run.say(note)
     if corpus.n_cut:
         run.say(f"rows that lost context to fit --max_seq_len {run.settings.max_seq_len}: {corpus.n_cut}")
-    if corpus.captions:
-        run.say(f"captions mixed in: {len(corpus.captions)}, one beside every two rows")
+    if corpus.mixed:
+        run.say(f"captions mixed in: {len(corpus.mixed)}, one beside every two rows")
     if run.settings.limit:
         run.say(f"trained on: {len(corpus.taught)} rows of train (--limit)")
     if len(corpus.taught) < distributed.world_size():

@@ -13,6 +13,7 @@ from imagebind_llm.datasets import DataError, load_dataset
 from imagebind_llm.inference import Explainer, Explanation
 from imagebind_llm.records import Example
 from imagebind_llm.scoring import side_by_side
+from imagebind_llm.seen import keys_seen
 from imagebind_llm.settings import ExplainSettings, ScoringSettings
 from imagebind_llm.store import Store, write_atomic
 
@@ -51,7 +52,8 @@ def answer_split(explainer: Explainer, settings: ExplainSettings) -> None:
     """Write an answer a line for every clip of a split; rows that an interrupted run wrote are kept.
 
     A file of another model's answers is moved to NAME.old.jsonl (or .old2, .old3 ...), and that is said. Raises DataError for
-    a file that holds anything but answers about clips of this split.
+    a file that holds anything but answers about clips of this split. `seen` in a line says whether the model was trained or
+    chosen on that clip: then its answer is no result, and scores say so.
     """
     whole = load_dataset(settings.data_path, (settings.split,)).splits[settings.split]
     examples = whole[: settings.limit or None]
@@ -65,12 +67,13 @@ def answer_split(explainer: Explainer, settings: ExplainSettings) -> None:
         _write(path, whole, done)
     todo = [example for example in examples if example.key not in done]
     store = open_store(explainer, settings)
+    known = keys_seen(Path(settings.checkpoint), whole, store)
     with tqdm(total=len(examples), initial=len(examples) - len(todo), unit="clip", desc="explaining", smoothing=0.1) as bar:
         for start in range(0, len(todo), settings.batch_size):
             part = todo[start : start + settings.batch_size]
             vectors, present = store.read([e.key for e in part]) if store else (None, None)
             for example, found in zip(part, explainer.explain(part, vectors, present, settings.max_new_tokens), strict=True):
-                done[example.key] = row(explainer, example, found) | stamp
+                done[example.key] = row(explainer, example, found) | stamp | {"seen": example.key in known}
             _write(path, whole, done)
             bar.update(len(part))
     unfinished = sum(not done[example.key]["finished"] for example in examples)

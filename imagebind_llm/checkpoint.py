@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from imagebind_llm.config import BridgeConfig, LlamaConfig, ModelConfig, PromptConfig, RopeScaling
+from imagebind_llm.store import Store
 
 FORMAT = 1
 ADAPTER, OPTIMIZER, INFO = "adapter.safetensors", "optimizer.safetensors", "checkpoint.json"
@@ -133,6 +134,18 @@ def read_tensors(folder: Path, name: str = ADAPTER) -> dict[str, Tensor]:
         return load_file(Path(folder) / name)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{Path(folder) / name}: cannot be read ({error}); take another checkpoint") from error
+
+
+def check_store(store: Store, trained_on: dict[str, Any] | None) -> None:
+    """Raises CheckpointError if the store's embeddings were made in another way than those that a model was trained on,
+    `trained_on` as checkpoint.json has it; None: it was trained on none."""
+    ours, theirs = trained_on or {}, asdict(store.identity)
+    names = ("encoder", "weights_sha256", "width", "window_rule", "clean_audio")
+    if other := [f"{n}: {theirs[n]}, expected {ours[n]}" for n in names if n in ours and ours[n] != theirs[n]]:
+        raise CheckpointError(
+            f"{store.root}: other embeddings than the model was trained on ({'; '.join(other)}); make them anew with: "
+            f"python avt_get_emb.py --data_path DATA --output_dir EMB --encoder {ours['encoder']}"
+        )
 
 
 def config_to_json(config: ModelConfig) -> dict[str, Any]:

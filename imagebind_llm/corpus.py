@@ -9,16 +9,39 @@ import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from imagebind_llm.checkpoint import check_store, read_info
 from imagebind_llm.config import MODALITIES, NO_MODALITY
 from imagebind_llm.datasets import SPLITS, DataError, load_dataset, rationale_rows
-from imagebind_llm.instructions import LEAD, answer_text, caption_exchange, clip_exchange, encode_exchange, instruction_exchange
+from imagebind_llm.instructions import (
+    LEAD,
+    answer_text,
+    caption_exchange,
+    clip_exchange,
+    encode_exchange,
+    encode_prompt,
+    instruction_exchange,
+)
 from imagebind_llm.labels import MINTREC, MINTREC2, Taxonomy
 from imagebind_llm.records import Example, Exchange, Sequence
+from imagebind_llm.seen import (
+    Stage,
+    joined,
+    json_example,
+    notes,
+    refuse_overlap,
+    refuse_seen,
+    row_key,
+    row_marks,
+    stages_before,
+    stored_marks,
+)
 from imagebind_llm.settings import TrainSettings
 from imagebind_llm.store import Store
 from imagebind_llm.tokenizers import LlamaTokenizer
 
 TEXTS = ("instruction", "output", "caption", "key", "clip", "intent", "rationale", "split")  # of a row of JSON
+# by split, what is asked and the rows as they can be known again; the taxonomy of their intents
+Read = tuple[dict[str, list[Exchange]], dict[str, list[Example]], Taxonomy | None]
 
 
 @dataclass(frozen=True)
@@ -30,7 +53,10 @@ class Corpus:
     store: Store | None
     modalities: tuple[str, ...]  # that the model may know
     taught: list[Sequence]  # the rows of train that are trained on: all but for --limit
-    captions: list[Sequence] = field(default_factory=list)  # of train, mixed in by --w_caption
+    prompts: dict[str, list[list[int]]]  # by split that is scored, each row's prompt as it is asked: of whatever answer
+    seen: tuple[Stage, ...]  # what this training and those before it train and choose on
+    notes: list[str]  # what a reader of the result must know
+    mixed: list[Sequence] = field(default_factory=list)  # captions of train, by --w_caption
 
     @property
     def n_cut(self) -> int:
@@ -39,44 +65,73 @@ class Corpus:
 
 
 def load_corpus(settings: TrainSettings, tokenizer: LlamaTokenizer, max_len: int) -> Corpus:
-    """Read, check and tokenise everything. Raises DataError, StoreError, InstructionError."""
+    """Read, check and tokenise everything. Raises DataError, StoreError, InstructionError; CheckpointError for a
+    --pretrained_path that was trained on other embeddings. Rows to report that any stage has seen are refused.
+    """
     path = Path(settings.data_path)
     if path.suffix == ".json":
-        exchanges, taxonomy = _read_json(path, settings)
+        exchanges, examples, taxonomy = _read_json(path, settings)
     else:
         if settings.stage == "pretrain":
             raise DataError(f"--stage pretrain: expected a JSON of captions, got {path}; the demo world's is captions.json")
-        exchanges, taxonomy = _read_folder(path, settings)
+        exchanges, examples, taxonomy = _read_folder(path, settings)
     modalities = tuple(name for name in MODALITIES if name in settings.modalities)
     store = _open_store(settings, exchanges) if any(e.embedded for rows in exchanges.values() for e in rows) else None
+    if store and settings.pretrained_path and Path(settings.pretrained_path).is_dir():
+        check_store(store, read_info(Path(settings.pretrained_path)).get("store"))
+    described, pictured, _ = _described(settings, examples, store) if settings.w_caption else ({}, {}, None)
+    seen, said = _seen(settings, examples, store, taxonomy is not None, pictured.get("train"))
     splits = {name: [encode_exchange(e, tokenizer, max_len) for e in rows] for name, rows in exchanges.items()}
+    scored = {name: rows for name, rows in exchanges.items() if name in ("dev", "test")}
+    prompts = {name: [encode_prompt(e, tokenizer, max_len) for e in rows] for name, rows in scored.items()}
     taught = _spread(splits["train"], settings.limit)
     if taxonomy is not None and all(row.intent is None for row in taught):
         raise DataError(
             f"{path}: none of the {len(taught)} rows to train on has an intent, so the intents of other rows cannot be "
             f"learnt; give rows of train an intent, or take it out of the others"
         )
-    captions = _captions_beside(settings, splits, store, tokenizer, max_len) if settings.w_caption else []
-    return Corpus(splits, taxonomy, store, modalities if store else (), taught, captions)
+    mixed = [replace(encode_exchange(e, tokenizer, max_len), caption=True) for e in described.get("train", [])]
+    return Corpus(splits, taxonomy, store, modalities if store else (), taught, prompts, seen, said, mixed)
 
 
-def _captions_beside(
-    settings: TrainSettings, splits: dict[str, list[Sequence]], store: Store | None, tokenizer: LlamaTokenizer, max_len: int
-) -> list[Sequence]:
-    """Train's rows of --captions. Raises DataError if one of them is of a clip in dev or test, or has no embedding."""
+def _described(settings: TrainSettings, examples: dict[str, list[Example]], store: Store | None) -> Read:
+    """The rows of --captions. Raises DataError if one of its train split is of a clip in dev or test, or has no embedding."""
     path = Path(settings.captions)
     if store is None:
         raise DataError(f"--captions {path}: captions say what is seen and heard, which --modalities none leaves out")
-    found, _ = _read_json(path, replace(settings, stage="pretrain", w_caption=0.0))
-    held_out = {row.key: split for split, rows in splits.items() if split != "train" for row in rows}
-    if seen := [e.key for e in found["train"] if e.key in held_out]:
+    found = _read_json(path, replace(settings, stage="pretrain", w_caption=0.0))
+    held_out = {e.key: split for split, rows in examples.items() if split != "train" for e in rows}
+    if seen := [e.key for e in found[0]["train"] if e.key in held_out]:
         raise DataError(
             f"--captions {path}: {len(seen)} captions of its train split are of clips in {held_out[seen[0]]} of "
             f"{settings.data_path} ({', '.join(seen[:5])}); give their rows that split"
         )
-    if missing := [e.key for e in found["train"] if e.key not in store]:
+    if missing := [e.key for e in found[0]["train"] if e.key not in store]:
         raise DataError(f"{settings.emb_path}: no embedding for {len(missing)} clips of --captions ({', '.join(missing[:5])})")
-    return [replace(encode_exchange(e, tokenizer, max_len), caption=True) for e in found["train"]]
+    return found
+
+
+def _seen(
+    settings: TrainSettings,
+    examples: dict[str, list[Example]],
+    store: Store | None,
+    reports: bool,
+    described: list[Example] | None = None,
+) -> tuple[tuple[Stage, ...], list[str]]:
+    """What this training and those before it train and choose on, all of train even with --limit (the verifier reads it), and
+    what is not known of that; `described`: the clips of captions that are trained on too. Raises DataError if test is reported
+    and any of it was seen."""
+    before = stages_before(settings.pretrained_path)
+    marks = {name: row_marks(rows, stored_marks(rows, store)) for name, rows in examples.items()}
+    marks["captions"] = row_marks(described or [], stored_marks(described or [], store))
+    said = []
+    if reports and "test" in marks:
+        for name in ("train", "dev", "captions"):
+            refuse_overlap(name, marks.get(name, []), examples["test"], marks["test"])
+        refuse_seen(f"--pretrained_path {settings.pretrained_path}", before, examples["test"], marks["test"])
+        said = notes(settings.pretrained_path, before, marks["test"])
+    own = Stage(settings.data_path, joined([*marks["train"], *marks["captions"]]), joined(marks.get("dev", [])))
+    return (*before, own), said
 
 
 def _spread(rows: list[Sequence], limit: int) -> list[Sequence]:
@@ -108,7 +163,7 @@ def _clips_of(settings: TrainSettings) -> str:
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
-def _read_folder(path: Path, settings: TrainSettings) -> tuple[dict[str, list[Exchange]], Taxonomy | None]:
+def _read_folder(path: Path, settings: TrainSettings) -> Read:
     dataset = load_dataset(path)
     if dataset.taxonomy is None:
         raise DataError(
@@ -125,7 +180,7 @@ def _read_folder(path: Path, settings: TrainSettings) -> tuple[dict[str, list[Ex
     splits = with_rationales(dataset.splits, rationales_file(dataset.root, settings.rationales))
     order, modalities = settings.answer_order, settings.modalities
     asked = {name: [ask(e, dataset.taxonomy, modalities, order) for e in rows] for name, rows in splits.items()}
-    return asked, dataset.taxonomy
+    return asked, splits, dataset.taxonomy
 
 
 def ask(example: Example, taxonomy: Taxonomy | None, modalities: tuple[str, ...], order: str = "label") -> Exchange:
@@ -153,7 +208,7 @@ def with_rationales(splits: dict[str, list[Example]], file: Path | None) -> dict
 # --- JSON -------------------------------------------------------------------------------------------------------------
 
 
-def _read_json(path: Path, settings: TrainSettings) -> tuple[dict[str, list[Exchange]], Taxonomy | None]:
+def _read_json(path: Path, settings: TrainSettings) -> Read:
     rows = _json_rows(path)
     field = "caption" if settings.stage == "pretrain" else "instruction"
     lacking = [number for number, row in enumerate(rows) if not isinstance(row.get(field), str)]
@@ -165,14 +220,18 @@ def _read_json(path: Path, settings: TrainSettings) -> tuple[dict[str, list[Exch
         )
     taxonomy = _taxonomy_of(path, rows) if settings.stage == "finetune" else None  # captions have no intents to learn
     splits: dict[str, list[Exchange]] = {}
+    examples: dict[str, list[Example]] = {}
     for number, row in enumerate(rows):
         exchange = _json_exchange(path, number, row, taxonomy, settings)
-        splits.setdefault(row.get("split") or "train", []).append(exchange)
+        label = taxonomy.labels[exchange.intent] if taxonomy and exchange.intent is not None else None
+        example = json_example(row, label)
+        splits.setdefault(example.split, []).append(exchange)
+        examples.setdefault(example.split, []).append(example)
     if unread := [name for name in splits if name not in SPLITS]:
         raise DataError(f"{path}: rows of split {', '.join(unread)}, which nothing would read; expected {', '.join(SPLITS)}")
     if "train" not in splits:
         raise DataError(f"{path}: no row of split train; there are: {', '.join(splits)}")
-    return splits, taxonomy
+    return splits, examples, taxonomy
 
 
 def _json_rows(path: Path) -> list[dict]:
@@ -209,7 +268,7 @@ def _taxonomy_of(path: Path, rows: list[dict]) -> Taxonomy | None:
 
 
 def _json_exchange(path: Path, number: int, row: dict, taxonomy: Taxonomy | None, settings: TrainSettings) -> Exchange:
-    clip = row.get("key") or (str(Path(row["clip"]).with_suffix("")) if row.get("clip") else None)
+    clip = row_key(row)
     if settings.stage == "pretrain":
         if clip is None:
             raise DataError(f"{path}, row {number}: a caption needs the key (or clip) of what it describes")

@@ -23,6 +23,7 @@ from imagebind_llm.datasets import load_dataset
 from imagebind_llm.inference import Explainer
 from imagebind_llm.records import Example
 from imagebind_llm.scoring import Rationale, claims_in, modality_of, read_rationales
+from imagebind_llm.seen import keys_seen
 from imagebind_llm.settings import FaithfulnessSettings
 from imagebind_llm.store import Store
 from imagebind_llm.text_metrics import rouge_l
@@ -158,6 +159,8 @@ def measure(settings: FaithfulnessSettings) -> list[Change]:
     examples = dataset.splits[settings.split][: settings.limit or None]
     store = Store(Path(settings.emb_path))
     explainer.check_store(store)
+    if seen := keys_seen(Path(settings.checkpoint), examples, store):
+        print(f"{settings.checkpoint}: was trained or chosen on {len(seen)} of these {len(examples)} clips")
     file = dataset.root / "rationales.jsonl"
     known = read_rationales(file) if file.is_file() else {}
     truth = [known[e.key] for e in examples] if all(e.key in known and known[e.key].cues for e in examples) else None

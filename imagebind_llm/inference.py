@@ -19,14 +19,13 @@ from torch import Tensor
 
 from imagebind_llm.assembly import Assembled, SharedLlama, digest, frozen_dtype, open_language, restore, taxonomy_of
 from imagebind_llm.batches import Collator
-from imagebind_llm.checkpoint import CheckpointError, read_info
+from imagebind_llm.checkpoint import CheckpointError, check_store, read_info
 from imagebind_llm.config import NO_MODALITY
 from imagebind_llm.corpus import ask
 from imagebind_llm.generate import generate, read_prompts, score_rows
 from imagebind_llm.instructions import LEAD, answer_text, encode_prompt
 from imagebind_llm.labels import Taxonomy
 from imagebind_llm.records import Example
-from imagebind_llm.records import Sequence as Ids
 from imagebind_llm.store import Store, write_atomic
 from imagebind_llm.tokenizers import LlamaTokenizer
 from imagebind_llm.verifier import Verifier
@@ -184,13 +183,7 @@ class Explainer:
 
     def check_store(self, store: Store) -> None:
         """Raises CheckpointError if the store's embeddings were made in another way than those the model was trained on."""
-        ours, theirs = self.store_identity or {}, asdict(store.identity)
-        names = ("encoder", "weights_sha256", "width", "window_rule", "clean_audio")
-        if other := [f"{n}: {theirs[n]}, expected {ours[n]}" for n in names if n in ours and ours[n] != theirs[n]]:
-            raise CheckpointError(
-                f"{store.root}: other embeddings than the model was trained on ({'; '.join(other)}); make them anew with: "
-                f"python avt_get_emb.py --data_path DATA --output_dir EMB --encoder {ours['encoder']}"
-            )
+        check_store(store, self.store_identity)
 
     # --- intents ------------------------------------------------------------------------------------------------------
 
@@ -300,11 +293,6 @@ class Explainer:
 
 def save_calibration(folder: Path, calibration: Calibration) -> None:
     write_atomic(Path(folder) / CALIBRATION, (json.dumps(asdict(calibration)) + "\n").encode())
-
-
-def as_rows(sequences: Sequence[Ids]) -> list[list[int]]:
-    """The prompts of encoded exchanges."""
-    return [list(sequence.ids[: sequence.n_prompt]) for sequence in sequences]
 
 
 def _rows(part: slice, embeddings: Tensor | None, present: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

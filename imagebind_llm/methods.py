@@ -2,10 +2,9 @@
 
 probe     the MLP on concatenated embeddings, and logistic regression as its plain baseline
 zeroshot  the nearest label sentence; nothing is fitted
-itsl      checkpoints of engine_finetune.py, which were trained before; what they were trained on is looked up
+itsl      checkpoints of engine_finetune.py, which were trained before; they carry what they were trained on
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +13,15 @@ from imagebind_llm import checkpoint, distributed
 from imagebind_llm.assembly import SharedLlama
 from imagebind_llm.config import ENCODERS, MODALITIES, NO_MODALITY, ProbeConfig
 from imagebind_llm.corpus import ask
-from imagebind_llm.datasets import DataError, load_dataset
+from imagebind_llm.datasets import DataError
 from imagebind_llm.evaluation import Fitted, Method
 from imagebind_llm.inference import Explainer
 from imagebind_llm.instructions import encode_prompt
 from imagebind_llm.labels import EXPRESS
 from imagebind_llm.probe import Scaling, fit_logistic, train_probes
-from imagebind_llm.protocol import Protocol, Rows
+from imagebind_llm.protocol import Protocol, Rows, marks
 from imagebind_llm.records import Example
+from imagebind_llm.seen import notes, read_stages, refuse_seen
 from imagebind_llm.settings import ClassifierSettings
 from imagebind_llm.store import Identity, Store, StoreError
 from imagebind_llm.tokenizers import ClipBPE
@@ -93,8 +93,8 @@ def fit_itsl(
             f"--checkpoint {' '.join(settings.checkpoint)}: expected checkpoints of one model that were trained with different "
             f"seeds, got seed {', '.join(map(str, again))} more than once; evaluate each on its own, into another --output_dir"
         )
-    for folder, info in zip(settings.checkpoint, infos, strict=True):
-        _refuse_seen(folder, info, protocol)
+    for folder in settings.checkpoint:
+        _refuse_seen(folder, protocol)
     tick()
 
     def predict(rows: Rows) -> np.ndarray:
@@ -146,29 +146,11 @@ def _open(
     return explainer
 
 
-def _refuse_seen(folder: str, info: dict, protocol: Protocol) -> None:
-    """Raise DataError if a reported row is among those that the checkpoint was trained or chosen on."""
-    path = Path(info["settings"]["data_path"])
-    seen = rows_seen(path)
-    if seen is None:
-        protocol.notes.append(
-            f"{folder}: its training data, {path}, are not here; that no reported row was trained on is not known"
-        )
-    elif again := [example.key for example in protocol.report.examples if example.key in seen]:
-        raise DataError(
-            f"{folder}: {len(again)} of the {len(protocol.report)} rows to report are rows of {path} that it was trained or "
-            f"chosen on ({', '.join(again[:5])}); report on a split that it has not seen"
-        )
-
-
-def rows_seen(path: Path) -> set[str] | None:
-    """Keys of every row but the test split's of what a checkpoint was trained on; None if that is not there any more."""
-    if path.suffix == ".json" and path.is_file():
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        return {str(row.get("key") or row.get("clip")) for row in rows if row.get("split", "train") != "test"}
-    if not path.exists():
-        return None
-    return {one.key for split, examples in load_dataset(path).splits.items() if split != "test" for one in examples}
+def _refuse_seen(folder: str, protocol: Protocol) -> None:
+    """Raise DataError if a reported row is among those that any stage of the checkpoint was trained or chosen on."""
+    stages, report = read_stages(Path(folder)), marks(protocol.report)
+    refuse_seen(folder, stages, protocol.report.examples, report)
+    protocol.notes.extend(notes(folder, stages, report))
 
 
 METHODS: dict[str, Method] = {"probe": fit_probe, "zeroshot": fit_zeroshot, "itsl": fit_itsl}

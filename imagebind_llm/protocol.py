@@ -18,6 +18,7 @@ from imagebind_llm.config import MODALITIES, NO_SELECTION
 from imagebind_llm.datasets import SPLITS, DataError, Dataset, load_dataset, normal_text
 from imagebind_llm.labels import ACHIEVE, EXPRESS, ITSL_ORDER, MINTREC, Taxonomy
 from imagebind_llm.records import Example
+from imagebind_llm.seen import RowMarks, refuse_overlap, row_marks, vector_marks
 from imagebind_llm.settings import ClassifierSettings
 from imagebind_llm.store import Identity, PtFolders, Store, StoreError
 
@@ -83,7 +84,7 @@ def load_protocol(settings: ClassifierSettings) -> Protocol:
         _refuse_untrainable(train, select, report, classes)
         for name, other in (("train", train), ("select", select)):
             if other:
-                refuse_overlap(name, other, report)
+                refuse_overlap(name, marks(other), report.examples, marks(report))
     coarse = _coarse(dataset.taxonomy, classes)
     repeated = repeated_texts(report.examples, train.examples if train else [])
     notes = _notes(parts, rows, missing, repeated, classes, settings)
@@ -223,31 +224,9 @@ def _refuse_untrainable(train: Rows, select: Rows | None, report: Rows, classes:
             )
 
 
-def refuse_overlap(name: str, other: Rows, report: Rows) -> None:
-    """Raise DataError if a reported clip is in the other rows under any name: key, file, or its very sound and picture.
-
-    Text alone says less: `thank you` is said twice. But where most reported rows repeat text and label, files were mixed up.
-    """
-    seen = set().union(*_marks(other))
-    again = [example.key for example, marks in zip(report.examples, _marks(report), strict=True) if marks & seen]
-    said = {(normal_text(one.text), one.intent) for one in other.examples}
-    copied = [one.key for one in report.examples if (normal_text(one.text), one.intent) in said]
-    if again or len(copied) > len(report) / 2:
-        found, why = (again, "key, file or embedding") if again else (copied, "text and label")
-        raise DataError(
-            f"{len(found)} of {len(report)} rows to report are also rows to {name}, by {why} ({', '.join(found[:LISTED])}): a "
-            f"split that is reported on is neither trained on nor selected on; take them out of one of the two tables"
-        )
-
-
-def _marks(rows: Rows) -> list[set]:
-    """What names each clip: its key, its file, and all its vectors where sound or picture is among them."""
-    found = []
-    for example, vectors, present in zip(rows.examples, rows.vectors.numpy(), rows.present.numpy(), strict=True):
-        marks = {("key", example.key)}
-        marks |= {("file", str(example.clip.resolve()))} if example.clip else set()
-        found.append(marks | ({("embedding", vectors.tobytes())} if present[1:].any() else set()))
-    return found
+def marks(rows: Rows) -> list[RowMarks]:
+    """What each row is known by under any name: its key, its file, its sound, its picture, its words."""
+    return row_marks(rows.examples, vector_marks(rows.vectors, rows.present))
 
 
 def repeated_texts(report: list[Example], train: list[Example]) -> np.ndarray:

@@ -18,7 +18,6 @@ from imagebind_llm.inference import (
     MAX_NEW_TOKENS,
     Calibration,
     Explainer,
-    as_rows,
     calibrate,
     choose_alpha,
     save_calibration,
@@ -64,10 +63,11 @@ def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
     splits = {split: corpus.splits[split] for split in ("dev", "test") if split in corpus.splits}
     for split in [name for name, rows in splits.items() if all(row.intent is None for row in rows)]:
         run.say(f"{split}: none of its {len(splits.pop(split))} rows has an intent, so there are no scores of intents")
-    found = {split: _scored(explainer, rows, collate, batch) for split, rows in splits.items()}
+    found = {split: _scored(explainer, rows, corpus.prompts[split], collate, batch) for split, rows in splits.items()}
     calibration = calibrate(*found["dev"]) if "dev" in found else Calibration()
     if run.verifier is not None and "dev" in found:
-        calibration = _with_alpha(explainer, calibration, corpus.splits["dev"], found["dev"], collate, batch)
+        dev = (corpus.splits["dev"], corpus.prompts["dev"], found["dev"])
+        calibration = _with_alpha(explainer, calibration, *dev, collate, batch, run.settings.seed)
     if not distributed.is_main():
         return
     save_calibration(folder, calibration)
@@ -93,34 +93,50 @@ def _is_done(run: Run, folder: Path, step: int) -> bool:
     return distributed.gather_objects(found.get("step") == step)[0]
 
 
-def _scored(explainer: Explainer, sequences: Sequence[Ids], collate: Collator, batch: int) -> Scored:
-    """Head and decoder log-probabilities (N,C) and gold (N,) of the rows with a known intent, in order, from all ranks."""
+def _scored(
+    explainer: Explainer, sequences: Sequence[Ids], prompts: Sequence[list[int]], collate: Collator, batch: int
+) -> Scored:
+    """Head and decoder log-probabilities (N,C) and gold (N,) of the rows with a known intent, in order, from all ranks.
+
+    The `prompts` are those of explain.py; those of the sequences were shortened to leave room for the gold answer.
+    """
     known = [i for i, row in enumerate(sequences) if row.intent is not None]
     own = known[distributed.rank() :: distributed.world_size()]
     parts = []
     for start in range(0, len(own), batch):
-        rows = [sequences[i] for i in own[start : start + batch]]
-        reading = explainer.score(as_rows(rows), *collate.embeddings(rows))
-        parts += list(zip(own[start : start + batch], reading.head, reading.decoder, strict=True))
+        part = own[start : start + batch]
+        reading = explainer.score([prompts[i] for i in part], *collate.embeddings([sequences[i] for i in part]))
+        parts += list(zip(part, reading.head, reading.decoder, strict=True))
     everything = sorted((part for rank in distributed.gather_objects(parts) for part in rank), key=lambda part: part[0])
     gold = torch.tensor([sequences[i].intent for i, _, _ in everything])
     return torch.stack([h for _, h, _ in everything]), torch.stack([d for _, _, d in everything]), gold
 
 
 def _with_alpha(
-    explainer: Explainer, calibration: Calibration, sequences: Sequence[Ids], found: Scored, collate: Collator, batch: int
+    explainer: Explainer,
+    calibration: Calibration,
+    sequences: Sequence[Ids],
+    prompts: Sequence[list[int]],
+    found: Scored,
+    collate: Collator,
+    batch: int,
+    seed: int,
 ) -> Calibration:
-    """The calibration with the alpha that serves the first dev rows best: their rationales are written for it."""
+    """The calibration with the alpha that serves ALPHA_ROWS drawn dev rows best: their rationales are written for it. Files
+    are often sorted, by intent or episode, so the first rows would speak for some alone."""
     explainer.calibration = calibration
-    head, decoder, gold = (part[:ALPHA_ROWS] for part in found)
-    known = [row for row in sequences if row.intent is not None][:ALPHA_ROWS]
+    known = [i for i, row in enumerate(sequences) if row.intent is not None]
+    drawn = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))[:ALPHA_ROWS]
+    head, decoder, gold = (part[drawn] for part in found)
+    known = [known[i] for i in drawn.tolist()]
     p = calibration.probabilities(head, decoder)
     own = list(range(len(known)))[distributed.rank() :: distributed.world_size()]
     written: list[tuple[int, str]] = []
     for start in range(0, len(own), batch):
         part = own[start : start + batch]
-        rows = [known[i] for i in part]
-        _, texts = explainer.answer(as_rows(rows), *collate.embeddings(rows), MAX_NEW_TOKENS)
+        asked = [prompts[known[i]] for i in part]
+        embeddings = collate.embeddings([sequences[known[i]] for i in part])
+        _, texts = explainer.answer(asked, *embeddings, MAX_NEW_TOKENS)
         written += list(zip(part, (text for text, _ in texts), strict=True))
     texts_in_order = [text for _, text in sorted(pair for rank in distributed.gather_objects(written) for pair in rank)]
     return replace(calibration, alpha=choose_alpha(p, explainer.read(p, texts_in_order), gold))

@@ -5,7 +5,6 @@ OUTPUT_DIR/{last, best} (checkpoint.py)   log.txt: one JSON an epoch   steps.jso
 
 import hashlib
 import json
-import math
 import resource
 import sys
 import time
@@ -27,6 +26,7 @@ from imagebind_llm.continuation import differences, digest_of_rationales, digest
 from imagebind_llm.corpus import Corpus
 from imagebind_llm.curves import STEPS, draw
 from imagebind_llm.frozen_states import FrozenStates, compute_states, states_size
+from imagebind_llm.seen import save_stages, summary
 from imagebind_llm.self_critical import CriticSums
 from imagebind_llm.settings import TrainSettings
 from imagebind_llm.store import write_atomic
@@ -77,24 +77,37 @@ class Guard:
 class Choice:
     """Which epoch is the best, judged on dev alone: of those whose macro F1 is within a standard error of the highest, the one
     whose answers are likeliest (the one-standard-error rule of Breiman et al., 1984). Between intents told equally well by
-    the head, what the decoder says decides. Without intents the likeliest answers win."""
+    the head, what the decoder says decides. Without intents the likeliest answers win; where answers are labels alone, the
+    highest macro F1.
+
+    The standard error is the highest epoch's own, as in that rule: a plain bootstrap over dev rows (training.evaluate), not
+    one of the difference between two epochs."""
 
     peak: float = 0.0  # the highest macro F1 so far
+    peak_se: float = 0.0  # and its standard error
     f1: float = 0.0  # the best epoch's own
     nll: float | None = None  # and its negative log-likelihood an answer token; None: there is no best epoch yet
     stale: int = 0  # epochs since
 
-    def offer(self, scores: dict[str, float], rows: int) -> bool:
-        """Whether the epoch with these dev scores, over so many rows, is the best so far. Without a dev split every one is."""
+    def offer(self, scores: dict[str, float], likelihood_decides: bool) -> bool:
+        """Whether the epoch with these dev scores is the best so far. Without a dev split every one is.
+
+        `likelihood_decides`: between epochs of like macro F1; else the higher macro F1 does.
+        """
         if not scores:
             return True
-        f1, nll = scores.get("macro_f1"), scores["nll"]
-        if f1 is None:
-            better = self.nll is None or nll < self.nll
+        f1, f1_se, nll = scores.get("macro_f1"), scores.get("macro_f1_se", 0.0), scores["nll"]
+        if self.nll is None:
+            better = True
+        elif f1 is None:
+            better = nll < self.nll
+        elif not likelihood_decides:
+            better = f1 > self.f1
         else:
-            self.peak = max(self.peak, f1)
-            near = self.peak - math.sqrt(self.peak * (1 - self.peak) / rows)
-            better = self.nll is None or (f1 >= near and (nll < self.nll or self.f1 < near))
+            near = f1 - f1_se if f1 > self.peak else self.peak - self.peak_se
+            better = f1 >= near and (nll < self.nll or self.f1 < near)
+        if f1 is not None and f1 > self.peak:
+            self.peak, self.peak_se = f1, f1_se
         if better:
             self.f1, self.nll = f1 or 0.0, nll
         self.stale = 0 if better else self.stale + 1
@@ -142,7 +155,7 @@ class Run:
     @contextmanager
     def frozen_states(self, device: torch.device) -> Iterator[FrozenStates | None]:
         """States below the adapted layers of every row, if they fit into --cache_gb and save time; gone afterwards."""
-        rows = [*self.corpus.taught, *self.corpus.captions, *self.corpus.splits.get("dev", [])]
+        rows = [*self.corpus.taught, *self.corpus.mixed, *self.corpus.splits.get("dev", [])]
         llama = self.assembled.model.llama
         size = states_size(rows, llama)
         if not 0 < size <= self.settings.cache_gb * 1e9 or self.finished:
@@ -197,7 +210,9 @@ class Run:
         labels = self.corpus.taxonomy.labels if self.corpus.taxonomy else ()
         return [row.rationale or "" for row in rows], [labels[row.intent or 0] for row in rows]
 
-    def _write_verifier(self, folder: Path) -> None:
+    def _write_beside(self, folder: Path) -> None:
+        """What belongs to the weights: the rows that they have seen, and the verifier."""
+        save_stages(folder, self.corpus.seen)
         if self.verifier is not None:
             self.verifier.save(folder)
 
@@ -217,6 +232,7 @@ class Run:
                 "guard": asdict(self.guard),
                 "history": self.history,
                 "commit": checkpoint.code_commit(),
+                **summary(self.corpus.seen),
             }
             checkpoint.save(
                 self.root,
@@ -225,7 +241,7 @@ class Run:
                 self._optimizer_tensors(),
                 info,
                 best,
-                self._write_verifier,
+                self._write_beside,
             )
         distributed.barrier()
 
@@ -242,7 +258,7 @@ class Run:
         scores, right = look()
         self.guard = Guard(self.position.epoch, right)
         self.choice = Choice()
-        self._offer(scores, right)
+        self._offer(scores)
         known = f"dev before it: {_shown_scores(scores)}" if scores else "there is no dev split to guard it by"
         self.say(f"self-critical loss from here on; {known}")
         self.save(best=True)
@@ -260,7 +276,7 @@ class Run:
         since what they gain does not show in the head's score.
         """
         self.history.append({"epoch": self.position.epoch, "step": self.position.total, **scores})
-        better = self._offer(scores.get("dev", {}), right)
+        better = self._offer(scores.get("dev", {}))
         if self.guard.began is not None:
             better = self.guard.passes(right)
         self.position = Position(self.position.epoch + 1, 0, self.position.total)
@@ -276,11 +292,10 @@ class Run:
             self.board.flush()
         self._spoken = (time.perf_counter(), self.position.total)
 
-    def _offer(self, scores: dict[str, float], right: list[bool]) -> bool:
+    def _offer(self, scores: dict[str, float]) -> bool:
         """Whether these dev scores are the best. Without rationales macro F1 alone decides: the answer is but a label."""
         reasons = self.settings.w_rationale and any(row.rationale for row in self.corpus.splits.get("dev", []))
-        told = reasons or "macro_f1" not in scores
-        return self.choice.offer(scores if told else scores | {"nll": -scores["macro_f1"]}, len(right))
+        return self.choice.offer(scores, likelihood_decides=bool(reasons))
 
     def _continue(self, folder: Path) -> None:
         seen = distributed.gather_objects((folder / checkpoint.INFO).is_file())
@@ -339,7 +354,7 @@ class Run:
 
     def _describe(self) -> dict[str, Any]:
         digest = hashlib.sha256()
-        mixed = {"captions": self.corpus.captions} if self.corpus.captions else {}
+        mixed = {"captions": self.corpus.mixed} if self.corpus.mixed else {}
         for split, rows in (self.corpus.splits | mixed).items():
             digest.update(repr((split, [(row.key, row.ids, row.intent) for row in rows])).encode())
         store = self.corpus.store

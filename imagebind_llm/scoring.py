@@ -37,12 +37,14 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Rationale:
-    """A line of a rationales.jsonl: `cues` is the truth about the clip, where it is known."""
+    """A line of a rationales.jsonl: `cues` is the truth about the clip, where it is known; `seen`: written by a model that was
+    trained or chosen on the clip."""
 
     key: str
     intent: str
     rationale: str
     cues: Mapping[str, str] | None = None
+    seen: bool = False
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ def templates(train: Sequence[Rationale]) -> dict[str, str]:
 def read_rationales(path: Path) -> dict[str, Rationale]:
     """By key, the lines of a JSONL of {key, rationale, intent, cues}; of two with one key the later. Raises DataError."""
     return {
-        key: Rationale(key, row.get("intent") or "", row["rationale"], row.get("cues"))
+        key: Rationale(key, row.get("intent") or "", row["rationale"], row.get("cues"), bool(row.get("seen")))
         for key, row in rationale_rows(path).items()
     }
 
@@ -264,6 +266,7 @@ def side_by_side(settings: ScoringSettings) -> tuple[dict[str, dict[str, float |
             "template of the gold intent": [fixed.get(row.intent, "") for row in rows],
         }
         scores = {name: score_rationales(texts, rows, judges) for name, texts in sources.items()}
+    warned = []
     for file in settings.candidates:
         answers = read_rationales(Path(file))
         asked = [row for row in splits[settings.split] if row.key in answers]
@@ -272,8 +275,10 @@ def side_by_side(settings: ScoringSettings) -> tuple[dict[str, dict[str, float |
         own = [answers[row.key] for row in asked]
         name = f"{Path(file).stem} ({len(asked)} of {len(splits[settings.split])})"
         scores[name] = score_rationales([a.rationale for a in own], asked, judges, [a.intent for a in own])
+        if seen := sum(a.seen for a in own):
+            warned.append(f"{name}: not a result, its model was trained or chosen on {seen} of these {len(own)} clips")
     check = judges.verifier.dev
-    return scores, check.sentence() if check else "the verifier was not checked: no dev rationales"
+    return scores, "\n".join([*warned, check.sentence() if check else "the verifier was not checked: no dev rationales"])
 
 
 def main(argv: list[str] | None = None) -> int:

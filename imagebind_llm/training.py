@@ -29,6 +29,7 @@ from imagebind_llm.settings import TrainSettings
 
 AnySums = TypeVar("AnySums", "Sums", CriticSums)
 BETAS, EPS = (0.9, 0.95), 1e-8
+RESAMPLES = 500  # of dev rows, for the standard error of its macro F1
 
 
 class TrainingError(ValueError):
@@ -316,7 +317,8 @@ def evaluate(
     model: ITSL, sequences: Sequence[Ids], collate: Collator, device: torch.device, batch_size: int, num_workers: int = 0
 ) -> tuple[dict[str, float], list[bool]]:
     """Teacher-forced scores of a split, every row once, whatever the number of ranks: nll per answer token and, where intents
-    are known, cross_entropy, accuracy and macro_f1 of the intent head (over the classes that occur).
+    are known, cross_entropy, accuracy and macro_f1 of the intent head (over the classes that occur), and as macro_f1_se its
+    standard error: the standard deviation over bootstrap samples of the rows.
 
     Also returned: whether the head was right, for each row with a known intent, in order.
     """
@@ -336,4 +338,5 @@ def evaluate(
     if pairs:
         gold, predicted_classes = torch.tensor(pairs).T.numpy()
         scores["macro_f1"] = metrics.scores(gold, predicted_classes)["macro_f1"]
+        scores["macro_f1_se"] = float(metrics.resampled(gold, predicted_classes[None], RESAMPLES)["macro_f1"].std())
     return scores, [gold == guess for gold, guess in pairs]

@@ -157,17 +157,27 @@ def test_damaged_files_are_named(tmp_path):
 
 
 def test_the_best_epoch_is_the_likeliest_of_those_whose_macro_f1_is_within_a_standard_error_of_the_highest():
-    choice = Choice()  # of 200 rows: at 0.90 a standard error is 0.021
+    choice = Choice()
     offered = [(0.80, 0.50), (0.90, 0.45), (0.89, 0.40), (0.87, 0.30), (0.90, 0.42), (0.95, 0.60), (0.94, 0.35)]
-    taken = [choice.offer({"macro_f1": f1, "nll": nll}, 200) for f1, nll in offered]
+    errors = [0.3, 0.02, 0.3, 0.3, 0.3, 0.02, 0.3]  # only that of the highest counts
+    dev = [{"macro_f1": f1, "macro_f1_se": error, "nll": nll} for (f1, nll), error in zip(offered, errors, strict=True)]
+    taken = [choice.offer(scores, likelihood_decides=True) for scores in dev]
     assert taken == [True, True, True, False, False, True, True]  # 0.87 is too low; after 0.95 so is 0.89
-    assert (choice.f1, choice.nll, choice.peak, choice.stale) == (0.94, 0.35, 0.95, 0)
+    assert choice == Choice(peak=0.95, peak_se=0.02, f1=0.94, nll=0.35, stale=0)
+
+
+def test_where_answers_are_labels_the_highest_macro_f1_is_the_best_and_no_likelihood_is_made_up():
+    choice = Choice()
+    dev = [{"macro_f1": f1, "macro_f1_se": 0.1, "nll": nll} for f1, nll in ((0.8, 0.5), (0.79, 0.1), (0.8, 0.1), (0.81, 0.9))]
+    assert [choice.offer(scores, likelihood_decides=False) for scores in dev] == [True, False, False, True]
+    assert (choice.f1, choice.nll) == (0.81, 0.9)
 
 
 def test_without_intents_the_likeliest_epoch_is_the_best_and_without_dev_the_last():
-    choice = Choice()
-    assert [choice.offer({"nll": nll}, 0) for nll in (0.5, 0.6, 0.4)] == [True, False, True]
-    assert [Choice().offer({}, 0) for _ in range(2)] == [True, True]
+    for decides in (True, False):
+        choice = Choice()
+        assert [choice.offer({"nll": nll}, decides) for nll in (0.5, 0.6, 0.4)] == [True, False, True]
+    assert [Choice().offer({}, True) for _ in range(2)] == [True, True]
 
 
 def test_starting_over_leaves_no_results_of_the_run_before(tmp_path):

@@ -132,13 +132,16 @@ def test_a_seed_counts_once(settings, tmp_path):
 def test_training_data_in_json_are_looked_up_too_and_gone_ones_are_said(settings, tmp_path):
     rows = [{"key": "S04_E0_2000", "instruction": "?", "output": "!"}, {"key": "S04_E1_2001", "split": "test"}]
     (tmp_path / "some.json").write_text(json.dumps(rows))
-    assert methods.rows_seen(tmp_path / "some.json") == {"S04_E0_2000"}
-    assert len(methods.rows_seen(Path(settings.data_path))) == 36
+    info = {"format": 1, "settings": {"data_path": str(tmp_path / "some.json"), "seed": 0}}
+    (tmp_path / "run3" / "checkpoint.json").write_text(json.dumps(info))
+    with pytest.raises(DataError, match=r"run3: 1 of the 12 rows to report are rows of .*some.json .* \(S04_E0_2000; by key"):
+        fit_itsl(load_protocol(settings), MODALITIES, settings, lambda: None)
     info = {"format": 1, "settings": {"data_path": str(tmp_path / "gone"), "seed": 0}}
     (tmp_path / "run3" / "checkpoint.json").write_text(json.dumps(info))
     protocol = load_protocol(settings)
     fit_itsl(protocol, MODALITIES, settings, lambda: None)
-    assert "are not here; that no reported row was trained on is not known" in protocol.notes[-1]
+    assert any("gone, are not here; that no reported row was trained on is not known" in note for note in protocol.notes)
+    assert any("run5: of an older version; what it was trained on was looked up in" in note for note in protocol.notes)
 
 
 def test_checkpoints_of_other_labels_modalities_or_embeddings_are_refused(settings, monkeypatch):

@@ -10,6 +10,7 @@ from imagebind_llm.config import parse
 from imagebind_llm.datasets import DataError, load_dataset
 from imagebind_llm.labels import ITSL_ORDER, MINTREC
 from imagebind_llm.protocol import episode_splits, load_protocol
+from imagebind_llm.seen import vector_marks
 from imagebind_llm.settings import ClassifierSettings
 from imagebind_llm.store import PtFolders, Store, StoreError, export_pt
 
@@ -80,19 +81,65 @@ def test_the_same_key_in_two_splits_is_refused(settings, tmp_path):
         load_protocol(with_rows(settings, tmp_path, splits))
 
 
-def test_a_clip_under_a_second_key_is_known_by_its_sound_and_picture(settings, tmp_path):
+def with_twins(settings, tmp_path, twins, modalities):
+    """The settings for three splits and `twins`, (split, number of the test row, words): rows of other keys, words and text
+    embeddings, whose `modalities` (1: sound, 2: picture) are a test row's."""
     splits = three()
-    twin = ("S04", "E0", "9999", "other words", splits["test"][3][4])
-    splits["train"].append(twin)
-    data = write_tables(tmp_path / "twin", splits)
+    copies = {}
+    for number, (split, of, words) in enumerate(twins):
+        row = ("S04", "E0", str(9000 + number), words, splits["test"][of][4])
+        copies[key(row)] = key(splits["test"][of])
+        splits[split].append(row)
     rows = [row for own in splits.values() for row in own]
-    vectors = vectors_of(rows)
-    vectors[[key(row) for row in rows].index(key(twin))] = vectors[[key(row) for row in rows].index(key(splits["test"][3]))]
-    emb = write_store(tmp_path / "twin_emb", [key(row) for row in rows], vectors)
+    keys, vectors = [key(row) for row in rows], vectors_of(rows)
+    for twin, original in copies.items():
+        vectors[keys.index(twin), modalities] = vectors[keys.index(original), modalities]
+    data, emb = write_tables(tmp_path / "twin", splits), write_store(tmp_path / "twin_emb", keys, vectors)
+    return replace(settings, data_path=str(data), emb_path=str(emb))
+
+
+@pytest.mark.parametrize("modalities", [[1, 2], [1], [2]], ids=["both", "sound", "picture"])
+@pytest.mark.parametrize("part", ["train", "dev"])
+def test_a_clip_under_a_second_key_and_with_other_words_is_known_by_its_sound_or_picture(settings, tmp_path, part, modalities):
+    name = {"train": "train", "dev": "select"}[part]
     with pytest.raises(
-        DataError, match=r"1 of 40 rows to report are also rows to train, by key, file or embedding \(S04_E3_2003"
+        DataError, match=rf"1 of 40 rows to report are also rows to {name}, by key, file or embedding \(S04_E3_2003\)"
     ):
-        load_protocol(replace(settings, data_path=str(data), emb_path=str(emb)))
+        load_protocol(with_twins(settings, tmp_path, [(part, 3, "other words, written otherwise")], modalities))
+
+
+def test_a_clip_that_is_copied_twice_is_known_as_well(settings, tmp_path):
+    twins = [("train", 3, "other words"), ("train", 3, "other words still")]
+    with pytest.raises(DataError, match=r"1 of 40 rows to report are also rows to train, .* \(S04_E3_2003\)"):
+        load_protocol(with_twins(settings, tmp_path, twins, [1, 2]))
+
+
+@pytest.mark.parametrize("modality", [1, 2])
+def test_silence_and_black_frames_are_no_clips(settings, tmp_path, modality):
+    """Two train clips of different pictures that sound alike are silent, and so is the test clip that sounds like them."""
+    twins = [("train", 3, "other words"), ("train", 3, "and others")]
+    assert len(load_protocol(with_twins(settings, tmp_path, twins, [modality])).report) == 40
+
+
+def test_the_same_words_are_no_clip(settings, tmp_path):
+    assert len(load_protocol(with_twins(settings, tmp_path, [("train", 3, "words test number 3")], [0])).report) == 40
+
+
+def test_what_stands_in_an_absent_slot_is_no_mark():
+    vectors, present = torch.ones(1, 3, WIDTH), torch.tensor([[True, True, False]])
+    assert [set(marks) for marks in vector_marks(vectors, present)] == [{"sound"}]
+
+
+def test_a_vector_that_is_absent_or_zero_is_no_clip(settings, tmp_path):
+    splits = three()
+    rows = [row for own in splits.values() for row in own]
+    vectors, present = vectors_of(rows), torch.ones(len(rows), 3, dtype=torch.bool)
+    train, test = (next(i for i, row in enumerate(rows) if row is splits[split][0]) for split in ("train", "test"))
+    vectors[[train, test], 2], vectors[[train, test], 1] = vectors[train, 2].clone(), 0
+    present[[train, test], 2] = False
+    found = with_rows(settings, tmp_path, splits)
+    emb = write_store(tmp_path / "absent_emb", [key(row) for row in rows], vectors, present)
+    assert len(load_protocol(replace(found, emb_path=str(emb))).report) == 40
 
 
 def test_a_file_under_two_names_is_known(settings, tmp_path):
@@ -111,7 +158,7 @@ def test_a_file_under_two_names_is_known(settings, tmp_path):
 
 @pytest.mark.parametrize("part", ["train", "dev"])
 def test_a_copied_table_is_refused_though_every_key_is_new(settings, tmp_path, part):
-    copied = [("S05", *row[1:]) for row in rows_of("test", 40)]
+    copied = [("S05", *row[1:3], f"{row[3].title()}!", row[4]) for row in rows_of("test", 40)]
     with pytest.raises(DataError, match=r"40 of 40 rows to report are also rows to \w+, by text and label"):
         load_protocol(with_rows(settings, tmp_path, three(**{part: copied})))
 

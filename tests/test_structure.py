@@ -11,6 +11,7 @@ ROWS = (
     "settings tokenizers distributed metrics text_metrics store attention fused linear mel crops container",
     "instructions media encoder llama losses zeroshot probe verifier batches",
     "bridge rewards datasets report checkpoint demo_world frozen_states",
+    "seen",
     "model weights corpus rationales scoring curves protocol",
     "generate extraction assembly evaluation",
     "inference self_critical intent_report clip_encoder continuation",

@@ -5,9 +5,11 @@ import math
 from dataclasses import replace
 
 import golden_llama
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from sklearn.metrics import f1_score
 from tiny_itsl import random_itsl
 
 from imagebind_llm import distributed
@@ -15,7 +17,7 @@ from imagebind_llm.batches import Collator
 from imagebind_llm.frozen_states import compute_states
 from imagebind_llm.losses import rationale_nll
 from imagebind_llm.model import ITSL
-from imagebind_llm.records import IGNORE, Batch, Sequence
+from imagebind_llm.records import IGNORE, Batch, Output, Sequence
 from imagebind_llm.settings import TrainSettings
 from imagebind_llm.training import (
     Position,
@@ -250,6 +252,29 @@ def test_a_loss_that_is_not_finite_names_its_rows_and_changes_nothing():
 
 
 # --- evaluation ---
+
+
+def test_the_standard_error_of_macro_f1_is_that_of_rows_drawn_anew():
+    """Against scikit-learn on resampled rows; a share of right answers would have the binomial one, which is smaller."""
+    draw = np.random.default_rng(7)
+    gold = np.repeat(np.arange(4), [88, 4, 4, 4])
+    many = [Sequence(f"row {i}", (5, 6, 7), 2, intent=int(intent)) for i, intent in enumerate(gold)]
+    guesses = np.where(draw.random(100) < 0.7, gold, draw.integers(4, size=100))
+
+    class Guessing(torch.nn.Module):
+        def forward(self, batch):
+            logits = torch.nn.functional.one_hot(torch.tensor([guesses[int(k.split()[1])] for k in batch.keys]), 4).float()
+            zeros = torch.zeros(batch.tokens.shape)
+            return Output(zeros, torch.ones_like(zeros, dtype=torch.bool), logits)
+
+    scores, _ = evaluate(Guessing(), many, Collator(None, ()), CPU, 50)
+    found = []
+    for _ in range(400):
+        rows = draw.integers(100, size=100)
+        found.append(f1_score(gold[rows], guesses[rows], labels=np.unique(gold[rows]), average="macro", zero_division=0))
+    f1 = scores["macro_f1"]
+    assert scores["macro_f1_se"] == pytest.approx(np.std(found), rel=0.15)
+    assert scores["macro_f1_se"] > 1.3 * math.sqrt(f1 * (1 - f1) / 100)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8, 50])

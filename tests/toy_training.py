@@ -64,7 +64,8 @@ def write_intents(root: Path) -> Path:
         lines = ["season\tepisode\tclip\ttext\tlabel"]
         for i in range(count):
             intent, key = INTENTS[i % 3], key_of(split, i)
-            lines.append(key.replace("_", "\t") + f"\tsay it {i}\t{intent}")
+            said = f"say it {i}" if split == "test" else f"say {split} {i}"  # no text of test's is train's or dev's
+            lines.append(key.replace("_", "\t") + f"\t{said}\t{intent}")
             rationales.append({"key": key, "rationale": f"We see {CUES[intent]}."})
             if split != "test":
                 captions.append({"key": key, "caption": f"Face: {CUES[intent]}.", "split": split})

@@ -30,6 +30,7 @@ from imagebind_llm.faithfulness import another_clip
 from imagebind_llm.inference import Explainer, Explanation
 from imagebind_llm.records import Example
 from imagebind_llm.scoring import Rationale, cue_counts, cue_scores, cue_scores_of, read_rationales
+from imagebind_llm.seen import read_stages, refuse_seen, row_marks, stored_marks
 from imagebind_llm.store import Store, StoreError
 
 RESAMPLES = 1000
@@ -63,6 +64,9 @@ def measure(explainer: Explainer, settings: MeasureSettings) -> str:
     dataset, store = load_dataset(settings.data_path), Store(Path(settings.emb_path))
     references = read_rationales(Path(settings.data_path, "rationales.jsonl"))
     test = dataset.splits["test"][: settings.limit or None]
+    explainer.check_store(store)
+    marks = row_marks(test, stored_marks(test, store))
+    refuse_seen(settings.checkpoint, read_stages(Path(settings.checkpoint)), test, marks)
     vectors, present = store.read([example.key for example in test])
     own = answers(explainer, test, vectors, present, "explaining")
     rows = [row("its own embeddings", own, test, references)]
