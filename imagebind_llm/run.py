@@ -5,6 +5,7 @@ OUTPUT_DIR/{last, best} (checkpoint.py)   log.txt: one JSON an epoch   steps.jso
 
 import hashlib
 import json
+import math
 import resource
 import sys
 import time
