@@ -6,7 +6,7 @@ captions.json         [{"key" or "clip", "caption"}, ...]; optionally "split": t
 """
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imagebind_llm.checkpoint import check_store, read_info
@@ -56,7 +56,7 @@ class Corpus:
     prompts: dict[str, list[list[int]]]  # by split that is scored, each row's prompt as it is asked: of whatever answer
     seen: tuple[Stage, ...]  # what this training and those before it train and choose on
     notes: list[str]  # what a reader of the result must know
-    mixed: list[Sequence] = field(default_factory=list)  # captions of train, by --w_caption
+    mixed: list[Sequence]  # captions of train, by --w_caption
 
     @property
     def n_cut(self) -> int:
