@@ -5,6 +5,8 @@ entries are ignored by name; anything else that is missing, surplus or of anothe
 """
 
 import hashlib
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -37,13 +39,25 @@ def _what_is(path: Path) -> str:
     return "a folder" if path.is_dir() else "no such file"
 
 
-def load_imagebind(path: Path, preset: str, dtype: torch.dtype = torch.float32) -> ImageBind:
-    """The frozen towers in evaluation mode, strictly loaded. Raises WeightsError for a file of another architecture."""
+def load_imagebind(
+    path: Path, preset: str, dtype: torch.dtype = torch.float32, towers: Collection[str] | None = None
+) -> ImageBind:
+    """The frozen towers in evaluation mode, strictly loaded. Raises WeightsError for a file of another architecture.
+
+    `towers`: read these alone (the text tower is 354 of 1,201 million parameters); None: all.
+    """
+    config = ENCODERS[preset]()
+    wanted_towers = set(config.towers) if towers is None else set(towers)
+    config = replace(config, towers={name: tower for name, tower in config.towers.items() if name in wanted_towers})
     with torch.device("meta"):
-        model = ImageBind(ENCODERS[preset]())
+        model = ImageBind(config)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     file = TensorFile(path)
-    found = {name: shape for name, shape in file.shapes.items() if not name.startswith(IGNORED_PREFIXES)}
+    found = {
+        name: shape
+        for name, shape in file.shapes.items()
+        if not name.startswith(IGNORED_PREFIXES) and (towers is None or name.split(".")[1] in wanted_towers)
+    }
     see = f"see what it is: python -m imagebind_llm.weights check {path}"
     check_tensors(path, found, wanted, what=preset, advice=see)
     kinds = {name: torch.float32 if name.endswith(SCALE) else dtype for name in wanted}
