@@ -57,14 +57,18 @@ def train(settings: TrainSettings, device: torch.device) -> None:
     announce(run, assembled, corpus)
     if settings.w_critic and run.verifier is None:
         raise DataError("--w_critic needs intents and reference rationales: pass --rationales, a JSONL of {key, rationale}")
+    if settings.judges and corpus.store is None:
+        raise DataError(f"--credit {settings.credit}: a judge looks at clips: pass --emb_path and not --modalities none")
+    run.judges(device)  # so that what cannot be judged is said before anything is trained
     rows = corpus.taught
     with run.frozen_states(device) as states:
         collate = Collator(corpus.store, corpus.modalities, states)
         look = partial(evaluate, assembled.model, corpus.splits.get("dev", []), collate, device, 2 * settings.batch_size)
         critic = None
         while not run.finished:
-            critic = critic or critic_of(run, tokenizer, look)
-            for moment in train_one_epoch(model, optimizer, rows, collate, settings, device, run.position, critic):
+            critic = critic or critic_of(run, tokenizer, look, device)
+            headed = corpus.headed if critic else []
+            for moment in train_one_epoch(model, optimizer, rows, collate, settings, device, run.position, critic, headed):
                 run.line(moment)
                 if moment.position.step % settings.save_steps == 0 and moment.position.step < moment.steps:
                     run.save()
@@ -74,14 +78,17 @@ def train(settings: TrainSettings, device: torch.device) -> None:
     finish(run, tokenizer, device)
 
 
-def critic_of(run: Run, tokenizer: LlamaTokenizer, look: Callable[[], tuple[dict, list[bool]]]) -> Critic | None:
+def critic_of(
+    run: Run, tokenizer: LlamaTokenizer, look: Callable[[], tuple[dict, list[bool]]], device: torch.device
+) -> Critic | None:
     """The critic, once it is its time; what it holds answers against is the model that it began with."""
     if not run.criticises or run.verifier is None or run.corpus.taxonomy is None:
         return None
     if run.guard.began is None:
         run.begin_criticism(look)
     rows, start = run.corpus.splits["train"], run.guard.began or 0
-    critic = Critic(run.settings, tokenizer, run.corpus.taxonomy, rows, run.verifier, run.reference(), start)
+    judges = run.judges(device) or (None, None)
+    critic = Critic(run.settings, tokenizer, run.corpus.taxonomy, rows, run.verifier, run.reference(), start, *judges)
     longest, context = max(row.n_prompt for row in rows) + critic.max_new, run.assembled.config.llama.max_seq_len
     if longest > context:
         raise DataError(

@@ -6,7 +6,7 @@ captions.json         [{"key" or "clip", "caption"}, ...]; optionally "split": t
 """
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from imagebind_llm.config import MODALITIES, NO_MODALITY
@@ -28,6 +28,15 @@ class Corpus:
     store: Store | None
     modalities: tuple[str, ...]  # that the model may know
     taught: list[Sequence]  # the rows of train that are trained on: all but for --limit
+    captions: dict[str, dict[str, list[str]]] = field(default_factory=dict)  # of train and dev clips: {split: {key: texts}}
+
+    @property
+    def headed(self) -> list[Sequence]:
+        """The prompts of all train rows with an intent, where --limit keeps some of them from being trained on: what the intent
+        head is supervised on while answers are criticised."""
+        if len(self.taught) == len(self.splits["train"]):
+            return []
+        return [_prompt_of(row) for row in self.splits["train"] if row.intent is not None]
 
     @property
     def n_cut(self) -> int:
@@ -47,7 +56,13 @@ def load_corpus(settings: TrainSettings, tokenizer: LlamaTokenizer, max_len: int
     modalities = tuple(name for name in MODALITIES if name in settings.modalities)
     store = _open_store(settings, exchanges) if any(e.embedded for rows in exchanges.values() for e in rows) else None
     splits = {name: [encode_exchange(e, tokenizer, max_len) for e in rows] for name, rows in exchanges.items()}
-    return Corpus(splits, taxonomy, store, modalities if store else (), _spread(splits["train"], settings.limit))
+    captions = read_captions(Path(settings.captions), splits) if settings.captions else {}
+    return Corpus(splits, taxonomy, store, modalities if store else (), _spread(splits["train"], settings.limit), captions)
+
+
+def _prompt_of(row: Sequence) -> Sequence:
+    """Without its answer, and so without a target for the decoder."""
+    return replace(row, ids=row.ids[: row.n_prompt], rationale=None)
 
 
 def _spread(rows: list[Sequence], limit: int) -> list[Sequence]:
@@ -144,9 +159,9 @@ def _read_json(path: Path, settings: TrainSettings) -> tuple[dict[str, list[Exch
     return splits, taxonomy
 
 
-def _json_rows(path: Path) -> list[dict]:
+def _json_rows(path: Path, flag: str = "--data_path") -> list[dict]:
     if not path.is_file():
-        raise DataError(f"--data_path {path}: no such file")
+        raise DataError(f"{flag} {path}: no such file")
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -154,6 +169,30 @@ def _json_rows(path: Path) -> list[dict]:
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{path}: expected a list of objects with at least one in it, got {type(rows).__name__}")
     return rows
+
+
+def read_captions(path: Path, splits: dict[str, list[Sequence]]) -> dict[str, dict[str, list[str]]]:
+    """Captions of the train and dev clips among `splits`, by split and key; those of other clips are left out.
+
+    Raises DataError for a caption without key or text, for one whose split is not its clip's, and if train has none.
+    """
+    known = {row.key: split for split, rows in splits.items() for row in rows}
+    found: dict[str, dict[str, list[str]]] = {"train": {}, "dev": {}}
+    for number, row in enumerate(_json_rows(path, "--captions")):
+        key = row.get("key") or (str(Path(row["clip"]).with_suffix("")) if row.get("clip") else None)
+        if not key or not isinstance(row.get("caption"), str):
+            raise DataError(f"{path}, row {number}: expected key (or clip) and caption, got the fields {', '.join(row)}")
+        split = str(row.get("split", "train"))
+        if known.get(key, split) != split:
+            raise DataError(
+                f"{path}, row {number}: {key} is a clip of {known[key]}, its caption one of {split}; a caption's split must be "
+                f"its clip's, so that nothing is fitted on what is reported on"
+            )
+        if key in known and split in found:
+            found[split].setdefault(key, []).append(row["caption"])
+    if not found["train"]:
+        raise DataError(f"--captions {path}: no caption of a train clip of this data; keys must be those of the clips")
+    return found
 
 
 def _taxonomy_of(path: Path, rows: list[dict]) -> Taxonomy | None:

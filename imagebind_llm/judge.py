@@ -5,8 +5,9 @@
     P = 1 / (1 + exp(-(slope * s + offset)))
 The clause goes through the frozen text tower of the encoder whose embeddings the clip has, and both are L2-normalised. Centred
 on the train clips, a score cannot be raised by a clause that is near to every clip. A clause is read as that ending of it, of
-two words or more, that is nearest to a clause which the judge was fitted on ("we notice a broad smile" as "a broad smile"); one
-of which no ending is near enough is none that it can judge: P is 0.5, no verdict. Stored without pickle:
+two words or more, that is nearest to a clause which the judge was fitted on ("we notice a broad smile" as "a broad smile"). One
+of which no ending is near enough is none that it can judge, nor is one that hangs most on a modality that is switched off: P is
+0.5, no verdict. Stored without pickle:
     FOLDER/NAME.json           what it was fitted on, which modalities it looks at, what it scored on dev
     FOLDER/NAME.safetensors    the maps and means above, float32
 """
@@ -73,8 +74,8 @@ class Figures:
     """How well a judge tells dev clips' own clauses from those of other clips: areas under the ROC curve.
 
     `any_clip`, `same_intent`: whose clauses are dealt (None: no two clips share an intent). `alone`: same-intent (else
-    any-clip) areas of each modality by itself. `familiar`: share of the own clauses that the judge can read.
-    `alone` goes by the clauses whose score varies most with that modality, 0.5 if there are none. `own`, `dealt`: mean P.
+    any-clip) areas of each modality by itself, over the clauses that hang on it most, 0.5 if there are none. `own`, `dealt`:
+    mean P. `familiar`: share of the own clauses on which the judge can say something. No verdict counts as P = 0.5 in all.
     """
 
     n: int
@@ -102,12 +103,16 @@ class Judge:
         tensors: dict[str, Tensor],
         modalities: Sequence[str],
         source: str = "captions",
+        fitted: Sequence[str] = (),
     ):
         """`tensors`: clip_mean (M,E), slope (), offset (), known (T,E) vectors of the clauses it was fitted on and the least
-        cosine with one of them, familiar (); and, fitted, clip_map (M,r,E), clause_map (r,E), clause_mean (E,).
-        `modalities`: those that it looks at. `source`: the texts that it was fitted on."""
+        cosine with one of them, familiar (), sample (S,M,E) embeddings of clips by which it tells what a clause hangs on; and,
+        fitted, clip_map (M,r,E), clause_map (r,E), clause_mean (E,).
+        `modalities`: those that it looks at, of those it was `fitted` with. `source`: the texts that it was fitted on."""
         self.vectors, self.store, self.kind, self.tensors, self.source = vectors, store, kind, tensors, source
         self.modalities = tuple(modalities)
+        self.fitted = tuple(fitted or modalities)
+        self._sample: Tensor | None = None
         self.figures: Figures | None = None
         self._clips: dict[str, Tensor] = {}
         self._endings: dict[str, tuple[str, bool]] = {}
@@ -123,15 +128,29 @@ class Judge:
         p = torch.sigmoid(self.tensors["slope"] * similarity + self.tensors["offset"])
         return torch.where(similarity.isnan(), torch.tensor(UNDECIDED), p)
 
-    def similarity(self, claims: Sequence[str], keys: Sequence[str], modalities: Sequence[str] | None = None) -> Tensor:
-        """s (n,) of each claim and the clip beside it; nan for claims it cannot read, and where no modality is there."""
+    def similarity(self, claims: Sequence[str], keys: Sequence[str]) -> Tensor:
+        """s (n,) of each claim and the clip beside it; nan for claims it cannot judge, and where no modality is there."""
+        own = self.similarity_by(self.modalities, claims, keys)
+        if self.kind == FITTED:
+            found = own.nan_to_num(0.0).sum(1).masked_fill(own.isnan().all(1), torch.nan)
+        else:
+            found = own.nan_to_num(-torch.inf).amax(1).masked_fill(own.isnan().all(1), torch.nan)
+        deciding = self.hangs_on(claims)
+        judged = [self.read(claim)[1] and name in self.modalities for claim, name in zip(claims, deciding, strict=True)]
+        return found.masked_fill(~torch.tensor(judged), torch.nan)
+
+    def similarity_by(self, modalities: Sequence[str], claims: Sequence[str], keys: Sequence[str]) -> Tensor:
+        """The part (n,m) of s that each modality has, before anything is said to be no verdict; nan where it is absent."""
         clips = torch.stack([self._clip(key) for key in keys])  # (n,M,r)
-        each = (clips * self._clauses(claims)[:, None]).sum(2)  # (n,M)
-        columns = [MODALITIES.index(name) for name in (self.modalities if modalities is None else modalities)]
-        own = each[:, columns]
-        absent = own.isnan().all(1) | ~torch.tensor([self.read(claim)[1] for claim in claims])
-        found = own.nan_to_num(0.0).sum(1) if self.kind == FITTED else own.nan_to_num(-torch.inf).amax(1)
-        return found.masked_fill(absent, torch.nan)
+        return (clips * self._clauses(claims)[:, None]).sum(2)[:, [MODALITIES.index(name) for name in modalities]]
+
+    def hangs_on(self, claims: Sequence[str]) -> list[str]:
+        """The modality whose part of s varies most over clips, for each claim."""
+        if self._sample is None:
+            self._sample = self._projected(self.tensors["sample"])  # (S,M,r)
+        parts = torch.einsum("smr,nr->nsm", self._sample, self._clauses(claims))
+        spread = parts.std(1, correction=0)[:, [MODALITIES.index(name) for name in self.fitted]]
+        return [self.fitted[i] for i in spread.argmax(1).tolist()]
 
     def read(self, claim: str) -> tuple[str, bool]:
         """The ending of a claim that is nearest to a clause the judge was fitted on, and whether it is near enough."""
@@ -157,11 +176,13 @@ class Judge:
         """(M,r), nan in the rows of modalities that the clip has not."""
         if key not in self._clips:
             vectors, present = clip_vectors(self.store, [key])
-            found = vectors[0] - self.tensors["clip_mean"]  # (M,E)
-            if self.kind == FITTED:
-                found = torch.einsum("me,mre->mr", found, self.tensors["clip_map"])
-            self._clips[key] = found.masked_fill(~present[0][:, None], torch.nan)
+            self._clips[key] = self._projected(vectors)[0].masked_fill(~present[0][:, None], torch.nan)
         return self._clips[key]
+
+    def _projected(self, vectors: Tensor) -> Tensor:
+        """(n,M,E) -> (n,M,r)."""
+        centred = vectors - self.tensors["clip_mean"]
+        return torch.einsum("nme,mre->nmr", centred, self.tensors["clip_map"]) if self.kind == FITTED else centred
 
     # --- on disk --------------------------------------------------------------------------------------------------------
 
@@ -172,6 +193,7 @@ class Judge:
             "kind": self.kind,
             "source": self.source,
             "modalities": self.modalities,
+            "fitted": self.fitted,
             "store": asdict(self.store.identity),
             "dev": asdict(self.figures) if self.figures else None,
         }
@@ -193,7 +215,7 @@ class Judge:
                 f"{where}: expected embeddings of {state['store']['encoder']} {state['store']['weights_sha256'][:8]}, got "
                 f"{store.identity.encoder} {store.identity.weights_sha256[:8]}; pass the store that it was fitted on"
             )
-        judge = cls(vectors, store, state["kind"], tensors, state["modalities"], state["source"])
+        judge = cls(vectors, store, state["kind"], tensors, state["modalities"], state["source"], state["fitted"])
         judge.figures = Figures(**state["dev"]) if state["dev"] else None
         return judge
 

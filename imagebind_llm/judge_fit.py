@@ -28,7 +28,7 @@ KNOWN = 4096  # fitted clauses that a judge remembers, the commonest
 FAMILIAR = 0.25  # a clause must be as near to a fitted one as the nearest other is to this quantile of the fitted ones
 DEALT = 4  # clips that each dev clause is held against
 SMALLEST = 1e-6
-CLIPS_OF_SPREAD = 50
+SAMPLE = 64  # train clips by which a judge tells what a clause hangs on
 LEAST = 0.6  # area under the curve below which a modality is switched off
 MOST = 4000  # own clauses that a judge is tried on
 
@@ -90,16 +90,18 @@ def fit_map(clauses: Clauses, vectors: ClauseVectors, store: Store, modalities: 
         "clause_map": clause_map.detach() / clause_size,
         "clause_mean": clause_mean,
     }
-    return Judge(vectors, store, FITTED, tensors | _uncalibrated(clauses, vectors), modalities)
+    return Judge(vectors, store, FITTED, tensors | _uncalibrated(clauses, vectors, store), modalities)
 
 
-def _uncalibrated(clauses: Clauses, vectors: ClauseVectors) -> dict[str, Tensor]:
-    """What every kind of judge has: the vectors of its clauses, how near one must be to them, and a calibration yet to come."""
+def _uncalibrated(clauses: Clauses, vectors: ClauseVectors, store: Store) -> dict[str, Tensor]:
+    """What every kind of judge has: the vectors of its clauses, how near one must be to them, a sample of its clips, and a
+    calibration yet to come."""
     commonest = torch.bincount(clauses.pairs[:, 1], minlength=len(clauses.texts)).argsort(descending=True, stable=True)[:KNOWN]
     known = vectors([clauses.texts[i] for i in commonest.tolist()])  # (T,E)
     near = (known @ known.T).fill_diagonal_(-1).amax(1)
     return {
         "known": known.half(),
+        "sample": clip_vectors(store, clauses.keys[:: max(1, len(clauses.keys) // SAMPLE)][:SAMPLE])[0],
         "familiar": near.quantile(FAMILIAR) if len(known) > 1 else torch.tensor(1.0),
         "slope": torch.ones(()),
         "offset": torch.zeros(()),
@@ -124,7 +126,7 @@ def shared_space(
     Nothing is drawn: `seed` is there because a fitted one takes it."""
     clips, present = clip_vectors(store, clauses.keys)
     clip_mean = clips.sum(0) / present.sum(0).clamp(min=1)[:, None]
-    return Judge(vectors, store, SHARED, {"clip_mean": clip_mean} | _uncalibrated(clauses, vectors), modalities)
+    return Judge(vectors, store, SHARED, {"clip_mean": clip_mean} | _uncalibrated(clauses, vectors, store), modalities)
 
 
 # --- how good is it? ----------------------------------------------------------------------------------------------------
@@ -207,37 +209,30 @@ def calibrate(judge: Judge, trial: Trial) -> None:
     judge.tensors |= {"slope": (slope / size).float(), "offset": offset.float()}
 
 
-def _spread(judge: Judge, texts: Sequence[str], keys: Sequence[str], modality: str) -> Tensor:
-    """Standard deviation (T,) over clips of the part of each clause's score that one modality has."""
-    each = torch.stack([judge.similarity(texts, [key] * len(texts), [modality]) for key in keys]).nan_to_num(0.0)  # (N,T)
-    return each.std(0, correction=0)
-
-
 def figures(judge: Judge, trial: Trial) -> Figures:
     """What a calibrated judge scores on a trial."""
 
-    def scored(pairs: list[tuple[str, str]], modalities: Sequence[str] | None = None) -> Tensor:
-        return judge.similarity(*zip(*pairs, strict=True), modalities) if pairs else torch.zeros(0)
+    def scored(pairs: list[tuple[str, str]]) -> Tensor:
+        return judge.probability(judge.similarity(*zip(*pairs, strict=True))) if pairs else torch.zeros(0)
 
-    names = judge.modalities
-    keys = list(dict.fromkeys(key for _, key in trial.own))[:CLIPS_OF_SPREAD]
-    texts = list(dict.fromkeys(text for text, _ in trial.own))
-    spread = torch.stack([_spread(judge, texts, keys, name) for name in names])  # (m,T)
-    by_text = dict(zip(texts, spread.argmax(0).tolist(), strict=True))
+    def alone(name: str) -> float:
+        own, dealt = (
+            [pair for pair, deciding in zip(pairs, judge.hangs_on([text for text, _ in pairs]), strict=True) if deciding == name]
+            for pairs in (trial.own, trial.same_intent or trial.any_clip)
+        )
+        if not own or not dealt:
+            return 0.5
+        return area(*(judge.similarity_by([name], *zip(*pairs, strict=True))[:, 0] for pairs in (own, dealt)))
 
-    def decided(pairs: list[tuple[str, str]], name: str) -> list[tuple[str, str]]:
-        return [(text, key) for text, key in pairs if names[by_text[text]] == name]
-
-    harder = trial.same_intent or trial.any_clip
     own, dealt = scored(trial.own), scored(trial.any_clip)
     return Figures(
         n=len(trial.own),
         any_clip=area(own, dealt),
         same_intent=area(own, scored(trial.same_intent)) if trial.same_intent else None,
-        alone={name: area(scored(decided(trial.own, name), [name]), scored(decided(harder, name), [name])) for name in names},
-        own=float(judge.probability(own).mean()),
-        dealt=float(judge.probability(dealt).mean()),
-        familiar=sum(judge.read(text)[1] for text, _ in trial.own) / len(trial.own),
+        alone={name: alone(name) for name in judge.modalities},
+        own=float(own.mean()),
+        dealt=float(dealt.mean()),
+        familiar=1 - float(judge.similarity(*zip(*trial.own, strict=True)).isnan().float().mean()),
     )
 
 
@@ -284,7 +279,7 @@ def _best(
         alone = judge.figures.alone
         useful = tuple(name for name in modalities if alone[name] >= LEAST)
         if useful and useful != judge.modalities:
-            judge.modalities = useful  # what it says is a sum over modalities: the others stay as they are
+            judge.modalities = useful  # the parts of the others stay as they are
             judge = _measured(judge, trial)
             judge.figures = replace(judge.figures, alone=alone)
         if useful:
@@ -316,5 +311,5 @@ def sentence(judge: Judge, role: str = "judge") -> str:
     return (
         f"{warned}{role}, {how}, on {one.n} dev clauses: area under the curve {one.any_clip:.3f} against any clip{same} "
         f"(alone: {alone}); P {one.own:.2f} for a clip's own, {one.dealt:.2f} for others'; "
-        f"{100 * one.familiar:.0f} % of the clauses familiar{worse}"
+        f"a verdict on {100 * one.familiar:.0f} % of them{worse}"
     )

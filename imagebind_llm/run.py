@@ -26,6 +26,8 @@ from imagebind_llm.checkpoint import CheckpointError
 from imagebind_llm.corpus import Corpus
 from imagebind_llm.curves import STEPS, draw
 from imagebind_llm.frozen_states import FrozenStates, compute_states, states_size
+from imagebind_llm.judge import ClauseVectors, Judge
+from imagebind_llm.judge_fit import fit_judges, sentence
 from imagebind_llm.self_critical import CriticSums
 from imagebind_llm.settings import TrainSettings
 from imagebind_llm.store import write_atomic
@@ -33,6 +35,8 @@ from imagebind_llm.training import AnySums, Moment, Position, Sums, over_ranks
 from imagebind_llm.verifier import Verifier, VerifierError, fit_verifier
 
 REFERENCE = "reference.safetensors"
+JUDGES = "judges"  # a folder
+JUDGE_ROLES = {"judge": "judge", "watch": "watching judge (never paid)"}  # file name -> what it is called
 QUIET = {"advantage", "distinct_2", "reward_format"}  # in the log, not on the console
 FREE = {
     "resume",
@@ -117,6 +121,7 @@ class Run:
         elif (self.root / "last").is_dir():
             self._continue(self.root / "last")
         self._board = None
+        self._judges: tuple[Judge, Judge] | None = None
         self._spoken = (time.perf_counter(), self.position.total)  # when the last line was, and after which step
         self._summed = (replace(self.position.sums), replace(self.position.critic))  # and the sums of the epoch by then
 
@@ -139,7 +144,8 @@ class Run:
     @contextmanager
     def frozen_states(self, device: torch.device) -> Iterator[FrozenStates | None]:
         """States below the adapted layers of every row, if they fit into --cache_gb and save time; gone afterwards."""
-        rows = [*self.corpus.taught, *self.corpus.splits.get("dev", [])]
+        headed = self.corpus.headed if self.settings.w_critic else []
+        rows = [*self.corpus.taught, *headed, *self.corpus.splits.get("dev", [])]
         llama = self.assembled.model.llama
         if not 0 < states_size(rows, llama) <= self.settings.cache_gb * 1e9 or self.finished:
             yield None
@@ -180,6 +186,39 @@ class Run:
             self.say(verifier.dev.sentence())
         return verifier
 
+    def judges(self, device: torch.device) -> tuple[Judge, Judge] | None:
+        """The judge that pays and the one that watches, where anything depends on them: fitted on the first rank, read from
+        OUTPUT_DIR/judges by all. Says how far to trust them. Raises JudgeError if they can tell nothing. Collective."""
+        store = self.corpus.store
+        if not self.settings.judges or store is None:
+            return None
+        if self._judges is None:
+            folder = self.root / JUDGES
+            vectors = ClauseVectors.load(store.identity, self.settings.encoder_weights, device)
+            if distributed.is_main():
+                for name, judge in zip(JUDGE_ROLES, self._fitted_judges(vectors), strict=True):
+                    judge.save(folder, name)
+                    self.say(sentence(judge, JUDGE_ROLES[name]))
+            distributed.barrier()
+            pays, watches = (Judge.load(folder, store, vectors, name) for name in JUDGE_ROLES)
+            self._judges = pays, watches
+        return self._judges
+
+    def _fitted_judges(self, vectors: ClauseVectors) -> tuple[Judge, Judge]:
+        """On the captions of train or, without them, its rationales; calibrated on those of dev."""
+        corpus = self.corpus
+        assert corpus.store is not None and corpus.taxonomy is not None
+        rationales = {
+            split: {row.key: [row.rationale] for row in corpus.splits.get(split, []) if row.rationale and row.embedded}
+            for split in ("train", "dev")
+        }
+        intents = {row.key: row.intent for split in ("train", "dev") for row in corpus.splits.get(split, [])}
+        source = "captions" if corpus.captions else "rationales"
+        told = {split: own or rationales[split] for split, own in corpus.captions.items()} or rationales
+        return fit_judges(
+            told, source, corpus.store, vectors, corpus.modalities, corpus.taxonomy, intents, self.settings.seed
+        )
+
     def _told(self, split: str) -> tuple[list[str], list[str]]:
         """Reference rationales of a split and the intents that they argue for."""
         rows = [row for row in self.corpus.splits.get(split, []) if row.rationale and row.intent is not None]
@@ -189,6 +228,8 @@ class Run:
     def _write_verifier(self, folder: Path) -> None:
         if self.verifier is not None:
             self.verifier.save(folder)
+        for name, judge in zip(JUDGE_ROLES, self._judges or (), strict=False):
+            judge.save(folder, name)
 
     # --- saving and continuing ----------------------------------------------------------------------------------------
 
@@ -325,6 +366,8 @@ class Run:
         digest = hashlib.sha256()
         for split, rows in self.corpus.splits.items():
             digest.update(repr((split, [(row.key, row.ids, row.intent) for row in rows])).encode())
+        if self.corpus.captions:
+            digest.update(repr(self.corpus.captions).encode())
         store = self.corpus.store
         return {
             "settings": json.loads(json.dumps(asdict(self.settings))),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from imagebind_llm.config import (
     ANSWER_ORDERS,
     BASELINES,
+    CREDITS,
     ENCODERS,
     LLAMA_PRESETS,
     METHODS,
@@ -151,8 +152,15 @@ class TrainSettings:
     critic_start: int = flag(0, "epochs before the self-critical loss begins, from the best of them; --patience ends them")
     kl: float = flag(0.03, "weight of the divergence from the model that the self-critical loss began with, off the reward")
     reward_weights: str = flag(
-        ",".join(f"{name}={weight:g}" for name, weight in REWARD_WEIGHTS.items()), "parts of the reward; what is left out is 0"
+        "",
+        f"parts of the reward, what is left out is 0; if not given, {','.join(f'{n}={w:g}' for n, w in REWARD_WEIGHTS.items())}, "
+        "and truth=1 alone unless --credit is answer",
     )
+    credit: str = flag(
+        "answer", "answer: one advantage for all its tokens; claim: a claim's own tokens; to_go: those before it too", CREDITS
+    )
+    captions: str = flag("", "JSON of captions of the same clips: what the judge is fitted on")
+    encoder_weights: str = flag("", "the encoder's, for the judge; if not given, checkpoints/ENCODER.safetensors or .pth")
     reward_norm: str = flag("group", "group: normalise each part among a clip's answers; none: sum them raw", REWARD_NORMS)
     answer_order: str = flag("label", "what an answer begins with", ANSWER_ORDERS)
     cache_gb: float = flag(4.0, "disk for states below the adapted layers, which are computed once a row; 0: none")
@@ -173,6 +181,8 @@ class TrainSettings:
             raise ValueError(f"--critic_start {self.critic_start} --epochs {self.epochs}: the self-critical loss never begins")
         if not any(self.rewards().values()):
             raise ValueError(f"--reward_weights {self.reward_weights}: every part weighs 0, nothing is left to reward")
+        if self.credit != "answer" and not self.rewards().get("truth"):
+            raise ValueError(f"--credit {self.credit} --reward_weights {self.reward_weights}: truth must weigh more than 0")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"--warmup_epochs {self.warmup_epochs:g} --epochs {self.epochs}: the warm-up must end before the last"
@@ -180,9 +190,16 @@ class TrainSettings:
         if len(self.modalities) > 1 and (NO_MODALITY in self.modalities or len(set(self.modalities)) < len(self.modalities)):
             raise ValueError(f"--modalities {' '.join(self.modalities)}: name each once, and none alone")
 
+    @property
+    def judges(self) -> bool:
+        """Whether anything depends on what a judge says of claims."""
+        return bool(self.w_critic and (self.credit != "answer" or self.rewards().get("truth")))
+
     def rewards(self) -> dict[str, float]:
         """--reward_weights as {part: weight}. Raises ValueError for a part that there is not, or a weight that is none."""
         found: dict[str, float] = {}
+        if not self.reward_weights:
+            return dict(REWARD_WEIGHTS) if self.credit == "answer" else {"truth": 1.0}
         for item in self.reward_weights.split(","):
             name, _, weight = item.partition("=")
             try:

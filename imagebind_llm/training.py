@@ -28,6 +28,7 @@ from imagebind_llm.settings import TrainSettings
 
 AnySums = TypeVar("AnySums", "Sums", CriticSums)
 BETAS, EPS = (0.9, 0.95), 1e-8
+HEADED_ROWS = 2  # a prompt costs about a sixtieth of a clip whose four answers are sampled and scored
 
 
 class TrainingError(ValueError):
@@ -79,14 +80,18 @@ def make_optimizer(model: nn.Module, weight_decay: float, gate_lr: float = 1.0) 
 
 @dataclass(frozen=True)
 class Counts:
-    """What a whole step's losses are divided by: its answer tokens and its known intents, over all ranks and passes."""
+    """What a whole step's losses are divided by: its answer tokens, its known intents and, of these, the clips whose answers
+    may be criticised (not those that are prompts alone), over all ranks and passes."""
 
     tokens: int
     intents: int
+    clips: int
 
 
 def counts_of(rows: Sequence[Ids]) -> Counts:
-    return Counts(sum(len(row.ids) - row.n_prompt for row in rows), sum(row.intent is not None for row in rows))
+    known = [row for row in rows if row.intent is not None]
+    tokens = sum(len(row.ids) - row.n_prompt for row in rows)
+    return Counts(tokens, len(known), sum(len(row.ids) > row.n_prompt for row in known))
 
 
 @dataclass
@@ -168,7 +173,7 @@ def train_step(
                 ce = intent_cross_entropy(output.intent_logits, batch.intents, counts.intents)
                 loss = loss + settings.w_intent * ce
             if critic and sampled and criticism is not None:  # a mean over this pass's answers, as a share of the step's
-                loss = loss + critic.weight * criticism * len(sampled.answers) / (counts.intents * settings.samples)
+                loss = loss + critic.weight * criticism * len(sampled.answers) / (counts.clips * settings.samples)
             (loss * ranks).backward()  # wrapped models average over ranks, losses are sums over them
         if not math.isfinite(float(loss.detach())):
             bad += batch.keys
@@ -247,8 +252,13 @@ def train_one_epoch(
     device: torch.device,
     position: Position,
     critic: Critic | None = None,
+    headed: Sequence[Ids] = (),
 ) -> Iterator[Moment]:
-    """Train from `position` to the end of its epoch, yielding after every step; `position` always says what is done."""
+    """Train from `position` to the end of its epoch, yielding after every step; `position` always says what is done.
+
+    `headed`: prompts, HEADED_ROWS of which a step are drawn for each of its rows and supervise the intent head, so that it does
+    not learn the few rows that are criticised by heart. They go through the model in a pass of their own, at a prompt's cost.
+    """
     ranks, rank = distributed.world_size(), distributed.rank()
     rows_a_step = settings.batch_size * settings.accum_iter * ranks
     steps = steps_of_epoch([len(row.ids) for row in sequences], rows_a_step, settings.seed, position.epoch)
@@ -264,13 +274,25 @@ def train_one_epoch(
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         own = [next(batches).to(device) for _ in range(passes)]
-        counts = counts_of([sequences[row] for row in steps[position.step]])
+        more = _drawn_rows(headed, HEADED_ROWS * len(steps[position.step]), settings.seed, position)
+        if more:
+            mine = more[rank::ranks]
+            own.insert(0, (collate(mine) if mine else collate.without_targets(more[0])).to(device))
+        counts = counts_of([*(sequences[row] for row in steps[position.step]), *more])
         weight = critic.weight(moment) if critic else 0.0
         step = CriticStep(critic, weight, _draws(settings, position, device), position.critic) if critic and weight else None
         norm = train_step(model, optimizer, own, counts, settings, position.sums, step)
         position.step, position.total = position.step + 1, position.total + 1
         speed = (position.sums.tokens - before) * ranks / (time.perf_counter() - started)
         yield Moment(position, len(steps), lr, norm, speed)
+
+
+def _drawn_rows(rows: Sequence[Ids], count: int, seed: int, position: Position) -> list[Ids]:
+    """So many of the rows, or none of none: drawn anew in every step, the same on every rank and after resuming."""
+    if not rows:
+        return []
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + position.total)
+    return [rows[i] for i in torch.randint(len(rows), (count,), generator=generator).tolist()]
 
 
 def _draws(settings: TrainSettings, position: Position, device: torch.device) -> torch.Generator:

@@ -76,7 +76,15 @@ def test_true_claims_are_likely_and_false_ones_are_not(world, judges):
 
 def test_a_modality_that_tells_nothing_is_switched_off_and_that_is_said(judges):
     assert judges[0].modalities == ("audio", "vision")
-    assert "text 0." in sentence(judges[0]) and "(switched off)" in sentence(judges[0]) and "WARNING" not in sentence(judges[0])
+    assert "text 0.500 (switched off)" in sentence(judges[0]) and "WARNING" not in sentence(judges[0])
+
+
+def test_a_claim_that_hangs_on_a_modality_that_is_off_is_undecided(world, vectors):
+    store, told, _, intents = world
+    judge, _ = fit_judges(told, "captions", store, vectors, ("audio", "vision"), None, intents)
+    assert judge.hangs_on([*SEEN, *HEARD]) == ["vision"] * 3 + ["audio"] * 3
+    judge.modalities = ("audio",)
+    assert judge.score(SEEN, "dev_0").tolist() == [0.5] * 3 and (judge.score(HEARD, "dev_0") != 0.5).all()
 
 
 def test_pay_and_watch_come_from_different_halves(judges):
@@ -116,7 +124,8 @@ def test_a_saved_judge_says_the_same(world, vectors, judges, tmp_path):
     store, told, _, _ = world
     judges[0].save(tmp_path)
     loaded = Judge.load(tmp_path, store, vectors)
-    assert torch.equal(loaded.score([*SEEN, *HEARD], "dev_1"), judges[0].score([*SEEN, *HEARD], "dev_1"))
+    torch.testing.assert_close(loaded.score([*SEEN, *HEARD], "dev_1"), judges[0].score([*SEEN, *HEARD], "dev_1"))
+    assert loaded.hangs_on([*SEEN, *HEARD]) == judges[0].hangs_on([*SEEN, *HEARD])
     assert loaded.figures == judges[0].figures and loaded.modalities == judges[0].modalities and loaded.source == "captions"
     state = json.loads((tmp_path / "judge.json").read_text())
     state["store"]["weights_sha256"] = "another"
