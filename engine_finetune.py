@@ -29,7 +29,7 @@ from imagebind_llm.run import Run
 from imagebind_llm.self_critical import Critic
 from imagebind_llm.settings import TrainSettings
 from imagebind_llm.tokenizers import LlamaTokenizer
-from imagebind_llm.training import evaluate, make_optimizer, over_ranks, train_one_epoch
+from imagebind_llm.training import Beside, evaluate, make_optimizer, over_ranks, train_one_epoch
 
 
 def main() -> int:
@@ -58,18 +58,21 @@ def train(settings: TrainSettings, device: torch.device) -> None:
     announce(run, assembled, corpus)
     if settings.w_critic and run.verifier is None:
         raise DataError("--w_critic needs intents and reference rationales: pass --rationales, a JSONL of {key, rationale}")
+    if settings.judges and corpus.store is None:
+        raise DataError(f"--credit {settings.credit}: a judge looks at clips: pass --emb_path and not --modalities none")
+    run.judges(device)  # so that what cannot be judged is said before anything is trained
     rows = corpus.taught
     with run.frozen_states(device) as states:
         collate = Collator(corpus.store, corpus.modalities, states)
         look = partial(evaluate, assembled.model, corpus.splits.get("dev", []), collate, device, 2 * settings.batch_size)
         if not run.finished and is_worth_it(device):
-            memory = rehearse(model, optimizer, rows, collate, settings, device, rehearsed_critic(run, tokenizer))
+            memory = rehearse(model, optimizer, rows, collate, settings, device, rehearsed_critic(run, tokenizer, device))
             run.say(f"the longest step fits into memory: {memory}")
         critic = None
         while not run.finished:
-            critic = critic or critic_of(run, tokenizer, look)
-            moments = train_one_epoch(model, optimizer, rows, collate, settings, device, run.position, critic, corpus.mixed)
-            for moment in moments:
+            critic = critic or critic_of(run, tokenizer, look, device)
+            beside = Beside(corpus.mixed, corpus.headed if critic else [])
+            for moment in train_one_epoch(model, optimizer, rows, collate, settings, device, run.position, critic, beside):
                 run.line(moment)
                 if moment.position.step % settings.save_steps == 0 and moment.position.step < moment.steps:
                     run.save()
@@ -79,27 +82,32 @@ def train(settings: TrainSettings, device: torch.device) -> None:
     finish(run, tokenizer, device)
 
 
-def critic_of(run: Run, tokenizer: LlamaTokenizer, look: Callable[[], tuple[dict, list[bool]]]) -> Critic | None:
+def critic_of(
+    run: Run, tokenizer: LlamaTokenizer, look: Callable[[], tuple[dict, list[bool]]], device: torch.device
+) -> Critic | None:
     """The critic, once it is its time; what it holds answers against is the model that it began with."""
     if not run.criticises or run.verifier is None or run.corpus.taxonomy is None:
         return None
     if run.guard.began is None:
         run.begin_criticism(look)
-    return make_critic(run, tokenizer, run.reference())
+    return make_critic(run, tokenizer, run.reference(), device)
 
 
-def rehearsed_critic(run: Run, tokenizer: LlamaTokenizer) -> Critic | None:
+def rehearsed_critic(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> Critic | None:
     """One that holds answers against the weights of this moment, if there is ever to be a critic."""
     if not run.settings.w_critic:
         return None
-    return make_critic(run, tokenizer, {name: p.detach().clone() for name, p in run.trained().items()})
+    return make_critic(run, tokenizer, {name: p.detach().clone() for name, p in run.trained().items()}, device)
 
 
-def make_critic(run: Run, tokenizer: LlamaTokenizer, reference: dict[str, torch.Tensor]) -> Critic:
+def make_critic(
+    run: Run, tokenizer: LlamaTokenizer, reference: dict[str, torch.Tensor], device: torch.device
+) -> Critic:
     """Raises DataError if its answers do not fit the context."""
     assert run.verifier is not None and run.corpus.taxonomy is not None, "refused at the start"
     rows, start = run.corpus.splits["train"], run.guard.began or 0
-    critic = Critic(run.settings, tokenizer, run.corpus.taxonomy, rows, run.verifier, reference, start)
+    judges = run.judges(device) or (None, None)
+    critic = Critic(run.settings, tokenizer, run.corpus.taxonomy, rows, run.verifier, reference, start, *judges)
     longest, context = max(row.n_prompt for row in rows) + critic.max_new, run.assembled.config.llama.max_seq_len
     if longest > context:
         raise DataError(

@@ -45,7 +45,7 @@ def whole(rows: int = ROWS) -> Work:
     """What a run does in a step: the same, AdamW, clipping, sums for the log."""
     model, batch = _model(), _batch(rows)
     optimizer = make_optimizer(model, 0.02)
-    settings, counts, sums = TrainSettings(data_path=""), Counts(rows * ANSWER, rows), Sums()
+    settings, counts, sums = TrainSettings(data_path=""), Counts(rows * ANSWER, rows, rows), Sums()
 
     def work() -> float:
         train_step(model, optimizer, [batch], counts, settings, sums)

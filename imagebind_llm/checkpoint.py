@@ -109,7 +109,8 @@ def clear(root: Path) -> None:
         (root / name).unlink(missing_ok=True)
     for table in root.glob("predictions_*.jsonl"):
         table.unlink()
-    shutil.rmtree(root / "tensorboard", ignore_errors=True)
+    for folder in ("tensorboard", "judges"):
+        shutil.rmtree(root / folder, ignore_errors=True)
 
 
 def read_info(folder: Path) -> dict[str, Any]:

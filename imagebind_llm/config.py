@@ -215,7 +215,9 @@ TRAINABLE = ("prompts", "lora", "all")
 NO_MODALITY = "none"
 BASELINES = ("greedy", "loo", "group")
 REWARD_NORMS = ("group", "none")
-REWARD_WEIGHTS = {"intent": 1.0, "rationale": 0.5, "consistency": 0.5, "format": 0.1}  # parts of the reward: the default
+# parts of the reward: the default of --credit answer; --credit claim pays the truth of claims alone
+REWARD_WEIGHTS = {"intent": 1.0, "rationale": 0.5, "consistency": 0.5, "format": 0.1, "truth": 0.0}
+CREDITS = ("answer", "claim", "to_go")
 ANSWER_ORDERS = ("label", "rationale")
 
 

@@ -56,7 +56,16 @@ class Corpus:
     prompts: dict[str, list[list[int]]]  # by split that is scored, each row's prompt as it is asked: of whatever answer
     seen: tuple[Stage, ...]  # what this training and those before it train and choose on
     notes: list[str]  # what a reader of the result must know
-    mixed: list[Sequence]  # captions of train, by --w_caption
+    captions: dict[str, dict[str, list[str]]]  # of train and dev clips: {split: {key: texts}}
+    mixed: list[Sequence]  # those of train, by --w_caption
+
+    @property
+    def headed(self) -> list[Sequence]:
+        """The prompts of all train rows with an intent, where --limit keeps some of them from being trained on: what the intent
+        head is supervised on while answers are criticised."""
+        if len(self.taught) == len(self.splits["train"]):
+            return []
+        return [_prompt_of(row) for row in self.splits["train"] if row.intent is not None]
 
     @property
     def n_cut(self) -> int:
@@ -79,8 +88,7 @@ def load_corpus(settings: TrainSettings, tokenizer: LlamaTokenizer, max_len: int
     store = _open_store(settings, exchanges) if any(e.embedded for rows in exchanges.values() for e in rows) else None
     if store and settings.pretrained_path and Path(settings.pretrained_path).is_dir():
         check_store(store, read_info(Path(settings.pretrained_path)).get("store"))
-    described, pictured, _ = _described(settings, examples, store) if settings.w_caption else ({}, {}, None)
-    seen, said = _seen(settings, examples, store, taxonomy is not None, pictured.get("train"))
+    seen, said = _seen(settings, examples, store, taxonomy is not None)
     splits = {name: [encode_exchange(e, tokenizer, max_len) for e in rows] for name, rows in exchanges.items()}
     scored = {name: rows for name, rows in exchanges.items() if name in ("dev", "test")}
     prompts = {name: [encode_prompt(e, tokenizer, max_len) for e in rows] for name, rows in scored.items()}
@@ -90,48 +98,34 @@ def load_corpus(settings: TrainSettings, tokenizer: LlamaTokenizer, max_len: int
             f"{path}: none of the {len(taught)} rows to train on has an intent, so the intents of other rows cannot be "
             f"learnt; give rows of train an intent, or take it out of the others"
         )
-    mixed = [replace(encode_exchange(e, tokenizer, max_len), caption=True) for e in described.get("train", [])]
-    return Corpus(splits, taxonomy, store, modalities if store else (), taught, prompts, seen, said, mixed)
-
-
-def _described(settings: TrainSettings, examples: dict[str, list[Example]], store: Store | None) -> Read:
-    """The rows of --captions. Raises DataError if one of its train split is of a clip in dev or test, or has no embedding."""
-    path = Path(settings.captions)
-    if store is None:
-        raise DataError(f"--captions {path}: captions say what is seen and heard, which --modalities none leaves out")
-    found = _read_json(path, replace(settings, stage="pretrain", w_caption=0.0))
-    held_out = {e.key: split for split, rows in examples.items() if split != "train" for e in rows}
-    if seen := [e.key for e in found[0]["train"] if e.key in held_out]:
-        raise DataError(
-            f"--captions {path}: {len(seen)} captions of its train split are of clips in {held_out[seen[0]]} of "
-            f"{settings.data_path} ({', '.join(seen[:5])}); give their rows that split"
-        )
-    if missing := [e.key for e in found[0]["train"] if e.key not in store]:
-        raise DataError(f"{settings.emb_path}: no embedding for {len(missing)} clips of --captions ({', '.join(missing[:5])})")
-    return found
+    captions = read_captions(Path(settings.captions), splits) if settings.captions else {}
+    if settings.w_caption and store is None:
+        raise DataError(f"--w_caption {settings.w_caption:g}: captions say what is seen and heard, and no clip is")
+    told = [caption_exchange(key, text) for key, texts in captions.get("train", {}).items() for text in texts]
+    mixed = [replace(encode_exchange(e, tokenizer, max_len), caption=True) for e in told] if settings.w_caption else []
+    return Corpus(splits, taxonomy, store, modalities if store else (), taught, prompts, seen, said, captions, mixed)
 
 
 def _seen(
-    settings: TrainSettings,
-    examples: dict[str, list[Example]],
-    store: Store | None,
-    reports: bool,
-    described: list[Example] | None = None,
+    settings: TrainSettings, examples: dict[str, list[Example]], store: Store | None, reports: bool
 ) -> tuple[tuple[Stage, ...], list[str]]:
     """What this training and those before it train and choose on, all of train even with --limit (the verifier reads it), and
-    what is not known of that; `described`: the clips of captions that are trained on too. Raises DataError if test is reported
-    and any of it was seen."""
+    what is not known of that. Raises DataError if test is reported and any of it was seen."""
     before = stages_before(settings.pretrained_path)
     marks = {name: row_marks(rows, stored_marks(rows, store)) for name, rows in examples.items()}
-    marks["captions"] = row_marks(described or [], stored_marks(described or [], store))
     said = []
     if reports and "test" in marks:
-        for name in ("train", "dev", "captions"):
+        for name in ("train", "dev"):
             refuse_overlap(name, marks.get(name, []), examples["test"], marks["test"])
         refuse_seen(f"--pretrained_path {settings.pretrained_path}", before, examples["test"], marks["test"])
         said = notes(settings.pretrained_path, before, marks["test"])
-    own = Stage(settings.data_path, joined([*marks["train"], *marks["captions"]]), joined(marks.get("dev", [])))
+    own = Stage(settings.data_path, joined(marks["train"]), joined(marks.get("dev", [])))
     return (*before, own), said
+
+
+def _prompt_of(row: Sequence) -> Sequence:
+    """Without its answer, and so without a target for the decoder."""
+    return replace(row, ids=row.ids[: row.n_prompt], rationale=None)
 
 
 def _spread(rows: list[Sequence], limit: int) -> list[Sequence]:
@@ -234,9 +228,9 @@ def _read_json(path: Path, settings: TrainSettings) -> Read:
     return splits, examples, taxonomy
 
 
-def _json_rows(path: Path) -> list[dict]:
+def _json_rows(path: Path, flag: str = "--data_path") -> list[dict]:
     if not path.is_file():
-        raise DataError(f"{path}: no such file; expected a JSON list of objects")
+        raise DataError(f"{flag} {path}: no such file; expected a JSON list of objects")
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -247,6 +241,30 @@ def _json_rows(path: Path) -> list[dict]:
         if other := [name for name in TEXTS if not isinstance(row.get(name), str | None)]:
             raise DataError(f"{path}, row {number}: expected a text as {other[0]}, got {row[other[0]]!r}")
     return rows
+
+
+def read_captions(path: Path, splits: dict[str, list[Sequence]]) -> dict[str, dict[str, list[str]]]:
+    """Captions of the train and dev clips among `splits`, by split and key; those of other clips are left out.
+
+    Raises DataError for a caption without key or text, for one whose split is not its clip's, and if train has none.
+    """
+    known = {row.key: split for split, rows in splits.items() for row in rows}
+    found: dict[str, dict[str, list[str]]] = {"train": {}, "dev": {}}
+    for number, row in enumerate(_json_rows(path, "--captions")):
+        key = row_key(row)
+        if not key or not isinstance(row.get("caption"), str):
+            raise DataError(f"{path}, row {number}: expected key (or clip) and caption, got the fields {', '.join(row)}")
+        split = str(row.get("split", "train"))
+        if known.get(key, split) != split:
+            raise DataError(
+                f"{path}, row {number}: {key} is a clip of {known[key]}, its caption one of {split}; a caption's split must be "
+                f"its clip's, so that nothing is fitted on what is reported on"
+            )
+        if key in known and split in found:
+            found[split].setdefault(key, []).append(row["caption"])
+    if not found["train"]:
+        raise DataError(f"--captions {path}: no caption of a train clip of this data; keys must be those of the clips")
+    return found
 
 
 def _taxonomy_of(path: Path, rows: list[dict]) -> Taxonomy | None:

@@ -81,6 +81,21 @@ def parse_answer(text: str, taxonomy: Taxonomy) -> Answer:
     return Answer(intent, (found["rationale"] or "").strip() or None)
 
 
+def answer_spans(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Characters [start, end) of label and rationale in a whole answer, as `parse_answer` reads it; (0, 0) for what it lacks."""
+    found = _LABEL_FIRST.fullmatch(text) or _RATIONALE_FIRST.fullmatch(text)
+    if found is None:
+        return (0, 0), (0, 0)
+    return _stripped(text, *found.span("label")), _stripped(text, *found.span("rationale"))
+
+
+def _stripped(text: str, start: int, end: int) -> tuple[int, int]:
+    """The span without the white space around it; (0, 0) for (-1, -1), which a group that took no part has."""
+    own = text[start:end] if start >= 0 else ""
+    start += len(own) - len(own.lstrip())
+    return (start, start + len(own.strip())) if own.strip() else (0, 0)
+
+
 def encode_exchange(exchange: Exchange, tokenizer: LlamaTokenizer, max_len: int) -> Sequence:
     """Token ids of prompt and answer with start and end token, at most `max_len`.
 

@@ -68,8 +68,9 @@ def _positive(count: Tensor | int) -> Tensor | int:
 def self_critical(logp: Tensor, mask: Tensor, advantage: Tensor, max_tokens: int) -> Tensor:
     """- 1/(R max_tokens) * sum over answer tokens, EOS included, of advantage * log p(token): REINFORCE with a baseline.
 
-    logp and mask (R,T) of the R = B*K sampled answers, advantage (R,). max_tokens is the sampling limit, a constant, so that
-    no answer gains by being short or long.
+    logp and mask (R,T) of the R = B*K sampled answers; advantage (R,) of whole answers or (R,T) of their tokens. max_tokens is
+    the sampling limit, a constant, so that no answer gains by being short or long.
     """
-    weighted = advantage.detach()[:, None].to(logp.dtype) * logp.masked_fill(~mask, 0)  # (R,T)
-    return -weighted.sum() / (advantage.numel() * max_tokens)
+    by_token = advantage if advantage.ndim == 2 else advantage[:, None]
+    weighted = by_token.detach().to(logp.dtype) * logp.masked_fill(~mask, 0)  # (R,T)
+    return -weighted.sum() / (len(advantage) * max_tokens)

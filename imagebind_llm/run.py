@@ -27,6 +27,8 @@ from imagebind_llm.continuation import differences, digest_of_rationales, digest
 from imagebind_llm.corpus import Corpus
 from imagebind_llm.curves import STEPS, draw
 from imagebind_llm.frozen_states import FrozenStates, compute_states, states_size
+from imagebind_llm.judge import ClauseVectors, Judge
+from imagebind_llm.judge_fit import fit_judges, sentence
 from imagebind_llm.seen import save_stages, summary
 from imagebind_llm.self_critical import CriticSums
 from imagebind_llm.settings import TrainSettings
@@ -35,6 +37,8 @@ from imagebind_llm.training import AnySums, Moment, Position, Sums, over_ranks
 from imagebind_llm.verifier import Verifier, VerifierError, fit_verifier
 
 REFERENCE = "reference.safetensors"
+JUDGES = "judges"  # a folder
+JUDGE_ROLES = {"judge": "judge", "watch": "watching judge (never paid)"}  # file name -> what it is called
 QUIET = {"advantage", "distinct_2", "reward_format"}  # in the log, not on the console
 FREE = {
     "resume",
@@ -134,6 +138,7 @@ class Run:
             self._continue(self.root / name)
         self._refuse_steps_apart()
         self._board = None
+        self._judges: tuple[Judge, Judge] | None = None
         self._spoken = (time.perf_counter(), self.position.total)  # when the last line was, and after which step
         self._summed = (replace(self.position.sums), replace(self.position.critic))  # and the sums of the epoch by then
 
@@ -156,7 +161,8 @@ class Run:
     @contextmanager
     def frozen_states(self, device: torch.device) -> Iterator[FrozenStates | None]:
         """States below the adapted layers of every row, if they fit into --cache_gb and save time; gone afterwards."""
-        rows = [*self.corpus.taught, *self.corpus.mixed, *self.corpus.splits.get("dev", [])]
+        headed = self.corpus.headed if self.settings.w_critic else []
+        rows = [*self.corpus.taught, *self.corpus.mixed, *headed, *self.corpus.splits.get("dev", [])]
         llama = self.assembled.model.llama
         size = states_size(rows, llama)
         if not 0 < size <= self.settings.cache_gb * 1e9 or self.finished:
@@ -205,6 +211,39 @@ class Run:
             self.say(verifier.dev.sentence())
         return verifier
 
+    def judges(self, device: torch.device) -> tuple[Judge, Judge] | None:
+        """The judge that pays and the one that watches, where anything depends on them: fitted on the first rank, read from
+        OUTPUT_DIR/judges by all. Says how far to trust them. Raises JudgeError if they can tell nothing. Collective."""
+        store = self.corpus.store
+        if not self.settings.judges or store is None:
+            return None
+        if self._judges is None:
+            folder = self.root / JUDGES
+            vectors = ClauseVectors.load(store.identity, self.settings.encoder_weights, device)
+            if distributed.is_main():
+                for name, judge in zip(JUDGE_ROLES, self._fitted_judges(vectors), strict=True):
+                    judge.save(folder, name)
+                    self.say(sentence(judge, JUDGE_ROLES[name]))
+            distributed.barrier()
+            pays, watches = (Judge.load(folder, store, vectors, name) for name in JUDGE_ROLES)
+            self._judges = pays, watches
+        return self._judges
+
+    def _fitted_judges(self, vectors: ClauseVectors) -> tuple[Judge, Judge]:
+        """On the captions of train or, without them, its rationales; calibrated on those of dev."""
+        corpus = self.corpus
+        assert corpus.store is not None and corpus.taxonomy is not None
+        rationales = {
+            split: {row.key: [row.rationale] for row in corpus.splits.get(split, []) if row.rationale and row.embedded}
+            for split in ("train", "dev")
+        }
+        intents = {row.key: row.intent for split in ("train", "dev") for row in corpus.splits.get(split, [])}
+        source = "captions" if corpus.captions else "rationales"
+        told = {split: own or rationales[split] for split, own in corpus.captions.items()} or rationales
+        return fit_judges(
+            told, source, corpus.store, vectors, corpus.modalities, corpus.taxonomy, intents, self.settings.seed
+        )
+
     def _told(self, split: str) -> tuple[list[str], list[str]]:
         """Reference rationales of a split and the intents that they argue for."""
         rows = [row for row in self.corpus.splits.get(split, []) if row.rationale and row.intent is not None]
@@ -216,6 +255,8 @@ class Run:
         save_stages(folder, self.corpus.seen)
         if self.verifier is not None:
             self.verifier.save(folder)
+        for name, judge in zip(JUDGE_ROLES, self._judges or (), strict=False):
+            judge.save(folder, name)
 
     # --- saving and continuing ----------------------------------------------------------------------------------------
 
@@ -355,9 +396,10 @@ class Run:
 
     def _describe(self) -> dict[str, Any]:
         digest = hashlib.sha256()
-        mixed = {"captions": self.corpus.mixed} if self.corpus.mixed else {}
-        for split, rows in (self.corpus.splits | mixed).items():
+        for split, rows in self.corpus.splits.items():
             digest.update(repr((split, [(row.key, row.ids, row.intent) for row in rows])).encode())
+        if self.corpus.captions:
+            digest.update(repr(self.corpus.captions).encode())
         store = self.corpus.store
         return {
             "settings": json.loads(json.dumps(asdict(self.settings))),

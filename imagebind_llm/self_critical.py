@@ -4,6 +4,10 @@ For every clip of a step K answers are drawn at temperature 1 without truncation
 and compared with a baseline; the wrapped forward pass that the references need anyway scores them too. The divergence from
 the model at the start, beta * sum over tokens of (logp - logp_ref), is taken off the normalised reward; logp_ref comes from
 a frozen copy of the trained tensors.
+
+With --credit claim a judge looks at the clip: each claim's tokens get what that claim is worth beside those of the other
+answers (credit.py), the label's tokens the intent part, all tokens the other parts, and the divergence is taken off token by
+token.
 """
 
 import hashlib
@@ -14,14 +18,17 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from imagebind_llm.claims import characters_of, claims_of, tokens_of
+from imagebind_llm.credit import DEAD_ZONE, Verdict, claim_advantages, counting, repeats, spread_over_tokens, truth
 from imagebind_llm.generate import GREEDY, Sampling, generate
-from imagebind_llm.instructions import LEAD, parse_answer
+from imagebind_llm.instructions import LEAD, answer_spans, parse_answer
+from imagebind_llm.judge import Judge
 from imagebind_llm.labels import Taxonomy
 from imagebind_llm.losses import self_critical
 from imagebind_llm.model import ITSL
 from imagebind_llm.records import IGNORE, Answer, Batch, Output
 from imagebind_llm.records import Sequence as Ids
-from imagebind_llm.rewards import advantage, reward_parts
+from imagebind_llm.rewards import Advantage, advantage, reward_parts
 from imagebind_llm.settings import TrainSettings
 from imagebind_llm.text_metrics import CiderD, distinct2
 from imagebind_llm.tokenizers import LlamaTokenizer
@@ -29,6 +36,7 @@ from imagebind_llm.verifier import Verifier
 
 ON_POLICY = Sampling(temperature=1.0)
 SPARE_TOKENS = 8  # an answer may be longer than the longest reference by so much
+LARGEST_LOG_RATIO = 5.0  # of a token's probability to that at the start, in the divergence by token
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,18 @@ class Sampled:
     greedy: dict[str, Tensor] | None
     answers: list[Answer]
     texts: list[str]
+    judged: "Judged | None" = None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a judge says of R answers: the verdicts on their claims, the tokens [first, last) of their labels, the verdicts on
+    the B greedy answers where those were drawn, and what the watching judge says each answer is worth (none: no such judge)."""
+
+    verdicts: list[list[Verdict]]
+    labels: list[tuple[int, int]]
+    greedy: list[list[Verdict]] | None
+    watched: list[float]
 
 
 @dataclass
@@ -59,7 +79,13 @@ class CriticSums:
     surprise: float = 0.0  # -log p of the sampled tokens: their mean is the entropy
     divergence: float = 0.0  # log p - log p_ref, summed over an answer
     distinct: float = 0.0  # distinct-2 of a step's answers, times their number
-    advantage: float = 0.0  # its absolute value
+    advantage: float = 0.0  # its absolute value; a mean over an answer's tokens where they have one each
+    truth: float = 0.0  # of the claims, as the paying judge sees it
+    watched: float = 0.0  # and as the watching one does
+    judged: float = 0.0  # answers whose claims were judged
+    claims: float = 0.0
+    undecided: float = 0.0  # claims without a verdict
+    probability: float = 0.0  # of the claims, by the paying judge
 
     def means(self) -> dict[str, float]:
         """By answer, by clip (skipped) and by token (entropy); empty if nothing was sampled."""
@@ -68,6 +94,14 @@ class CriticSums:
         n = self.answers
         names = ("intent", "rationale", "consistency", "format", "unfinished", "advantage")
         found = {f"reward_{name}" if name in names[:4] else name: getattr(self, name) / n for name in names}
+        if self.judged:
+            found |= {
+                "reward_truth": self.truth / self.judged,
+                "watched_truth": self.watched / self.judged,
+                "claims": self.claims / self.judged,
+                "undecided": self.undecided / max(self.claims, 1.0),
+                "claim_p": self.probability / max(self.claims, 1.0),
+            }
         return found | {
             "skipped": self.skipped / self.clips,
             "length": self.tokens / n,
@@ -89,12 +123,16 @@ class Critic:
         verifier: Verifier,
         reference: dict[str, Tensor],
         start: int = 0,
+        judge: Judge | None = None,
+        watch: Judge | None = None,
     ):
         """`reference`: the trained tensors at the start, by name; never changed. `start`: the epoch that this was. Some of
-        `rows` must have rationales."""
+        `rows` must have rationales. `judge`: what --credit claim and the part "truth" need; `watch` is asked and never paid."""
+        self.judge, self.watch = judge, watch
         self.start = start
         self.settings, self.tokenizer, self.taxonomy, self.verifier = settings, tokenizer, taxonomy, verifier
         self.weights, self.reference = settings.rewards(), reference
+        assert judge is not None or not settings.judges, "no judge is there for what --credit or truth asks of one"
         self.rationales = {row.key: row.rationale for row in rows}
         self.cider = CiderD([text for text in self.rationales.values() if text])
         self.eos: int | None = tokenizer.eos_id  # None: no answer ends before its limit, as when memory is tried (rehearsal.py)
@@ -111,7 +149,8 @@ class Critic:
         not matter which rows share its batch.
         """
         assert batch.intents is not None and batch.n_prompt is not None
-        picked = [i for i, intent in enumerate(batch.intents.tolist()) if intent != IGNORE]
+        told = (batch.targets != IGNORE).any(1).tolist()  # rows that are prompts alone are there for the intent head
+        picked = [i for i, intent in enumerate(batch.intents.tolist()) if intent != IGNORE and told[i]]
         if not picked:
             return None
         prompts = [batch.tokens[i, : int(batch.n_prompt[i])].tolist() for i in picked]
@@ -146,7 +185,51 @@ class Critic:
         parts = self._rewards(parsed, [g for g in golds for _ in range(k)], [key for key in keys for _ in range(k)])
         grouped = {name: values.view(len(picked), k) for name, values in parts.items()}
         own = self._rewards(self._parse(greedy)[0], golds, keys) if greedy is not None else None
-        return Sampled(self._batch(batch, picked, prompts, drawn), grouped, own, parsed, texts)
+        judged = self._judged(drawn, texts, keys, greedy) if self.judge is not None else None
+        if judged is not None:
+            grouped["truth"] = torch.tensor([truth(answer) for answer in judged.verdicts]).view(len(picked), k)
+        if own is not None and judged is not None and judged.greedy is not None:
+            own["truth"] = torch.tensor([truth(answer) for answer in judged.greedy])
+        return Sampled(self._batch(batch, picked, prompts, drawn), grouped, own, parsed, texts, judged)
+
+    def _judged(
+        self, drawn: Sequence[list[int]], texts: Sequence[str], keys: Sequence[str], greedy: Sequence[list[int]] | None
+    ) -> Judged:
+        """`keys` of the clips, one for every K of the drawn answers."""
+        assert self.judge is not None
+        repeated = [key for key in keys for _ in range(self.settings.samples)]
+        labels = []
+        for ids, text in zip(drawn, texts, strict=True):
+            start, end = answer_spans(text)[0]
+            characters = [(a + self._lead, b + self._lead) for a, b in characters_of(ids, self.tokenizer)]
+            labels.append(tokens_of((start, end), characters))
+        return Judged(
+            self._verdicts(self.judge, drawn, texts, repeated),
+            labels,
+            None if greedy is None else self._verdicts(self.judge, greedy, self._parse(greedy)[1], keys),
+            [truth(answer) for answer in self._verdicts(self.watch, drawn, texts, repeated)] if self.watch else [],
+        )
+
+    def _verdicts(
+        self, judge: Judge, answers: Sequence[list[int]], texts: Sequence[str], keys: Sequence[str]
+    ) -> list[list[Verdict]]:
+        """On the claims of each answer, whose text is the lead and what its tokens say."""
+        found = []
+        for ids, text, key in zip(answers, texts, keys, strict=True):
+            start, end = answer_spans(text)[1]
+            claims = claims_of(text[start:end], self.taxonomy, start)
+            clauses = [claim.text for claim in claims]
+            values = (2 * judge.score(clauses, key) - 1).tolist()
+            counts = counting(values, repeats(clauses, judge.claim_vectors(clauses)) if clauses else [])
+            characters = [(a + self._lead, b + self._lead) for a, b in characters_of(ids, self.tokenizer)] if claims else []
+            spans = [tokens_of((claim.start, claim.end), characters) for claim in claims]
+            found.append([Verdict(*span, v, own) for span, v, own in zip(spans, values, counts, strict=True)])
+        return found
+
+    @property
+    def _lead(self) -> int:
+        """Characters of an answer's text before what its tokens say."""
+        return len(LEAD[self.settings.answer_order])
 
     def _parse(self, answers: Sequence[list[int]]) -> tuple[list[Answer], list[str]]:
         lead = LEAD[self.settings.answer_order]
@@ -189,27 +272,76 @@ class Critic:
     def loss(self, sampled: Sampled, logp: Tensor, mask: Tensor, reference: Tensor, sums: CriticSums) -> Tensor:
         """The self-critical loss of R sampled answers, logp and mask (R,T), averaged over them; adds to `sums`."""
         shape = next(iter(sampled.parts.values())).shape  # (B,K)
-        divergence = ((logp.detach() - reference) * mask).sum(1)  # (R,)
-        found = advantage(
-            {name: part.to(logp.device) for name, part in sampled.parts.items()},
-            self.settings.baseline,
-            self.weights,
-            None if sampled.greedy is None else {name: part.to(logp.device) for name, part in sampled.greedy.items()},
-            self.settings.reward_norm,
-            self.settings.kl * divergence.view(shape),
-        )
-        sums.answers += len(logp)
-        sums.clips += shape[0]
-        for name, part in sampled.parts.items():
-            setattr(sums, name, getattr(sums, name) + float(part.sum()))
-        sums.skipped += int(found.skipped.sum())
-        sums.unfinished += sum(not answer.finished for answer in sampled.answers)
+        log_ratio = (logp.detach() - reference) * mask  # (R,T)
+        if self.settings.credit == "answer":
+            found = self._compared(sampled, logp.device, self.weights, self.settings.kl * log_ratio.sum(1).view(shape))
+            value, skipped = found.value.flatten(), found.skipped
+        else:
+            value = self.by_token(sampled, mask)  # (R,T)
+            skipped = (value == 0).view(shape[0], -1).all(1)  # (B,)
+            value = value - self.settings.kl * log_ratio.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
+            value = value.masked_fill(skipped.repeat_interleave(shape[1])[:, None], 0)
+        self._count(sampled, sums)
+        sums.skipped += int(skipped.sum())
         sums.tokens += int(mask.sum())
         sums.surprise -= float((logp.detach() * mask).sum())
-        sums.divergence += float(divergence.sum())
-        sums.distinct += distinct2(sampled.texts) * len(logp)
-        sums.advantage += float(found.value.abs().sum())
-        return self_critical(logp, mask, found.value.flatten(), self.max_new)
+        sums.divergence += float(log_ratio.sum())
+        size = value.abs() if value.ndim == 1 else (value.abs() * mask).sum(1) / mask.sum(1).clamp(min=1)
+        sums.advantage += float(size.sum())
+        return self_critical(logp, mask, value, self.max_new)
+
+    def _compared(
+        self, sampled: Sampled, device: torch.device, weights: dict[str, float], penalty: Tensor | None = None
+    ) -> Advantage:
+        """Advantages of whole answers by the parts that have a weight."""
+        return advantage(
+            {name: part.to(device) for name, part in sampled.parts.items()},
+            self.settings.baseline,
+            weights,
+            None if sampled.greedy is None else {name: part.to(device) for name, part in sampled.greedy.items()},
+            self.settings.reward_norm,
+            penalty,
+        )
+
+    def by_token(self, sampled: Sampled, mask: Tensor) -> Tensor:
+        """Advantage (R,T) of every token, without the divergence: a claim's own, the label's of the intent part, all of the
+        others. mask (R,T): where the sampled answers' tokens are."""
+        assert sampled.judged is not None and sampled.batch.n_prompt is not None
+        judged, k, lengths = sampled.judged, self.settings.samples, mask.sum(1).tolist()
+        claims: list[list[float]] = []
+        floors: list[float] = []
+        for clip in range(len(judged.verdicts) // k):
+            group = judged.verdicts[clip * k : (clip + 1) * k]
+            own, low = claim_advantages(
+                group, self.settings.baseline, judged.greedy[clip] if judged.greedy is not None else None
+            )
+            claims, floors = claims + own, floors + low
+        values = spread_over_tokens(judged.verdicts, claims, floors, lengths, max(lengths), self.settings.credit == "to_go")
+        values = self.weights["truth"] * values.to(mask.device)  # (R,longest)
+        if self.weights.get("intent"):
+            intent = self._compared(sampled, mask.device, {"intent": self.weights["intent"]}).value.flatten()
+            for row, (first, last) in enumerate(judged.labels):
+                values[row, first:last] += intent[row]
+        place = (torch.arange(mask.shape[1], device=mask.device) - sampled.batch.n_prompt[:, None]).clamp(0, max(lengths) - 1)
+        value = values.gather(1, place)  # (R,T)
+        if others := {name: w for name, w in self.weights.items() if w and name not in ("truth", "intent")}:
+            value = value + self._compared(sampled, mask.device, others).value.flatten()[:, None]
+        return value * mask
+
+    def _count(self, sampled: Sampled, sums: CriticSums) -> None:
+        sums.answers += len(sampled.answers)
+        sums.clips += len(next(iter(sampled.parts.values())))
+        for name, part in sampled.parts.items():
+            setattr(sums, name, getattr(sums, name) + float(part.sum()))
+        sums.unfinished += sum(not answer.finished for answer in sampled.answers)
+        sums.distinct += distinct2(sampled.texts) * len(sampled.answers)
+        if sampled.judged is not None:
+            values = [verdict.value for answer in sampled.judged.verdicts for verdict in answer]
+            sums.judged += len(sampled.answers)
+            sums.watched += sum(sampled.judged.watched)
+            sums.claims += len(values)
+            sums.undecided += sum(abs(value) < DEAD_ZONE for value in values)
+            sums.probability += sum((value + 1) / 2 for value in values)
 
 
 def _uniform(seed: object, shape: tuple[int, ...]) -> Tensor:

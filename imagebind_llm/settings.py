@@ -10,6 +10,7 @@ from imagebind_llm.config import (
     ANSWER_ORDERS,
     BASELINES,
     BLIND,
+    CREDITS,
     ENCODERS,
     FAITHFUL,
     LLAMA_PRESETS,
@@ -133,7 +134,6 @@ class TrainSettings:
     trainable: str = flag("prompts", "prompts, gates and bridge; lora: LoRA, biases and norms; all: both", TRAINABLE)
     modalities: tuple[str, ...] = flag(MODALITIES, "what is known of a clip; none: its words alone", (*MODALITIES, NO_MODALITY))
     rationales: str = flag("", "JSONL of {key, rationale}; if not given, DATA_PATH/rationales.jsonl where there is one")
-    captions: str = flag("", "JSON of captions of the same clips, for --w_caption")
     limit: int = flag(0, "train on so many rows of train only, evenly spread; 0: all")
     adapter_layer: int | None = flag(None, "top layers with prompts and LoRA; if not given, 30 or what --pretrained_path has")
     adapter_len: int | None = flag(None, "prompts per layer; if not given, 10 or what --pretrained_path has")
@@ -168,8 +168,15 @@ class TrainSettings:
     critic_start: int = flag(0, "epochs before the self-critical loss begins, from the best of them; --patience ends them")
     kl: float = flag(0.03, "weight of the divergence from the model that the self-critical loss began with, off the reward")
     reward_weights: str = flag(
-        ",".join(f"{name}={weight:g}" for name, weight in REWARD_WEIGHTS.items()), "parts of the reward; what is left out is 0"
+        "",
+        f"parts of the reward, what is left out is 0; if not given, {','.join(f'{n}={w:g}' for n, w in REWARD_WEIGHTS.items())}, "
+        "and truth=1 alone unless --credit is answer",
     )
+    credit: str = flag(
+        "answer", "answer: one advantage for all its tokens; claim: a claim's own tokens; to_go: those before it too", CREDITS
+    )
+    captions: str = flag("", "JSON of captions of the same clips: what the judge is fitted on, and --w_caption mixes in")
+    encoder_weights: str = flag("", "the encoder's, for the judge; if not given, checkpoints/ENCODER.safetensors or .pth")
     reward_norm: str = flag("group", "group: normalise each part among a clip's answers; none: sum them raw", REWARD_NORMS)
     answer_order: str = flag("label", "what an answer begins with", ANSWER_ORDERS)
     cache_gb: float = flag(4.0, "disk for states below the adapted layers, which are computed once a row if they fit; 0: none")
@@ -192,6 +199,8 @@ class TrainSettings:
             raise ValueError(f"--reward_weights {self.reward_weights}: every part weighs 0, nothing is left to reward")
         if self.w_caption and (self.stage == "pretrain" or not self.captions):
             raise ValueError("--w_caption mixes --captions FILE into --stage finetune; --stage pretrain has nothing else")
+        if self.credit != "answer" and not self.rewards().get("truth"):
+            raise ValueError(f"--credit {self.credit} --reward_weights {self.reward_weights}: truth must weigh more than 0")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"--warmup_epochs {self.warmup_epochs:g} --epochs {self.epochs}: the warm-up must end before the last"
@@ -199,9 +208,16 @@ class TrainSettings:
         if len(self.modalities) > 1 and (NO_MODALITY in self.modalities or len(set(self.modalities)) < len(self.modalities)):
             raise ValueError(f"--modalities {' '.join(self.modalities)}: name each once, and none alone")
 
+    @property
+    def judges(self) -> bool:
+        """Whether anything depends on what a judge says of claims."""
+        return bool(self.w_critic and (self.credit != "answer" or self.rewards().get("truth")))
+
     def rewards(self) -> dict[str, float]:
         """--reward_weights as {part: weight}. Raises ValueError for a part that there is not, or a weight that is none."""
         found: dict[str, float] = {}
+        if not self.reward_weights:
+            return dict(REWARD_WEIGHTS) if self.credit == "answer" else {"truth": 1.0}
         for item in self.reward_weights.split(","):
             name, _, weight = item.partition("=")
             try:

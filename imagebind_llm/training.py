@@ -30,6 +30,7 @@ from imagebind_llm.settings import TrainSettings
 AnySums = TypeVar("AnySums", "Sums", CriticSums)
 BETAS, EPS = (0.9, 0.95), 1e-8
 RESAMPLES = 500  # of dev rows, for the standard error of its macro F1
+HEADED_ROWS = 2  # a prompt costs about a sixtieth of a clip whose four answers are sampled and scored
 
 
 class TrainingError(ValueError):
@@ -81,17 +82,19 @@ def make_optimizer(model: nn.Module, weight_decay: float, gate_lr: float = 1.0) 
 
 @dataclass(frozen=True)
 class Counts:
-    """What a whole step's losses are divided by, over all ranks and passes: its answer tokens, its known intents, the tokens of
-    the captions mixed in."""
+    """What a whole step's losses are divided by, over all ranks and passes: its answer tokens, its known intents, the clips among
+    these whose answers may be criticised (not those that are prompts alone), and the tokens of captions mixed in."""
 
     tokens: int
     intents: int
+    clips: int
     captions: int = 0
 
 
 def counts_of(rows: Sequence[Ids]) -> Counts:
     tokens = [sum(len(row.ids) - row.n_prompt for row in rows if row.caption == caption) for caption in (False, True)]
-    return Counts(tokens[0], sum(row.intent is not None for row in rows), tokens[1])
+    known = [row for row in rows if row.intent is not None]
+    return Counts(tokens[0], len(known), sum(len(row.ids) > row.n_prompt for row in known), tokens[1])
 
 
 @dataclass
@@ -191,7 +194,7 @@ def train_step(
                 ce = intent_cross_entropy(output.intent_logits, batch.intents, counts.intents)
                 loss = loss + settings.w_intent * ce
             if critic and sampled and criticism is not None:  # a mean over this pass's answers, as a share of the step's
-                loss = loss + critic.weight * criticism * len(sampled.answers) / (counts.intents * settings.samples)
+                loss = loss + critic.weight * criticism * len(sampled.answers) / (counts.clips * settings.samples)
             (loss * ranks).backward()  # wrapped models average over ranks, losses are sums over them
         if not math.isfinite(float(loss.detach())):
             bad += batch.keys
@@ -261,6 +264,19 @@ class Moment:
     tokens_per_s: float
 
 
+@dataclass(frozen=True)
+class Beside:
+    """Rows that go through the model beside those that are trained on.
+
+    captions: one for every two rows of a step (batches.with_captions), weighted by --w_caption.
+    headed: prompts, HEADED_ROWS of which are drawn for each row of a step and supervise the intent head, so that it does not
+        learn the few rows that are criticised by heart. They have a pass of their own, at a prompt's cost.
+    """
+
+    captions: Sequence[Ids] = ()
+    headed: Sequence[Ids] = ()
+
+
 def train_one_epoch(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -270,17 +286,16 @@ def train_one_epoch(
     device: torch.device,
     position: Position,
     critic: Critic | None = None,
-    captions: Sequence[Ids] = (),
+    beside: Beside | None = None,
 ) -> Iterator[Moment]:
-    """Train from `position` to the end of its epoch, yielding after every step; `position` always says what is done.
-
-    `captions` are mixed in, one for every two rows (batches.with_captions)."""
+    """Train from `position` to the end of its epoch, yielding after every step; `position` always says what is done."""
     ranks, rank = distributed.world_size(), distributed.rank()
     rows_a_step = settings.batch_size * settings.accum_iter * ranks
     steps = steps_of_epoch([len(row.ids) for row in sequences], rows_a_step, settings.seed, position.epoch)
-    if captions:
-        steps = with_captions(steps, len(sequences), len(captions), settings.seed, position.epoch)
-        sequences = [*sequences, *captions]
+    beside = beside or Beside()
+    if beside.captions:
+        steps = with_captions(steps, len(sequences), len(beside.captions), settings.seed, position.epoch)
+        sequences = [*sequences, *beside.captions]
     passes = settings.accum_iter
     plan = [rows for step in steps[position.step :] for rows in shares(step, ranks, passes)[rank]]
     batches = iter(load(sequences, plan, collate, settings.num_workers, device))
@@ -293,13 +308,25 @@ def train_one_epoch(
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         own = [next(batches).to(device) for _ in range(passes)]
-        counts = counts_of([sequences[row] for row in steps[position.step]])
+        more = _drawn_rows(beside.headed, HEADED_ROWS * len(steps[position.step]), settings.seed, position)
+        if more:
+            mine = more[rank::ranks]
+            own.insert(0, (collate(mine) if mine else collate.without_targets(more[0])).to(device))
+        counts = counts_of([*(sequences[row] for row in steps[position.step]), *more])
         weight = critic.weight(moment) if critic else 0.0
         step = CriticStep(critic, weight, _draws(settings, position), position.critic) if critic and weight else None
         norm = train_step(model, optimizer, own, counts, settings, position.sums, step)
         position.step, position.total = position.step + 1, position.total + 1
         speed = (position.sums.tokens - before) * ranks / (time.perf_counter() - started)
         yield Moment(position, len(steps), lr, norm, speed)
+
+
+def _drawn_rows(rows: Sequence[Ids], count: int, seed: int, position: Position) -> list[Ids]:
+    """So many of the rows, or none of none: drawn anew in every step, the same on every rank and after resuming."""
+    if not rows:
+        return []
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + position.total)
+    return [rows[i] for i in torch.randint(len(rows), (count,), generator=generator).tolist()]
 
 
 def _draws(settings: TrainSettings, position: Position) -> torch.Generator:

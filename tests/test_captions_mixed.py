@@ -45,7 +45,7 @@ def text_model() -> ITSL:
 def test_answers_and_captions_are_means_over_their_own_tokens_each_with_its_own_weight():
     settings = TrainSettings("x", w_rationale=0.5, w_caption=3.0, captions="y", clip_grad=0.0)
     collate, model = Collator(None, ()), text_model()
-    assert counts_of(ROWS) == Counts(tokens=6, intents=2, captions=3)
+    assert counts_of(ROWS) == Counts(tokens=6, intents=2, clips=2, captions=3)
     output = model(collate(ROWS))
     nll = [rationale_nll(output.logp[rows], output.mask[rows]) for rows in (slice(0, 2), slice(2, 3))]
     (0.5 * nll[0] + 3.0 * nll[1] + intent_cross_entropy(output.intent_logits[:2], torch.tensor([1, 1]))).backward()
@@ -83,7 +83,7 @@ def test_captions_of_a_held_out_clip_are_refused(world):
     file.write_text(json.dumps([row | {"split": "train"} for row in rows]))
     done = train(world, "leaking", captions=file, w_caption=1)
     assert done.code == 2
-    assert "6 captions of its train split are of clips in dev" in done.err and not (world / "leaking" / "last").exists()
+    assert "is a clip of dev, its caption one of train" in done.err and not (world / "leaking" / "last").exists()
 
 
 @pytest.mark.parametrize("flags", [{"w_caption": 1}, {"w_caption": 1, "captions": "x.json", "stage": "pretrain"}])

@@ -86,11 +86,11 @@ def test_questions_that_cannot_be_answered_are_refused(given, message, capsys):
 
 def test_flags_of_training_and_explaining_are_frozen():
     assert " ".join(field.name for field in dataclasses.fields(TrainSettings)) == (
-        "data_path output_dir emb_path llama_model_path model stage pretrained_path trainable modalities rationales captions "
+        "data_path output_dir emb_path llama_model_path model stage pretrained_path trainable modalities rationales "
         "limit adapter_layer adapter_len lora_rank bridge_width fusion max_seq_len batch_size accum_iter epochs warmup_epochs "
-        "lr blr gate_lr min_lr weight_decay clip_grad w_intent w_rationale w_caption patience seed save_steps log_steps "
-        "resume num_workers device dtype w_critic samples baseline critic_start kl reward_weights reward_norm answer_order "
-        "cache_gb checkpoint_activations"
+        "lr blr gate_lr min_lr weight_decay clip_grad w_intent w_rationale w_caption patience seed save_steps log_steps resume "
+        "num_workers device dtype w_critic samples baseline critic_start kl reward_weights credit captions encoder_weights "
+        "reward_norm answer_order cache_gb checkpoint_activations"
     )
     assert " ".join(field.name for field in dataclasses.fields(ExplainSettings)) == (
         "checkpoint clip text data_path emb_path key batch split limit llama_model_path encoder_weights max_new_tokens "
@@ -114,6 +114,7 @@ def test_flags_of_training_and_explaining_are_frozen():
         (["--reward_weights", "intent"], "--reward_weights intent: expected NAME=NUMBER, got 'intent'"),
         (["--reward_weights", "luck=1"], "--reward_weights: luck=1; expected weights >= 0 of intent, rationale, "),
         (["--reward_weights", "intent=0"], "--reward_weights intent=0: every part weighs 0"),
+        (["--credit", "claim", "--reward_weights", "intent=1"], "--credit claim --reward_weights intent=1: truth must weigh more"),
         (["--stage", "both"], "invalid choice: 'both'"),
     ],
 )

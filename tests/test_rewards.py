@@ -99,7 +99,7 @@ def test_all_parts_of_many_answers_lie_between_zero_and_one(judges, world):
     texts = [row.rationale for row in world[:20]] + ["", None, "x" * 500, GOOD * 9, "Ünïcode 你好"]
     answers = [Answer(DEMO.labels[i % 20] if i % 7 else None, text, bool(i % 3)) for i, text in enumerate(texts)]
     parts = reward_parts(answers, ["Joke"] * len(texts), [GOOD] * len(texts), cider, verifier)
-    assert list(parts) == list(REWARD_WEIGHTS)
+    assert list(parts) == [name for name in REWARD_WEIGHTS if name != "truth"]  # that one needs a judge
     for part in parts.values():
         assert part.shape == (25,) and part.min() >= 0 and part.max() <= 1
 
