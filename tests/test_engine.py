@@ -191,7 +191,7 @@ def test_finetuning_ends_with_results_calibration_and_verifier(clips, tmp_path):
 @pytest.mark.parametrize("bare", [("dev",), ("test",), ("dev", "test")], ids=" ".join)
 def test_splits_without_intents_get_no_scores_of_intents_and_the_run_ends(bare, llama, tmp_path):
     rows = [
-        {"instruction": "What is meant?", "input": f"word {i}", "split": split}
+        {"instruction": "What is meant?", "input": f"word {split} {i}", "split": split}
         | ({"output": "It is a word."} if split in bare else {"intent": INTENTS[i % 3], "rationale": "We see it."})
         for split in ROWS
         for i in range(4)
