@@ -149,6 +149,20 @@ def test_gated_attention_equals_the_formula_written_out(length):
         torch.testing.assert_close(llama(tokens, Prompts(prefix))[row], llama.norm(out), atol=2e-6, rtol=0)
 
 
+def test_prompts_are_read_through_the_frozen_matrices_alone():
+    """As in LLaMA-Adapter and ImageBind-LLM: neither LoRA nor biases touch what prompts are as keys and values."""
+    llama = random_llama(PromptConfig(1, 5, normalise_prefix=False, lora_rank=2, bias=True), n_layers=1)
+    for name, parameter in llama.named_parameters():
+        if "lora" in name or "bias" in name:
+            torch.nn.init.normal_(parameter)
+    attention, prefix = llama.layers[0].attention, torch.randn(2, 5, 32)
+    read = attention.prompt_kv(prefix, None)
+    for found, name in ((read.keys, "wk"), (read.values, "wv")):
+        wanted = prefix @ getattr(attention, name).weight.T
+        torch.testing.assert_close(found.transpose(1, 2).flatten(2), wanted)
+        assert (attention.project(name, prefix) - wanted).abs().max() > 0.1
+
+
 def test_normalised_prefix_ignores_the_length_of_the_prompt_vectors():
     prefix = torch.randn(1, 2, 3, 32)
     tokens = torch.randint(61, (1, 5))
