@@ -31,9 +31,10 @@ def on_gpus(count: int) -> list[pytest.MarkDecorator]:
     return [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < count, reason=f"fewer than {count} CUDA devices")]
 
 
+CPU = pytest.param("cpu", marks=pytest.mark.slow)
 gpu = pytest.mark.parametrize("device", [pytest.param("cuda", marks=on_gpus(1))])
-ON = pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=on_gpus(1))])
-ON_TWO = pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=on_gpus(2))])
+ON = pytest.mark.parametrize("device", [CPU, pytest.param("cuda", marks=on_gpus(1))])
+ON_TWO = pytest.mark.parametrize("device", [CPU, pytest.param("cuda", marks=on_gpus(2))])
 
 
 @gpu

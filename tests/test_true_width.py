@@ -18,13 +18,16 @@ PUBLISHED = (
 )
 PROGRAM_GB, LAYER_GB = 1.2, 0.04  # beside the weights: Python and torch; what 2 x 128 tokens leave in a layer
 SPARE_GB = 2
+MEMINFO = Path("/proc/meminfo")
 ANSWER = 90  # words: with prompt and end 128 tokens
 
 
 def free_gb(device: str) -> float:
     if device == "cuda":
         return torch.cuda.mem_get_info()[0] / 1e9
-    known = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    if not MEMINFO.is_file():
+        pytest.skip("this system does not say how much memory is free")
+    known = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
     return int(known["MemAvailable"].split()[0]) / 1e6
 
 
