@@ -17,8 +17,9 @@ import avt_get_emb
 import classifier
 import engine_finetune
 import explain
-from imagebind_llm import checkpoint, distributed, faithfulness, inference, linear, self_critical
+from imagebind_llm import checkpoint, distributed, extraction, faithfulness, inference, linear, self_critical
 from imagebind_llm import run as run_on_disk
+from imagebind_llm.config import MODALITIES
 from imagebind_llm.records import IGNORE, Batch
 from imagebind_llm.rewards import reward_parts
 from imagebind_llm.store import Store
@@ -129,6 +130,23 @@ def test_gradients_and_updates_are_those_of_the_cpu(checkpoint):
     assert want.keys() == got.keys()
     for name, tensor in want.items():
         torch.testing.assert_close(got[name], tensor, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_every_tensor_that_is_read_ahead_is_page_locked(monkeypatch):
+    """What data loaders ask of batches for a GPU; here pinning makes a copy that is remembered."""
+    locked: list[torch.Tensor] = []
+
+    def pin_memory(tensor):
+        locked.append(tensor.clone())
+        return locked[-1]
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    numbers = torch.ones(1, 2)
+    batch = Batch(numbers, numbers, numbers, numbers, numbers, numbers, ("key",), numbers).pin_memory()
+    found = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
+    assert len(found) == len(locked) == 7 and all(any(one is copy for copy in locked) for one in found)
+    clip = extraction.Batch([], {name: extraction.Inputs([0], numbers, [(1,)]) for name in MODALITIES}, [], 0, []).pin_memory()
+    assert all(any(inputs.windows is copy for copy in locked) for inputs in clip.inputs.values())
 
 
 # --- the commands on it ---
