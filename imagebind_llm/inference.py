@@ -175,13 +175,7 @@ class Explainer:
 
     def check_store(self, store: Store) -> None:
         """Raises CheckpointError if the store's embeddings were made in another way than those the model was trained on."""
-        ours, theirs = self.store_identity or {}, asdict(store.identity)
-        names = ("encoder", "weights_sha256", "width", "window_rule", "clean_audio")
-        if other := [f"{n}: {theirs[n]}, expected {ours[n]}" for n in names if n in ours and ours[n] != theirs[n]]:
-            raise CheckpointError(
-                f"{store.root}: other embeddings than the model was trained on ({'; '.join(other)}); make them anew with: "
-                f"python avt_get_emb.py --data_path DATA --output_dir EMB --encoder {ours['encoder']}"
-            )
+        check_store(self.store_identity or {}, store)
 
     # --- intents ------------------------------------------------------------------------------------------------------
 
@@ -287,6 +281,17 @@ class Explainer:
         if embeddings is None or present is None or not self.needs_embeddings:
             return None, None
         return embeddings.to(self.device), (present & self._known).to(self.device)
+
+
+def check_store(ours: dict, store: Store) -> None:
+    """Raises CheckpointError if the store's embeddings were made in another way than `ours`, those of a checkpoint."""
+    theirs = asdict(store.identity)
+    names = ("encoder", "weights_sha256", "width", "window_rule", "clean_audio")
+    if other := [f"{n}: {theirs[n]}, expected {ours[n]}" for n in names if n in ours and ours[n] != theirs[n]]:
+        raise CheckpointError(
+            f"{store.root}: other embeddings than the model was trained on ({'; '.join(other)}); make them anew with: "
+            f"python avt_get_emb.py --data_path DATA --output_dir EMB --encoder {ours['encoder']}"
+        )
 
 
 def save_calibration(folder: Path, calibration: Calibration) -> None:

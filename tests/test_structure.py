@@ -13,7 +13,7 @@ ROWS = (
     "bridge rewards datasets report checkpoint demo_world frozen_states",
     "model weights corpus rationales scoring curves protocol",
     "generate extraction assembly evaluation",
-    "inference self_critical intent_report clip_encoder",
+    "inference self_critical intent_report clip_encoder captions",
     "answers training faithfulness methods",
     "run page",
     "results",

@@ -13,6 +13,7 @@ import torch
 
 import engine_finetune
 from imagebind_llm.config import EMBEDDING_WIDTH, MODALITIES, LlamaConfig
+from imagebind_llm.demo_world.cues import TYPICAL
 from imagebind_llm.extraction import NUMBERS
 from imagebind_llm.store import Identity, StoreWriter
 from imagebind_llm.weights.imagebind import file_sha256, find_imagebind
@@ -55,7 +56,8 @@ def key_of(split: str, number: int) -> str:
 
 
 def write_intents(root: Path) -> Path:
-    """A MIntRec folder without clips: three intents in turn, a rationale for every row, captions of train and dev."""
+    """A MIntRec folder without clips: three intents in turn; a rationale and typical cues of every row, captions of train's
+    and dev's."""
     root.mkdir()
     rationales, captions = [], []
     for split, count in ROWS.items():
@@ -63,7 +65,8 @@ def write_intents(root: Path) -> Path:
         for i in range(count):
             intent, key = INTENTS[i % 3], key_of(split, i)
             lines.append(key.replace("_", "\t") + f"\tsay it {i}\t{intent}")
-            rationales.append({"key": key, "rationale": f"We see {CUES[intent]}."})
+            cues = {cue: value for cue, value in TYPICAL[intent].items() if cue != "family"}
+            rationales.append({"key": key, "rationale": f"We see {CUES[intent]}.", "cues": cues})
             if split != "test":
                 captions.append({"key": key, "caption": f"Face: {CUES[intent]}.", "split": split})
         (root / f"{split}.tsv").write_text("\n".join(lines) + "\n")
