@@ -122,6 +122,7 @@ ENCODERS = {"imagebind_huge": imagebind_huge, "imagebind_tiny": imagebind_tiny}
 
 # --- The demo world -----------------------------------------------------------------------------------------------------
 
+PERTURBATIONS = ("drop", "swap")  # of a modality (faithfulness.py)
 FAITHFUL, BLIND = "faithful", "blind"  # kinds of reference rationales; a third is a share of the faithful ones, "10%"
 
 

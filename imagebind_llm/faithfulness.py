@@ -7,8 +7,9 @@ its claims about the others. Where cues are known (the demo world), both are cou
 text moves and whether the intent changes. Phrases about the words count as claims about the text (demo_world.phrases.GISTS).
 """
 
+import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,17 +19,18 @@ from torch import Tensor
 
 from imagebind_llm import distributed
 from imagebind_llm.checkpoint import CheckpointError
-from imagebind_llm.config import MODALITIES, parse
+from imagebind_llm.config import MODALITIES, PERTURBATIONS, parse
 from imagebind_llm.datasets import load_dataset
+from imagebind_llm.demo_world.cues import CUES_OF
+from imagebind_llm.demo_world.yardsticks import follows
 from imagebind_llm.inference import Explainer
 from imagebind_llm.records import Example
 from imagebind_llm.scoring import Rationale, claims_in, modality_of, read_rationales
 from imagebind_llm.seen import keys_seen
 from imagebind_llm.settings import FaithfulnessSettings
-from imagebind_llm.store import Store
+from imagebind_llm.store import Store, write_atomic
 from imagebind_llm.text_metrics import rouge_l
 
-HOW = ("drop", "swap")
 # `Explainer.explain`, say: examples, embeddings (N,M,E), present (N,M) -> N answers with .intent and .rationale
 Explain = Callable[[Sequence[Example], Tensor, Tensor], Iterable]
 
@@ -60,12 +62,14 @@ def faithfulness(
     truth: Sequence[Rationale] | None = None,
     modalities: Sequence[str] = MODALITIES,
     seed: int = 0,
+    hows: Sequence[str] = PERTURBATIONS,
 ) -> list[Change]:
-    """Explain every clip as it is, then with each of `modalities` dropped and swapped. `truth`: the references, with cues."""
+    """Explain every clip as it is, then with each of `modalities` changed in each of `hows` (drop, swap). `truth`: the
+    references, with cues."""
     answers = list(explain(examples, embeddings, present))
     changes = []
     for modality in modalities:
-        for how in HOW:
+        for how in hows:
             others = another_clip(len(examples), seed)
             changed = perturbed(examples, embeddings, present, modality, how, others)
             now = list(explain(*changed))
@@ -102,7 +106,7 @@ def _change(
     modality: str, how: str, before: Sequence, after: Sequence, truth: Sequence[Rationale] | None, others: Sequence[int]
 ) -> Change:
     """Count claims before and after, clip by clip."""
-    changed, follows, kept = [], [], []
+    changed, followed, kept = [], [], []
     for i, (was, now) in enumerate(zip(before, after, strict=True)):
         claims, claims_now = claims_in(was.rationale), claims_in(now.rationale)
         for cue, value in claims.items():
@@ -112,8 +116,7 @@ def _change(
             changed.append(claims_now.get(cue) != value)
         if how == "swap" and truth:
             mine, theirs = (known_of(truth[k]) for k in (i, others[i]))
-            own = [cue for cue in claims_now if modality_of(cue) == modality and cue in mine and cue in theirs]
-            follows += [claims_now[cue] == theirs[cue] for cue in own if mine[cue] != theirs[cue]]
+            followed += follows(claims_now, mine, theirs, CUES_OF[modality])
     pairs = list(zip(before, after, strict=True))
     return Change(
         modality,
@@ -121,7 +124,7 @@ def _change(
         n_clips=len(pairs),
         n_claims=len(changed),
         own_changed=_share(changed),
-        own_follows=_share(follows),
+        own_follows=_share(followed),
         others_kept=_share(kept),
         intent_changed=sum(was.intent != now.intent for was, now in pairs) / len(pairs),
         text_moved=1 - sum(rouge_l(now.rationale, was.rationale) for was, now in pairs) / len(pairs),
@@ -138,16 +141,26 @@ def _share(hits: Sequence[bool]) -> float | None:
     return sum(hits) / len(hits) if hits else None
 
 
+def change_cells(changes: Iterable[Mapping]) -> tuple[list[str], list[list[str]]]:
+    """Header and a row a change, from the fields of each."""
+    names = {
+        "own_changed": "own claims changed",
+        "own_follows": "now say the other clip's",
+        "others_kept": "other claims kept",
+        "intent_changed": "intent changed",
+        "text_moved": "text moved",
+    }
+    rows = []
+    for change in changes:
+        shares = ["–" if change[name] is None else f"{change[name]:.3f}" for name in names]
+        rows.append([change["modality"], change["how"], str(change["n_claims"]), *shares])
+    return ["modality", "change", "claims", *names.values()], rows
+
+
 def markdown(changes: Sequence[Change]) -> str:
     """One row a change."""
-    names = ("own_changed", "own_follows", "others_kept", "intent_changed", "text_moved")
-    title = "| modality | change | claims | own claims changed | now say the other clip's | other claims kept | intent changed "
-    lines = [title + "| text moved |", "|---|---|---|---|---|---|---|---|"]
-    for change in changes:
-        values = [asdict(change)[name] for name in names]
-        cells = ["–" if value is None else f"{value:.3f}" for value in values]
-        lines.append(f"| {change.modality} | {change.how} | {change.n_claims} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    header, rows = change_cells([asdict(change) for change in changes])
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))
 
 
 def measure(settings: FaithfulnessSettings) -> list[Change]:
@@ -166,13 +179,16 @@ def measure(settings: FaithfulnessSettings) -> list[Change]:
     truth = [known[e.key] for e in examples] if all(e.key in known and known[e.key].cues for e in examples) else None
     explain = partial(explainer.explain, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size)
     vectors, present = store.read([example.key for example in examples])
-    return faithfulness(explain, examples, vectors, present, truth, explainer.modalities, settings.seed)
+    return faithfulness(explain, examples, vectors, present, truth, explainer.modalities, settings.seed, settings.how)
 
 
 def main(argv: list[str] | None = None) -> int:
     settings = parse(FaithfulnessSettings, argv, "What a model's rationales say when a modality is dropped or swapped.")
     try:
-        print(markdown(measure(settings)))
+        changes = measure(settings)
+        print(markdown(changes))
+        if settings.output:
+            write_atomic(Path(settings.output), (json.dumps([asdict(change) for change in changes], indent=1) + "\n").encode())
     except (ValueError, OSError) as error:  # what is wrong with the input; all errors of our own are ValueErrors
         print(f"imagebind_llm.faithfulness: {error}", file=sys.stderr)
         return 2

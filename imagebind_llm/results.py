@@ -1,5 +1,7 @@
 """What a training run ends with: the best checkpoint calibrated on dev, then the test split looked at once.
 
+Where the true cues of dev are known (the demo world), results.json also says how true the first dev rationales are.
+
 OUTPUT_DIR/best/calibration.json    OUTPUT_DIR/results.json    OUTPUT_DIR/predictions_{dev,test}.jsonl
 """
 
@@ -25,6 +27,7 @@ from imagebind_llm.inference import (
 from imagebind_llm.metrics import calibration_error, scores
 from imagebind_llm.records import Sequence as Ids
 from imagebind_llm.run import Run
+from imagebind_llm.scoring import COLUMNS, claim_rows, read_rationales
 from imagebind_llm.store import write_atomic
 from imagebind_llm.tokenizers import LlamaTokenizer
 
@@ -65,9 +68,10 @@ def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
         run.say(f"{split}: none of its {len(splits.pop(split))} rows has an intent, so there are no scores of intents")
     found = {split: _scored(explainer, rows, corpus.prompts[split], collate, batch) for split, rows in splits.items()}
     calibration = calibrate(*found["dev"]) if "dev" in found else Calibration()
+    written: dict[str, str] = {}
     if run.verifier is not None and "dev" in found:
         dev = (corpus.splits["dev"], corpus.prompts["dev"], found["dev"])
-        calibration = _with_alpha(explainer, calibration, *dev, collate, batch, run.settings.seed)
+        calibration, written = _with_alpha(explainer, calibration, *dev, collate, batch, run.settings.seed)
     if not distributed.is_main():
         return
     save_calibration(folder, calibration)
@@ -82,6 +86,9 @@ def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
             run.root / f"predictions_{split}.jsonl", corpus.splits[split], taxonomy.labels, head, decoder, calibration
         )
         run.say(f"{split}: " + "; ".join(_line(name, one) for name, one in results[split].items()))
+    if written and (claims := _claims(run, calibration, found["dev"], written)):
+        results["dev"]["claims"] = claims
+        run.say(_claims_line(claims["model"], len(written)))
     write_atomic(run.root / RESULTS, json.dumps(results, indent=1).encode())
 
 
@@ -121,9 +128,11 @@ def _with_alpha(
     collate: Collator,
     batch: int,
     seed: int,
-) -> Calibration:
-    """The calibration with the alpha that serves ALPHA_ROWS drawn dev rows best: their rationales are written for it. Files
-    are often sorted, by intent or episode, so the first rows would speak for some alone."""
+) -> tuple[Calibration, dict[str, str]]:
+    """The calibration with the alpha that serves ALPHA_ROWS drawn dev rows best, and their rationales by key, written for it.
+
+    Files are often sorted, by intent or episode, so the first rows would speak for some alone.
+    """
     explainer.calibration = calibration
     known = [i for i, row in enumerate(sequences) if row.intent is not None]
     drawn = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))[:ALPHA_ROWS]
@@ -139,7 +148,29 @@ def _with_alpha(
         _, texts = explainer.answer(asked, *embeddings, MAX_NEW_TOKENS)
         written += list(zip(part, (text for text, _ in texts), strict=True))
     texts_in_order = [text for _, text in sorted(pair for rank in distributed.gather_objects(written) for pair in rank)]
-    return replace(calibration, alpha=choose_alpha(p, explainer.read(p, texts_in_order), gold))
+    alpha = choose_alpha(p, explainer.read(p, texts_in_order), gold)
+    return replace(calibration, alpha=alpha), {sequences[i].key: text for i, text in zip(known, texts_in_order, strict=True)}
+
+
+def _claims(run: Run, calibration: Calibration, found: Scored, written: dict[str, str]) -> dict[str, dict]:
+    """How true the rationales `written` for some dev rows are, beside references and clip-blind templates; nothing where the data
+    set's rationales.jsonl does not know the true cues."""
+    file = Path(run.settings.data_path) / "rationales.jsonl"  # faithful, whatever --rationales was trained on
+    known = read_rationales(file) if file.is_file() else {}
+    if not all(key in known for key in written):
+        return {}
+    places = {row.key: i for i, row in enumerate(row for row in run.corpus.splits["dev"] if row.intent is not None)}
+    head, decoder, gold = (part[[places[key] for key in written]] for part in found)
+    labels = run.corpus.taxonomy.labels if run.corpus.taxonomy else ()
+    references = [replace(known[key], intent=labels[i]) for key, i in zip(written, gold.tolist(), strict=True)]
+    guesses = calibration.probabilities(head, decoder).argmax(1).tolist()
+    return claim_rows(list(written.values()), [labels[i] for i in guesses], references)
+
+
+def _claims_line(found: dict[str, float | None], n: int) -> str:
+    names = ("cue_precision", "cue_recall", "cue_skill", "atypical_precision")
+    shown = (f"{COLUMNS[name]} {'–' if (value := found[name]) is None else f'{value:.3f}'}" for name in names)
+    return f"claims of {n} dev rationales: {' '.join(shown)}"
 
 
 def _scores(p: Tensor, gold: Tensor) -> dict[str, float]:

@@ -3,8 +3,11 @@
     python -m imagebind_llm.scoring --data_path data/demo/clips --candidates answers.jsonl
 
 No score means anything alone, so a table has three rows that need no model: the references themselves (what is best), the
-references dealt out to other clips (what a fluent text about something else gets) and one fixed train rationale for each intent
+references dealt out to other clips (what a fluent text about something else gets) and one fixed rationale for each intent
 (what is got by knowing the label without looking). A score that does not fall from the first to the others measures nothing.
+The fixed rationale is made of the intent's typical cues where the table of cues is known (demo_world.yardsticks, which also
+says what an atypical claim is), else the train rationale most like the others; it stands beside every file for the intents that
+the file predicts.
 """
 
 import json
@@ -18,8 +21,9 @@ from torch import Tensor
 
 from imagebind_llm.config import parse
 from imagebind_llm.datasets import DataError, load_dataset, rationale_rows
-from imagebind_llm.demo_world.cues import CUES_OF
+from imagebind_llm.demo_world.cues import CUES_OF, TYPICAL
 from imagebind_llm.demo_world.phrases import GISTS, cues_in
+from imagebind_llm.demo_world.yardsticks import claim_counts, skill, template
 from imagebind_llm.labels import Taxonomy
 from imagebind_llm.settings import ScoringSettings
 from imagebind_llm.store import write_atomic
@@ -30,9 +34,11 @@ Encode = Callable[[Sequence[str]], Tensor]
 COLUMNS = {
     "bleu4": "BLEU-4", "rouge_l": "ROUGE-L", "cider_d": "CIDEr-D", "meteor": "METEOR", "similarity": "similarity",
     "consistency": "reads gold", "q_gold": "q(gold)", "consistency_predicted": "reads predicted",
-    "cue_precision": "cue P", "cue_recall": "cue R", "cue_f1": "cue F1",
+    "cue_precision": "cue P", "cue_recall": "cue R", "cue_f1": "cue F1", "cue_skill": "cue skill",
+    "atypical_precision": "atypical P", "atypical_claims": "atypical claims", "claims": "claims an answer",
     "distinct2": "distinct-2", "repetition4": "repeated", "words": "words",
 }  # fmt: skip
+CUE_SCORES = ("claims", *(name for name in COLUMNS if name.startswith(("cue_", "atypical_"))))
 
 
 @dataclass(frozen=True)
@@ -78,8 +84,9 @@ def score_rationales(
 ) -> dict[str, float | None]:
     """Every score of `candidates` (a text a clip, empty where there is none) under the names of COLUMNS; None where unknown.
 
-    references: the gold intent of each clip, its reference rationale (empty if there is none) and its cues. All but CIDEr-D
-    (0 to 10) and the number of words lie in [0, 1]. Clips without a reference count for no score that needs one.
+    references: the gold intent of each clip, its faithful reference rationale (empty if there is none) and its true cues. All
+    but CIDEr-D (0 to 10), skill (at most 1) and the numbers of claims and words lie in [0, 1]. Clips without a reference count
+    for no score that needs one.
     """
     if len(candidates) != len(references) or not candidates:
         raise ValueError(f"expected a candidate for each of {len(references)} references, got {len(candidates)}")
@@ -117,28 +124,61 @@ def _masked_consistency(
 
 
 def cue_scores(candidates: Sequence[str], references: Sequence[Rationale]) -> dict[str, float | None]:
-    """Claims about looks and sounds over all clips together. Precision: the share that is true of the clip. Recall: of what the
-    reference names, the share that is named, truly. None where nothing is claimed."""
+    """Claims about looks and sounds over all clips together.
+
+    Precision: the share that is true of the clip. Recall: of what the reference names, the share that is named, truly. Skill:
+    the share of the errors of the clip-blind template of the gold intents that is avoided. Then the precision of atypical
+    claims, how many there are, and how many claims of any kind an answer makes. None where nothing is claimed, or the table of
+    cues (skill, atypical) does not know the intents.
+    """
     return cue_scores_of(cue_counts(candidates, references).sum(0))
 
 
 def cue_scores_of(counts: np.ndarray) -> dict[str, float | None]:
-    """The same from (4,) sums of cue_counts."""
-    claimed, true, named, found = counts.tolist()
-    precision, recall = (part / whole if whole else None for part, whole in ((true, claimed), (found, named)))
+    """The same from (9,) sums of cue_counts."""
+    answers, claimed, true, named, found, atypical, seen, of_template, true_of_template = counts.tolist()
+    pairs = ((true, claimed), (found, named), (seen, atypical), (true_of_template, of_template))
+    precision, recall, atypical_precision, blind = (part / whole if whole else None for part, whole in pairs)
     both = precision is not None and recall is not None
-    f1 = 2 * precision * recall / max(precision + recall, 1e-9) if both else None  # type: ignore[operator]
-    return {"cue_precision": precision, "cue_recall": recall, "cue_f1": f1}
+    return {
+        "cue_precision": precision,
+        "cue_recall": recall,
+        "cue_f1": 2 * precision * recall / max(precision + recall, 1e-9) if both else None,  # type: ignore[operator]
+        "cue_skill": skill(precision, blind),
+        "atypical_precision": atypical_precision,
+        "atypical_claims": atypical if of_template else None,
+        "claims": claimed / answers if answers else None,
+    }
 
 
 def cue_counts(candidates: Sequence[str], references: Sequence[Rationale]) -> np.ndarray:
-    """(N,4) by clip: claims about looks and sounds, the true ones; cues that the reference names, those named truly."""
+    """(N,9) by clip: 1; claims about looks and sounds, the true ones; cues that the reference names, those named truly;
+    atypical claims, the true ones; claims of the template of the gold intent, the true ones."""
     rows = []
     for text, row in zip(candidates, references, strict=True):
         claims, truth, wanted = cues_in(text), row.cues or {}, set(cues_in(row.rationale))
-        right = {cue for cue, value in claims.items() if truth.get(cue) == value}
-        rows.append((len(claims), len(right), len(wanted), len(wanted & right)))
-    return np.array(rows, dtype=np.int64).reshape(-1, 4)
+        claimed, true, atypical, seen = claim_counts(claims, truth, row.intent)
+        found = sum(claims.get(cue) == truth.get(cue) for cue in wanted if cue in claims)
+        blind = claim_counts(cues_in(template(row.intent)), truth, row.intent)[:2] if row.intent in TYPICAL else (0, 0)
+        rows.append((1, claimed, true, len(wanted), found, atypical, seen, *blind))
+    return np.array(rows, dtype=np.int64).reshape(-1, 9)
+
+
+def claim_rows(
+    candidates: Sequence[str], predicted: Sequence[str], references: Sequence[Rationale]
+) -> dict[str, dict[str, float | None]]:
+    """cue_scores of a model's rationales beside those of the references and of the clip-blind template, for the true intents
+    and for the predicted ones. Empty where the truth or the table of cues does not cover every clip."""
+    gold = [row.intent for row in references]
+    if not references or not all(row.cues for row in references) or not {*gold, *predicted} <= set(TYPICAL):
+        return {}
+    sources = {
+        "model": candidates,
+        "references": [row.rationale for row in references],
+        "template of the gold intent": [template(intent) for intent in gold],
+        "template of the predicted intent": [template(intent) for intent in predicted],
+    }
+    return {name: cue_scores(texts, references) for name, texts in sources.items()}
 
 
 def claims_in(text: str) -> dict[str, str]:
@@ -164,7 +204,10 @@ def shuffled(references: Sequence[Rationale], seed: int = 0) -> list[str]:
 
 
 def templates(train: Sequence[Rationale]) -> dict[str, str]:
-    """By intent, the train rationale that is most like the others of its intent (mean ROUGE-L): label known, clip unseen."""
+    """By intent, one fixed text: label known, clip unseen. Where the table of cues is known, its typical values in a
+    sentence; elsewhere the train rationale that is most like the others of its intent (mean ROUGE-L)."""
+    if train and all(row.cues and row.intent in TYPICAL for row in train):
+        return {intent: template(intent) for intent in TYPICAL}
     by_intent: dict[str, list[str]] = {}
     for row in train:
         by_intent.setdefault(row.intent, []).append(row.rationale)
@@ -228,8 +271,10 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def score_cells(rows: Mapping[str, Mapping[str, float | None]]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: sources down, scores across; scores that no source has are left out."""
-    names = [name for name in COLUMNS if any(scores.get(name) is not None for scores in rows.values())]
+    """Header and rows: sources down, scores across. Scores that no source has are left out, but for what needs a table of cues:
+    a dash there says that nothing is known of the truth."""
+    known = {name for scores in rows.values() for name, value in scores.items() if value is not None}
+    names = [name for name in COLUMNS if name in known or name in CUE_SCORES]
     cells = [
         [source, *("–" if (value := scores.get(name)) is None else _shown(name, value) for name in names)]
         for source, scores in rows.items()
@@ -245,7 +290,8 @@ def markdown(rows: Mapping[str, Mapping[str, float | None]]) -> str:
 
 
 def _shown(name: str, value: float) -> str:
-    return f"{value:.1f}" if name == "words" else f"{value:.2f}" if name == "cider_d" else f"{value:.3f}"
+    digits = {"words": 1, "cider_d": 2, "claims": 2, "atypical_claims": 0}.get(name, 3)
+    return f"{value:.{digits}f}"
 
 
 def side_by_side(settings: ScoringSettings) -> tuple[dict[str, dict[str, float | None]], str]:
@@ -274,9 +320,13 @@ def side_by_side(settings: ScoringSettings) -> tuple[dict[str, dict[str, float |
             raise DataError(f"--candidates {file}: none of its {len(answers)} keys is in split {settings.split}")
         own = [answers[row.key] for row in asked]
         name = f"{Path(file).stem} ({len(asked)} of {len(splits[settings.split])})"
-        scores[name] = score_rationales([a.rationale for a in own], asked, judges, [a.intent for a in own])
-        if seen := sum(a.seen for a in own):
+        guesses = [answer.intent for answer in own]
+        scores[name] = score_rationales([answer.rationale for answer in own], asked, judges, guesses)
+        if seen := sum(answer.seen for answer in own):
             warned.append(f"{name}: not a result, its model was trained or chosen on {seen} of these {len(own)} clips")
+        if any(guesses):
+            known = [fixed.get(intent, "") for intent in guesses]
+            scores[f"template of the intents of {Path(file).stem}"] = score_rationales(known, asked, judges, guesses)
     check = judges.verifier.dev
     return scores, "\n".join([*warned, check.sentence() if check else "the verifier was not checked: no dev rationales"])
 

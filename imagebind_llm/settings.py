@@ -18,6 +18,7 @@ from imagebind_llm.config import (
     MODALITIES,
     NO_MODALITY,
     NO_SELECTION,
+    PERTURBATIONS,
     REWARD_NORMS,
     REWARD_WEIGHTS,
     STAGES,
@@ -408,7 +409,9 @@ class FaithfulnessSettings:
     llama_model_path: str = flag("", "the LLaMA it was trained with, if it is elsewhere now")
     split: str = flag("test", "whose clips", ("train", "dev", "test"))
     limit: int = flag(100, "the first clips of the split; 0: all")
+    how: tuple[str, ...] = flag(PERTURBATIONS, "a modality is taken away, or another clip's put in its place", PERTURBATIONS)
     max_new_tokens: int = flag(96, "longest answer")
     batch_size: int = flag(32, "clips at a time")
     device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
     seed: int = flag(0, "of the swapping")
+    output: str = flag("", "also write the numbers here, as JSON")

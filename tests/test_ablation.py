@@ -56,14 +56,16 @@ def test_every_number_of_ranks_has_eight_rows_a_step(script, tmp_path):
 
 def test_gains_are_paired_by_seed_and_clip():
     def run(right: list[bool], true_claims: int):
-        counts = np.tile([10, true_claims, 10, true_claims], (len(right), 1))  # claims, true; cues of the reference, named
+        counts = np.tile([1, 10, true_claims, 10, true_claims, 5, true_claims - 4, 10, 6], (len(right), 1))
         return ablation_table.Answers({}, np.array(right), counts)
 
     base = {"seed0": run([True, False] * 50, 6), "seed1": run([False, True] * 50, 6)}
     other = {"seed0": run([True, True] * 50, 7), "seed1": run([False, True] * 50, 7), "seed2": run([False, False] * 50, 0)}
-    accuracy, cue_f1 = ablation_table.gains(other, base, "loo")
-    assert accuracy.startswith("+25.0 [") and cue_f1 == "+10.0 [+10.0, +10.0]", "seed2 has nothing to be compared with"
-    assert ablation_table.gains(base, base, "supervised") == ["", ""]
+    accuracy, precision, atypical = ablation_table.gains(other, base, "loo")
+    assert accuracy.startswith("+25.0 [") and precision == "+10.0 [+10.0, +10.0]", "seed2 has nothing to be compared with"
+    assert atypical == "+20.0 [+20.0, +20.0]"
+    assert ablation_table.gains(base, base, "supervised") == ["", "", ""]
+    assert ablation_table.spread([float("nan")]) == "–"
     assert ablation_table.finite({"a": 1.0, "b": float("nan")}) == {"a": 1.0, "b": None}
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import make_report  # noqa: E402
 import run  # noqa: E402
 
 from imagebind_llm.demo_world import write  # noqa: E402
+from imagebind_llm.faithfulness import Change  # noqa: E402
 from imagebind_llm.scoring import read_rationales  # noqa: E402
 from imagebind_llm.settings import DemoWorldSettings  # noqa: E402
 
@@ -110,7 +112,8 @@ def test_a_stage_that_was_killed_is_not_done_though_its_result_is_there(stages):
 
 
 def test_the_real_stages_are_commands_of_ours():
-    known = {path.name for path in ROOT.glob("*.py")} | {"data/demo/make_report.py", "imagebind_llm.demo_world"}
+    modules = {"imagebind_llm.demo_world", "imagebind_llm.faithfulness"}
+    known = {path.name for path in ROOT.glob("*.py")} | {"data/demo/make_report.py"} | modules
     for stage in run.STAGES:
         words = stage.command.split()
         assert any(word in known for word in words), stage.command
@@ -143,6 +146,14 @@ def test_the_page_marks_true_and_false_claims_and_holds_its_clips(world):
     assert page.count('<mark class="true"') > 4 and "Careful: the rationale speaks for Greet." in page
     assert "http://" not in page and "https://" not in page
     assert "not recorded: the stages were not run" in page
+    assert "atypical P" in page and "template of the intents of answers" in page
+
+
+def test_a_world_of_another_version_has_no_page(world, tmp_path):
+    shutil.copy(world / "clips" / "test.tsv", tmp_path)
+    (tmp_path / "world.json").write_text('{"seed": 0, "code": "of version 1"}')
+    with pytest.raises(make_report.DataError, match="expected the demo world of version 2"):
+        make_report.write(make_report.ReportSettings(str(tmp_path), str(world / "runs")))
 
 
 def test_a_page_without_answers_says_what_to_type(world, tmp_path):
@@ -151,8 +162,13 @@ def test_a_page_without_answers_says_what_to_type(world, tmp_path):
         make_report.write(settings)
 
 
-def test_times_of_the_stages_are_shown(world, tmp_path):
+def test_times_of_the_stages_and_what_follows_a_swap_are_shown(world, tmp_path):
     shutil.copytree(world / "runs", tmp_path, dirs_exist_ok=True)
     (tmp_path / "stages.json").write_text(json.dumps({"clips": {"command": "x.py", "seconds": 90.0, "done": True}}))
+    change = Change(
+        "vision", "swap", 32, 64, own_changed=0.75, own_follows=0.625, others_kept=0.8, intent_changed=0, text_moved=0.5
+    )
+    (tmp_path / "swaps.json").write_text(json.dumps([asdict(change)]))
     page = make_report.write(make_report.ReportSettings(str(world / "clips"), str(tmp_path))).read_text()
     assert "<td>1.5</td>" in page and "Together 1.5 minutes" in page
+    assert "<td>0.625</td>" in page and "The first 32 test clips" in page

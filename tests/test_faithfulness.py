@@ -81,6 +81,8 @@ def test_without_known_cues_the_text_still_tells(world):
     examples, embeddings, present, _ = world
     changes = faithfulness(reads_what_is_there, examples, embeddings, present, None, ("vision",))
     assert [c.own_follows for c in changes] == [None, None] and changes[0].text_moved > 0.1
+    swaps = faithfulness(reads_what_is_there, examples, embeddings, present, None, ("vision",), hows=("swap",))
+    assert swaps == changes[1:]
 
 
 def test_only_the_named_modality_is_touched(world):

@@ -35,6 +35,7 @@ TOY = {  # what is added to a program's own arguments; of two of a flag the last
     "classifier.py": "--seeds 0 1",
     "engine_finetune.py": "--epochs 1 --warmup_epochs 0.1 --samples 2",
     "data/demo/make_report.py": "",
+    "data/demo/measure_captions.py": "--limit 4",
     "data/demo/measure_critic.py": "--batches 3 --samples 2",
     "data/demo/measure_explanations.py": "--limit 4 --swapped 2",
     "explain.py": "--max_new_tokens 4",

@@ -74,9 +74,13 @@ def test_every_score_peaks_on_references_and_falls_on_shuffled_ones(references, 
 
 def test_a_template_that_knows_the_label_reads_well_and_sees_little(references, judges):
     test, fixed = references["test"], templates(references["train"])
-    assert set(fixed) <= set(DEMO.labels) and all(text in {r.rationale for r in references["train"]} for text in fixed.values())
-    scores = score_rationales([fixed.get(row.intent, "") for row in test], test, judges)
-    assert scores["consistency"] > 0.9 and scores["cue_f1"] < 0.95 and scores["consistency_predicted"] is None
+    scores = score_rationales([fixed[row.intent] for row in test], test, judges)
+    assert scores["consistency"] > 0.7 and scores["cue_precision"] < 0.7 and scores["consistency_predicted"] is None
+    assert scores["atypical_precision"] == scores["cue_skill"] == 0
+    unknown = [Rationale(row.key, row.intent, row.rationale) for row in references["train"]]
+    chosen = templates(unknown)  # where nothing is known of cues
+    assert set(chosen) <= set(DEMO.labels) and all(text in {r.rationale for r in unknown} for text in chosen.values())
+    assert templates([]) == {}
 
 
 def test_shuffling_gives_nobody_their_own_and_loses_none(references):
@@ -93,7 +97,10 @@ def test_cue_scores_by_hand():
     scores = cue_scores([said], [reference])
     assert scores["cue_precision"] == 0.5 and scores["cue_recall"] == pytest.approx(1 / 3)
     assert scores["cue_f1"] == pytest.approx(2 * (1 / 2) * (1 / 3) / (1 / 2 + 1 / 3))
-    assert cue_scores(["nothing"], [reference]) == {"cue_precision": None, "cue_recall": 0.0, "cue_f1": None}
+    assert cue_scores(["nothing"], [reference]) == {
+        "cue_precision": None, "cue_recall": 0.0, "cue_f1": None, "cue_skill": None,
+        "atypical_precision": None, "atypical_claims": 0, "claims": 0,
+    }  # fmt: skip
 
 
 def test_missing_texts_score_nothing_and_missing_references_are_left_out(references, judges):
@@ -134,6 +141,7 @@ def test_the_command_prints_all_sources_side_by_side(folder, tmp_path, capsys, r
     )
     said = capsys.readouterr().out
     assert "| reference | 1.000 | 1.000 |" in said and "| reference, shuffled |" in said and "| template of the gold" in said
+    assert "| template of the intents of model |" in said
     assert "| model (20 of 60) | 1.000 |" in said and "verifier on 60 rationales: accuracy 0." in said
     found = json.loads((tmp_path / "s.json").read_text())
     assert found["model (20 of 60)"]["consistency_predicted"] < 0.3 < found["model (20 of 60)"]["consistency"]

@@ -14,6 +14,7 @@ import torch
 
 import engine_finetune
 from imagebind_llm.config import EMBEDDING_WIDTH, MODALITIES, LlamaConfig
+from imagebind_llm.demo_world.cues import TYPICAL
 from imagebind_llm.extraction import NUMBERS
 from imagebind_llm.run import Run
 from imagebind_llm.store import Identity, StoreWriter
@@ -57,7 +58,8 @@ def key_of(split: str, number: int) -> str:
 
 
 def write_intents(root: Path) -> Path:
-    """A MIntRec folder without clips: three intents in turn, a rationale for every row, captions of train and dev."""
+    """A MIntRec folder without clips: three intents in turn; a rationale and typical cues of every row, captions of train's
+    and dev's."""
     root.mkdir()
     rationales, captions = [], []
     for split, count in ROWS.items():
@@ -66,7 +68,8 @@ def write_intents(root: Path) -> Path:
             intent, key = INTENTS[i % 3], key_of(split, i)
             said = f"say it {i}" if split == "test" else f"say {split} {i}"  # no text of test's is train's or dev's
             lines.append(key.replace("_", "\t") + f"\t{said}\t{intent}")
-            rationales.append({"key": key, "rationale": f"We see {CUES[intent]}."})
+            cues = {cue: value for cue, value in TYPICAL[intent].items() if cue != "family"}
+            rationales.append({"key": key, "rationale": f"We see {CUES[intent]}.", "cues": cues})
             if split != "test":
                 captions.append({"key": key, "caption": f"Face: {CUES[intent]}.", "split": split})
         (root / f"{split}.tsv").write_text("\n".join(lines) + "\n")

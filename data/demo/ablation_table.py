@@ -2,9 +2,10 @@
 
     python data/demo/ablation_table.py --output_dir runs/demo/ablation
 
-The last columns are what a run has more than the supervised model of its seed: means over seeds, with 95 % intervals by paired
-bootstrap over clips. Reads answers.jsonl of each run (explain.py --batch); writes table.md, table.json and table.html beside
-the seeds' folders.
+The last rows need no model: the references, and one fixed sentence for each intent, which never looks. The last columns are
+what a run has more than the supervised model of its seed: means over seeds, with 95 % intervals by paired bootstrap over
+clips. Where no cues are known a dash stands for what is said of them. Reads answers.jsonl of each run (explain.py --batch);
+writes table.md, table.json and table.html beside the seeds' folders.
 """
 
 import json
@@ -19,7 +20,15 @@ from imagebind_llm.config import flag, parse
 from imagebind_llm.datasets import DataError
 from imagebind_llm.metrics import bootstrap_interval
 from imagebind_llm.report import bars, figure, page, table
-from imagebind_llm.scoring import Judges, Rationale, cue_counts, load_references, read_rationales, score_rationales
+from imagebind_llm.scoring import (
+    Judges,
+    Rationale,
+    cue_counts,
+    load_references,
+    read_rationales,
+    score_rationales,
+    templates,
+)
 from imagebind_llm.settings import ScoringSettings
 from imagebind_llm.store import write_atomic
 from imagebind_llm.verifier import VerifierError
@@ -38,15 +47,21 @@ COLUMNS = {
     "cue_precision": "cue precision",
     "cue_recall": "cue recall",
     "cue_f1": "cue F1",
+    "cue_skill": "cue skill",
+    "atypical_precision": "atypical precision",
+    "atypical_claims": "atypical claims",
+    "claims": "claims an answer",
 }
-DRAWN = ("accuracy", "macro_f1", "rouge_l", "consistency", "cue_f1")
+DRAWN = ("accuracy", "macro_f1", "rouge_l", "consistency", "cue_precision", "atypical_precision")
+GAINED = ("accuracy", "cue precision", "atypical precision")
 BASE = "supervised"
 RESAMPLES = 2000
+CLAIMED, TRUE, ATYPICAL, SEEN = 1, 2, 5, 6  # columns of cue_counts
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What one run says of N clips: its scores, which intents are right (N,), and counts of claims (N,4), see cue_counts."""
+    """What one run says of N clips: its scores, which intents are right (N,), and counts of claims (N,9), see cue_counts."""
 
     scores: dict[str, float]
     right: np.ndarray
@@ -90,7 +105,8 @@ def write_table(root: Path, data_path: str) -> str:
     rows: list[list[str]] = [
         [name, str(len(found[name])), *cells[name], *gains(found[name], found.get(BASE, {}), name)] for name in found
     ]
-    head = ["run", "seeds", *COLUMNS.values(), "accuracy gained", "cue F1 gained"]
+    rows += without_model(root, told, judges)
+    head = ["run", "seeds", *COLUMNS.values(), *(f"{score} gained" for score in GAINED)]
     lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
     write_atomic(root / "table.md", ("\n".join(lines) + "\n").encode())
     means = {COLUMNS[c]: [float(np.mean([run[c] for run in runs])) for runs in scores.values()] for c in DRAWN}
@@ -98,6 +114,27 @@ def write_table(root: Path, data_path: str) -> str:
     drawn = figure(bars(list(found), means, ends), "Means over seeds; whiskers from the lowest to the highest seed")
     write_atomic(root / "table.html", page("Ablation", [("Test split", [drawn, table(head, rows)])]).encode())
     return "\n".join(lines)
+
+
+def without_model(root: Path, told: dict[str, list[Rationale]], judges: Judges) -> list[list[str]]:
+    """Rows of the references and of one fixed text for each intent: the true ones, and those that the supervised runs name."""
+    test, fixed = told.get("test", []), templates(told["train"])
+    sources = {
+        "references": [(test, [row.rationale for row in test])],
+        "template of the gold intent": [(test, [fixed.get(row.intent, "") for row in test])],
+        f"template of the intents of {BASE}": [],
+    }
+    for file in sorted(root.glob(f"seed*/{BASE}/answers.jsonl")):
+        answers = read_rationales(file)
+        asked = [row for row in test if row.key in answers]
+        sources[f"template of the intents of {BASE}"] += [(asked, [fixed.get(answers[row.key].intent, "") for row in asked])]
+    rows = []
+    for name, runs in sources.items():
+        scores = [score_rationales(texts, some, judges) for some, texts in runs if some]
+        if scores:
+            cells = [spread([as_number(one.get(column)) for one in scores]) for column in COLUMNS]
+            rows.append([name, "–", *cells, *("" for _ in GAINED)])
+    return rows
 
 
 def answers_of(path: Path, references: list[Rationale], judges: Judges) -> Answers:
@@ -112,31 +149,38 @@ def answers_of(path: Path, references: list[Rationale], judges: Judges) -> Answe
         "accuracy": float(right.mean()),
         "macro_f1": float(f1_score(gold, guesses, average="macro", zero_division=0)),
     }
-    known = {name: value if value is not None else float("nan") for name, value in scores.items()}
-    return Answers(known, right, cue_counts(texts, asked))
+    return Answers({name: as_number(value) for name, value in scores.items()}, right, cue_counts(texts, asked))
+
+
+def as_number(value: float | None) -> float:
+    """Not a number where nothing is known."""
+    return float("nan") if value is None else value
 
 
 def gains(runs: dict[str, Answers], base: dict[str, Answers], name: str) -> list[str]:
-    """What runs have more than those they are compared with, by seed: in accuracy and in cue F1, in points."""
+    """What runs have more than those they are compared with, by seed: in each of GAINED, in points."""
     pairs = [(run, base[seed]) for seed, run in runs.items() if seed in base]
     if name == BASE or not pairs:
-        return ["", ""]
+        return ["" for _ in GAINED]
     n = len(pairs[0][0].right)
     draws = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
     own = np.arange(n)[None]  # as they are
     shown = []
-    for score in (lambda run, drawn: run.right[drawn].mean(1), lambda run, drawn: cue_f1(run.counts[drawn].sum(1))):
+    for score in (
+        lambda run, drawn: run.right[drawn].mean(1),
+        lambda run, drawn: share(run.counts[drawn].sum(1)[:, [CLAIMED, TRUE]]),
+        lambda run, drawn: share(run.counts[drawn].sum(1)[:, [ATYPICAL, SEEN]]),
+    ):
         value, drawn = (np.mean([score(a, rows) - score(b, rows) for a, b in pairs], axis=0) for rows in (own, draws))
         low, high = bootstrap_interval(drawn, float(value[0]))
         shown.append(f"{100 * value[0]:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]" if np.isfinite(value[0]) else "")
     return shown
 
 
-def cue_f1(counts: np.ndarray) -> np.ndarray:
-    """(R,) from sums of cue_counts (R,4); not a number where nothing is known of cues."""
+def share(sums: np.ndarray) -> np.ndarray:
+    """(R,) the second column of (R,2) over the first; not a number where that is 0, as where nothing is known of cues."""
     with np.errstate(invalid="ignore"):
-        precision, recall = counts[:, 1] / counts[:, 0], counts[:, 3] / counts[:, 2]
-        return 2 * precision * recall / (precision + recall)
+        return sums[:, 1] / sums[:, 0]
 
 
 def finite(scores: dict[str, float]) -> dict[str, float | None]:
@@ -145,7 +189,9 @@ def finite(scores: dict[str, float]) -> dict[str, float | None]:
 
 
 def spread(values: list[float]) -> str:
-    """Mean and, of several, standard deviation."""
+    """Mean and, of several, standard deviation; a dash for what is not known."""
+    if not np.isfinite(values).all():
+        return "–"
     return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
 
 

@@ -22,6 +22,7 @@ from imagebind_llm.curves import pictures
 from imagebind_llm.datasets import DataError, load_dataset
 from imagebind_llm.demo_world import cues
 from imagebind_llm.demo_world.phrases import claims, cues_in
+from imagebind_llm.faithfulness import change_cells
 from imagebind_llm.intent_report import subset_table
 from imagebind_llm.records import Example
 from imagebind_llm.report import Html, bars, figure, jpeg, link, page, paragraph, table, text
@@ -62,8 +63,13 @@ def main() -> int:
 
 
 def write(settings: ReportSettings) -> Path:
-    """Make the page. Raises DataError if there is no demo world, or no answers to show."""
+    """Make the page. Raises DataError if there is no demo world of this version, or no answers to show."""
     runs = Path(settings.runs)
+    if not cues.is_world(Path(settings.data_path)):
+        raise DataError(
+            f"{settings.data_path}: expected the demo world of version {cues.VERSION}; make it, once an older one is removed, "
+            f"with: python -m imagebind_llm.demo_world --output_dir {settings.data_path}"
+        )
     test = load_dataset(settings.data_path, ("test",)).splits["test"]
     truth = read_rationales(Path(settings.data_path, "rationales.jsonl"))
     answers = read_answers(runs / "answers.jsonl")
@@ -71,6 +77,7 @@ def write(settings: ReportSettings) -> Path:
         ("In numbers", headline(runs, len(test))),
         ("Clips and answers", cards(test, answers, truth)),
         ("Are the explanations true?", rationale_scores(settings, runs / "answers.jsonl")),
+        ("Do they follow what is seen and heard?", swaps(runs / "swaps.json")),
         ("Intents from embeddings alone", classifier(runs / "probe")),
         *((f"Training: {name}", training(runs / folder)) for name, folder in TRAININGS.items()),
         ("Time", times(runs / "stages.json")),
@@ -194,14 +201,30 @@ def rationale_scores(settings: ReportSettings, answers: Path) -> list[object]:
     scores, check = side_by_side(ScoringSettings(settings.data_path, candidates=(str(answers),)))
     drawn = bars(
         list(scores),
-        {COLUMNS[n]: [row[n] or 0.0 for row in scores.values()] for n in ("cue_precision", "cue_recall", "consistency")},
+        {COLUMNS[n]: [row[n] or 0.0 for row in scores.values()] for n in ("cue_precision", "atypical_precision", "cue_recall")},
     )
     return [
-        "Beside the model's own: the references, the references dealt to other clips, and one fixed text for each intent.",
+        "Beside the model's own: the references, the references dealt to other clips, and one fixed sentence for each intent "
+        "(the true one, and the one that the model names), which never looks at the clip. Atypical claims are those about a "
+        "cue that is not as the intent usually has it: who never looks is always wrong about them. Skill is the share of the "
+        "fixed sentence's errors that is avoided.",
         table(*score_cells(scores)),
-        figure(drawn, "Cues that are true, cues that are named, and how often the intent is read from the text alone"),
+        figure(drawn, "Claims that are true, claims about atypical cues that are true, cues of the reference that are named"),
         check,
     ]
+
+
+def swaps(path: Path) -> list[object]:
+    """What the claims do when a sense is given another clip's sounds or pictures."""
+    if not path.is_file():
+        return ["not made yet"]
+    changes = json.loads(path.read_text(encoding="utf-8"))
+    note = (
+        f"The first {changes[0]['n_clips']} test clips, each with the words, sound or pictures of another clip. Of the claims "
+        "about what was swapped, in which the two clips differ, the share is shown that now states the other clip's value: all "
+        "of them if the model looks. The references and the fixed sentences would stay as they are."
+    )
+    return [note, table(*change_cells(changes))]
 
 
 def classifier(folder: Path) -> list[object]:

@@ -3,9 +3,13 @@
     python data/demo/measure_explanations.py --checkpoint runs/demo/itsl/best
 
 Test split. Precision: the share of the claims about looks and sounds that is true of the clip, also for what is seen and what
-is heard alone; recall: of the cues that the reference names, the share that is named truly; intervals by bootstrap over clips.
-Beside them what linear probes read off the same embeddings (the same cues, weighted as they are claimed), and the same model
-with every clip's embeddings dealt to another.
+is heard alone; recall: of the cues that the reference names, the share that is named truly; skill: the share of the
+template's errors that is avoided; atypical precision: of the claims about cues that are not what the intent usually shows,
+where whoever never looks is always wrong; intervals by bootstrap over clips. Rows: the references; the template, one fixed
+sentence for each intent that names what is typical of it, for the true intents and for those that the model predicts; the
+model, and the same model with every clip's pictures, sounds or all embeddings dealt to another clip. "Follows": of the claims
+about what was dealt in which the two clips differ, the share that states the other clip's value. Below, what linear probes
+read off the same embeddings (the same cues, weighted as they are claimed).
 """
 
 import sys
@@ -26,7 +30,8 @@ from imagebind_llm.config import MODALITIES, flag, parse
 from imagebind_llm.datasets import DataError, load_dataset
 from imagebind_llm.demo_world import cues
 from imagebind_llm.demo_world.phrases import cues_in
-from imagebind_llm.faithfulness import another_clip
+from imagebind_llm.demo_world.yardsticks import follows, template
+from imagebind_llm.faithfulness import another_clip, perturbed
 from imagebind_llm.inference import Explainer, Explanation
 from imagebind_llm.records import Example
 from imagebind_llm.scoring import Rationale, cue_counts, cue_scores, cue_scores_of, read_rationales
@@ -34,6 +39,14 @@ from imagebind_llm.seen import read_stages, refuse_seen, row_marks, stored_marks
 from imagebind_llm.store import Store, StoreError
 
 RESAMPLES = 1000
+SHOWN = {
+    "cue_precision": "cue precision",
+    "cue_recall": "cue recall",
+    "cue_f1": "cue F1",
+    "cue_skill": "skill",
+    "atypical_precision": "atypical precision",
+}
+COLUMNS = ("", "accuracy, %", "macro F1", *SHOWN.values(), "claims an answer", "P of seen", "P of heard", "follows")
 
 
 @dataclass(frozen=True)
@@ -44,7 +57,7 @@ class MeasureSettings:
     data_path: str = flag("data/demo/clips", "the demo world")
     emb_path: str = flag("runs/demo/emb", "its embedding store")
     limit: int = flag(0, "only the first clips of the test split; 0: all")
-    swapped: int = flag(100, "clips that are also explained with another clip's embeddings; 0: none")
+    swapped: int = flag(100, "clips that are also explained with another clip's pictures, sounds and both; 0: none")
     device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
 
 
@@ -69,16 +82,21 @@ def measure(explainer: Explainer, settings: MeasureSettings) -> str:
     refuse_seen(settings.checkpoint, read_stages(Path(settings.checkpoint)), test, marks)
     vectors, present = store.read([example.key for example in test])
     own = answers(explainer, test, vectors, present, "explaining")
-    rows = [row("its own embeddings", own, test, references)]
-    if count := min(settings.swapped, len(test)):
-        other = another_clip(count, seed=0)
-        dealt = answers(explainer, test[:count], vectors[:count][other], present[:count][other], "swapped")
-        rows.append(row(f"another clip's ({count} clips)", dealt, test[:count], references))
+    told = [references[example.key] for example in test]
+    guesses = [answer.intent for answer in own]
+    rows = [
+        row("references", [one.rationale for one in told], None, told),
+        row("template of the gold intent", [template(one.intent) for one in told], None, told),
+        row("template of the model's intents", [template(intent) for intent in guesses], guesses, told),
+        row("the model", [answer.rationale for answer in own], guesses, told),
+    ]
+    if (count := min(settings.swapped, len(test))) > 1:
+        rows += swapped(explainer, test[:count], vectors[:count], present[:count], told[:count])
     probe = probe_precision(own, dataset.splits, store, references)
-    columns = ("embeddings", "accuracy, %", "macro F1", "cue precision", "cue recall", "cue F1", "P of seen", "P of heard")
-    head = f"| {' | '.join(columns)} |\n|{len(columns) * '---|'}"
+    head = f"| {' | '.join(COLUMNS)} |\n|{len(COLUMNS) * '---|'}"
     allowed = cues.bayes_accuracy([name for name in explainer.modalities if name in MODALITIES])
-    notes = f"Best reachable accuracy {100 * allowed:.1f} %; linear probes on these cues: precision {100 * probe:.1f} %"
+    best = f"{100 * allowed:.1f} %" if cues.is_world(dataset.root) else "not known of this version of the world"
+    notes = f"Best reachable accuracy {best}; linear probes on these cues: precision {100 * probe:.1f} %"
     doubtful = sum(not answer.consistent for answer in own)
     return "\n".join([head, *rows, "", notes, f"Answers whose rationale speaks for another intent: {doubtful} of {len(own)}"])
 
@@ -88,21 +106,54 @@ def answers(explainer: Explainer, examples: list[Example], vectors: Tensor, pres
     return list(tqdm(explainer.explain(examples, vectors, present), total=len(examples), desc=title, unit="clip"))
 
 
-def row(name: str, found: list[Explanation], examples: list[Example], references: dict[str, Rationale]) -> str:
-    """Scores with 95 % intervals of the cue scores."""
-    gold, guesses = [example.intent for example in examples], [answer.intent for answer in found]
-    told = [references[example.key] for example in examples]
-    texts = [answer.rationale for answer in found]
+def swapped(
+    explainer: Explainer, examples: list[Example], vectors: Tensor, present: Tensor, told: list[Rationale]
+) -> list[str]:
+    """Rows of the model with pictures, sounds and all of another clip, and how far its claims follow."""
+    others, n = another_clip(len(examples), seed=0), len(examples)
+    dealt = {
+        f"another clip's {what} ({n} clips)": (perturbed(examples, vectors, present, modality, "swap", others), sense)
+        for modality, what, sense in (("vision", "pictures", cues.VISUAL), ("audio", "sounds", cues.VOCAL))
+        if modality in explainer.modalities
+    }
+    everything = (examples, vectors[others], present[others])
+    dealt[f"another clip's embeddings ({n} clips)"] = (everything, tuple(cues.CUES))
+    rows = []
+    for name, (changed, sense) in dealt.items():
+        found = answers(explainer, *changed, name)
+        texts = [answer.rationale for answer in found]
+        rows.append(row(name, texts, [answer.intent for answer in found], told, followed(texts, told, others, sense)))
+    return rows
+
+
+def followed(texts: list[str], told: list[Rationale], others: list[int], sense: tuple[str, ...]) -> str:
+    """The share of claims about these cues that follow the swap, where the two clips differ."""
+    hits = [
+        hit
+        for text, own, other in zip(texts, told, others, strict=True)
+        for hit in follows(cues_in(text), own.cues or {}, told[other].cues or {}, sense)
+    ]
+    return f"{100 * np.mean(hits):.1f} of {len(hits)}" if hits else "–"
+
+
+def row(name: str, texts: list[str], guesses: list[str] | None, told: list[Rationale], follow: str = "–") -> str:
+    """Scores of rationales, and of the intents that go with them if they are somebody's; 95 % intervals of the cue scores."""
+    gold = [one.intent for one in told]
     scores, spread = cue_scores(texts, told), intervals(texts, told)
-    right = float(np.mean([a == b for a, b in zip(gold, guesses, strict=True)]))
-    shown = [f"{100 * right:.1f}", f"{100 * f1_score(gold, guesses, average='macro', zero_division=0):.1f}"]
-    for score, value in scores.items():
+    shown = ["–", "–"]
+    if guesses is not None:
+        right = float(np.mean([a == b for a, b in zip(gold, guesses, strict=True)]))
+        shown = [f"{100 * right:.1f}", f"{100 * f1_score(gold, guesses, average='macro', zero_division=0):.1f}"]
+    for score in SHOWN:
         low, high = spread[score]
-        shown.append(f"{100 * (value or 0):.1f} ({100 * low:.1f}-{100 * high:.1f})")
+        value = scores[score]
+        number = "" if score != "atypical_precision" else f" of {scores['atypical_claims']}"
+        shown.append("–" if value is None else f"{100 * value:.1f} ({100 * low:.1f}-{100 * high:.1f}){number}")
+    shown.append(f"{scores['claims']:.2f}")
     for sense in (cues.VISUAL, cues.VOCAL):
-        right, claimed = claims_of(sense, texts, told)
-        shown.append(f"{100 * right / max(claimed, 1):.1f} of {claimed}")
-    return f"| {name} | {' | '.join(shown)} |"
+        true, claimed = claims_of(sense, texts, told)
+        shown.append(f"{100 * true / max(claimed, 1):.1f} of {claimed}")
+    return f"| {name} | {' | '.join([*shown, follow])} |"
 
 
 def claims_of(sense: tuple[str, ...], texts: list[str], told: list[Rationale]) -> tuple[int, int]:

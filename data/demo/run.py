@@ -84,6 +84,13 @@ STAGES = (
         f"explain.py --checkpoint {RUNS}/critic/best --data_path {CLIPS} {EMB} --batch {RUNS}/answers.jsonl --limit 100",
         f"{RUNS}/answers.jsonl",
     ),
+    Stage(
+        "swaps",
+        "whether the explanations follow when a clip gets the words, sound or pictures of another",
+        f"-m imagebind_llm.faithfulness --checkpoint {RUNS}/critic/best --data_path {CLIPS} {EMB} --how swap --limit 32"
+        f" --output {RUNS}/swaps.json",
+        f"{RUNS}/swaps.json",
+    ),
     Stage("report", "everything on one page", "data/demo/make_report.py", f"{RUNS}/report.html"),
 )
 

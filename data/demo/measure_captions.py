@@ -1,0 +1,109 @@
+"""Does a model see and hear? It describes clips that it was not trained on; every cue that it names is held against the truth.
+
+    python data/demo/measure_captions.py --checkpoint runs/demo/pretrain/best
+
+For checkpoints of either stage, so that one sees what the second has unlearned. The model is asked as the first stage asks, and
+to list all cues. A cue that it does not name counts as wrong. Beside it the typical values of the clip's intent, which is what
+one can say without looking. In %; interval: 95 %, bootstrap over clips.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from imagebind_llm import distributed
+from imagebind_llm.captions import LISTING, describe, load_describer
+from imagebind_llm.checkpoint import CheckpointError, check_store
+from imagebind_llm.config import flag, parse
+from imagebind_llm.datasets import DataError, load_dataset
+from imagebind_llm.demo_world.cues import CUES, TYPICAL
+from imagebind_llm.demo_world.phrases import caption
+from imagebind_llm.demo_world.yardsticks import captions_right
+from imagebind_llm.metrics import bootstrap_interval
+from imagebind_llm.scoring import read_rationales
+from imagebind_llm.store import Store, StoreError, write_atomic
+from imagebind_llm.weights import WeightsError
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class CaptionSettings:
+    """The flags of data/demo/measure_captions.py."""
+
+    checkpoint: str = flag(help="a checkpoint folder, such as runs/demo/pretrain/best")
+    data_path: str = flag("data/demo/clips", "the demo world")
+    emb_path: str = flag("runs/demo/emb", "its embedding store")
+    llama_model_path: str = flag("", "the LLaMA it was trained with, if it is elsewhere now")
+    split: str = flag("dev", "whose clips: train shows what was learnt by heart", ("train", "dev", "test"))
+    limit: int = flag(0, "only the first clips of the split; 0: all")
+    batch_size: int = flag(32, "clips at a time")
+    device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
+    dtype: str = flag("auto", "of frozen weights; auto: bfloat16 on a GPU, else float32", ("auto", "float32", "bfloat16"))
+    output: str = flag("", "also write accuracy by cue and the captions here, as JSON")
+
+
+def main() -> int:
+    settings = parse(CaptionSettings, description=__doc__)
+    try:
+        print(measure(settings))
+    except (CheckpointError, DataError, StoreError, WeightsError, ValueError, OSError) as error:
+        print(f"measure_captions.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def measure(settings: CaptionSettings) -> str:
+    """The table, in Markdown."""
+    known = read_rationales(Path(settings.data_path, "rationales.jsonl"))
+    examples = load_dataset(settings.data_path, (settings.split,)).splits[settings.split]
+    clips = [e for e in examples if e.key in known and known[e.key].cues and e.intent in TYPICAL][: settings.limit or None]
+    if not clips:
+        raise DataError(f"{settings.data_path}: no clip of split {settings.split} has known cues; only the demo world's have")
+    truths = [known[clip.key].cues or {} for clip in clips]
+    captions = describe_clips(settings, [clip.key for clip in clips])
+    rows = {
+        settings.checkpoint: captions,
+        "typical of the gold intent": [caption({cue: TYPICAL[clip.intent or ""][cue] for cue in CUES}) for clip in clips],
+        "the truth": [caption(dict(truth)) for truth in truths],
+    }
+    right = {name: captions_right(texts, truths) for name, texts in rows.items()}
+    if settings.output:
+        told = {clip.key: text for clip, text in zip(clips, captions, strict=True)}
+        found = {"split": settings.split, "accuracy": accuracy(right[settings.checkpoint]), "captions": told}
+        write_atomic(Path(settings.output), (json.dumps(found, indent=1) + "\n").encode())
+    lines = [f"| {settings.split}, {len(clips)} clips | all cues | {' | '.join(CUES)} |", f"|{'---|' * (2 + len(CUES))}"]
+    return "\n".join(lines + [f"| {name} | {' | '.join(cells(found))} |" for name, found in right.items()])
+
+
+def describe_clips(settings: CaptionSettings, keys: list[str]) -> list[str]:
+    """A caption for each."""
+    device = distributed.choose_device(settings.device)
+    model, tokenizer, info = load_describer(Path(settings.checkpoint), settings.llama_model_path, device, settings.dtype)
+    if not info["store"]:
+        raise CheckpointError(f"{settings.checkpoint}: trained on the words alone; it sees and hears nothing")
+    store = Store(Path(settings.emb_path))
+    check_store(store, info["store"])
+    told = describe(model, tokenizer, tuple(info["modalities"]), *store.read(keys), LISTING, settings.batch_size)
+    return list(tqdm(told, total=len(keys), desc="describing", unit="clip"))
+
+
+def accuracy(right: np.ndarray) -> dict[str, float]:
+    """The share of cues named right, all and by cue, from (N,8) bool."""
+    return {"all": float(right.mean())} | dict(zip(CUES, right.mean(0).tolist(), strict=True))
+
+
+def cells(right: np.ndarray) -> list[str]:
+    """The same in %, all of them with an interval."""
+    every, *single = (100 * value for value in accuracy(right).values())
+    draws = np.random.default_rng(0).integers(len(right), size=(RESAMPLES, len(right)))
+    low, high = bootstrap_interval(100 * right.mean(1)[draws].mean(1), every)
+    return [f"{every:.1f} [{low:.1f}, {high:.1f}]", *(f"{value:.1f}" for value in single)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
