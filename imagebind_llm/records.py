@@ -43,7 +43,9 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Sequence:
-    """An exchange as token ids: prompt and answer in one, the first `n_prompt` are the prompt; `cut` if context was lost."""
+    """An exchange as token ids: prompt and answer in one, the first `n_prompt` are the prompt; `cut` if context was lost.
+
+    `weights`: how much each token's likelihood counts in training; None: all alike."""
 
     key: str
     ids: tuple[int, ...]
@@ -52,6 +54,7 @@ class Sequence:
     embedded: bool = False
     cut: bool = False
     rationale: str | None = None
+    weights: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class Batch:
     intents: (B,) class indices, IGNORE where none is known.
     keys: what the rows are called in messages.
     below: (B, T, D) states that enter the lowest adapted layer, where they are known; else they are computed.
+    weights: (B, T) float32, how much each token's likelihood counts in training; None: all alike.
     """
 
     tokens: Tensor
@@ -99,6 +103,7 @@ class Batch:
     intents: Tensor | None = None
     keys: tuple[str, ...] = ()
     below: Tensor | None = None
+    weights: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""

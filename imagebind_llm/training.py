@@ -168,7 +168,8 @@ def train_step(
                 output, criticism = _criticised(model, batch, sampled, critic, settings)
             else:
                 output, criticism = model(batch, checkpoint=settings.checkpoint_activations), None
-            loss = settings.w_rationale * rationale_nll(output.logp, output.mask, counts.tokens)
+            logp = output.logp if batch.weights is None else output.logp * batch.weights
+            loss = settings.w_rationale * rationale_nll(logp, output.mask, counts.tokens)
             if output.intent_logits is not None and batch.intents is not None:
                 ce = intent_cross_entropy(output.intent_logits, batch.intents, counts.intents)
                 loss = loss + settings.w_intent * ce
