@@ -23,10 +23,11 @@ from imagebind_llm.batches import Collator
 from imagebind_llm.config import parse
 from imagebind_llm.corpus import Corpus, load_corpus
 from imagebind_llm.datasets import DataError
+from imagebind_llm.instructions import LEAD
 from imagebind_llm.rehearsal import is_worth_it, rehearse
 from imagebind_llm.results import finish
 from imagebind_llm.run import Run
-from imagebind_llm.self_critical import Critic
+from imagebind_llm.self_critical import Critic, weighed
 from imagebind_llm.settings import TrainSettings
 from imagebind_llm.tokenizers import LlamaTokenizer
 from imagebind_llm.training import Beside, evaluate, make_optimizer, over_ranks, train_one_epoch
@@ -59,9 +60,15 @@ def train(settings: TrainSettings, device: torch.device) -> None:
     if settings.w_critic and run.verifier is None:
         raise DataError("--w_critic needs intents and reference rationales: pass --rationales, a JSONL of {key, rationale}")
     if settings.judges and corpus.store is None:
-        raise DataError(f"--credit {settings.credit}: a judge looks at clips: pass --emb_path and not --modalities none")
-    run.judges(device)  # so that what cannot be judged is said before anything is trained
+        raise DataError(
+            f"--credit {settings.credit} --trust_references {settings.trust_references}: a judge looks at clips: pass --emb_path, "
+            f"and not --modalities none"
+        )
     rows = corpus.taught
+    judges = run.judges(device)  # so that what cannot be judged is said before anything is trained
+    if judges and settings.trust_references == "no":
+        lead = LEAD[settings.answer_order]
+        rows = [weighed(row, judges[0], tokenizer, corpus.taxonomy, lead) if row.rationale else row for row in rows]
     with run.frozen_states(device) as states:
         collate = Collator(corpus.store, corpus.modalities, states)
         look = partial(evaluate, assembled.model, corpus.splits.get("dev", []), collate, device, 2 * settings.batch_size)

@@ -73,6 +73,11 @@ class Collator:
             ids = torch.tensor(row.ids)
             tokens[i, : len(ids)] = ids
             targets[i, row.n_prompt : len(ids)] = ids[row.n_prompt :]
+        weights = None
+        if any(row.weights for row in rows):
+            weights = torch.ones(len(rows), longest)
+            for i, row in enumerate(rows):
+                weights[i, : len(row.weights or ())] = torch.tensor(row.weights or ())
         embeddings, present = self.embeddings(rows)
         return Batch(
             tokens,
@@ -84,6 +89,7 @@ class Collator:
             keys=tuple(row.key for row in rows),
             below=self.states.batch(rows) if self.states is not None else None,
             captions=torch.tensor([row.caption for row in rows]) if any(row.caption for row in rows) else None,
+            weights=weights,
         )
 
     def embeddings(self, rows: Sequence[Ids]) -> tuple[torch.Tensor | None, torch.Tensor | None]:

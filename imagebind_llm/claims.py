@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from imagebind_llm.instructions import answer_spans
 from imagebind_llm.labels import Taxonomy
 from imagebind_llm.text_metrics import words
 from imagebind_llm.tokenizers import LlamaTokenizer
@@ -44,6 +45,23 @@ def claims_of(text: str, taxonomy: Taxonomy | None = None, start: int = 0) -> li
             found.append(Claim(" ".join(masked.split()), start + left, start + left + len(clause.strip())))
         begin = following
     return found
+
+
+def claims_in_answer(
+    ids: Sequence[int], text: str, lead: int, tokenizer: LlamaTokenizer, taxonomy: Taxonomy | None
+) -> tuple[list[Claim], list[Span]]:
+    """The claims of an answer's rationale, and the tokens [first, last) that write each. `text`: what `ids` say, behind `lead`
+    characters that they do not."""
+    start, end = answer_spans(text)[1]
+    claims = claims_of(text[start:end], taxonomy, start)
+    characters = [(a + lead, b + lead) for a, b in characters_of(ids, tokenizer)] if claims else []
+    return claims, [tokens_of((claim.start, claim.end), characters) for claim in claims]
+
+
+def label_in_answer(ids: Sequence[int], text: str, lead: int, tokenizer: LlamaTokenizer) -> Span:
+    """The tokens [first, last) that write an answer's label; (0, 0) without one."""
+    characters = [(a + lead, b + lead) for a, b in characters_of(ids, tokenizer)]
+    return tokens_of(answer_spans(text)[0], characters)
 
 
 def characters_of(ids: Sequence[int], tokenizer: LlamaTokenizer) -> list[Span]:

@@ -7,20 +7,24 @@ At its optimum the score is log p(clause | clip) / p(clause) up to constants. Te
 Two judges are fitted on different halves of the train clips, from different seeds: one pays, the other watches.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from imagebind_llm import distributed
 from imagebind_llm.claims import claims_of
 from imagebind_llm.config import MODALITIES
+from imagebind_llm.corpus import Corpus
 from imagebind_llm.credit import SAME
 from imagebind_llm.judge import FITTED, SHARED, ClauseVectors, Figures, Judge, JudgeError, clip_vectors
 from imagebind_llm.labels import Taxonomy
 from imagebind_llm.store import Store
 
+NAMES = {"judge": "judge", "watch": "watching judge (never paid)"}  # file name -> what it is called
 RANK = 32
 STEPS, PAIRS = 600, 256
 LEARNING_RATE, WEIGHT_DECAY = 1e-2, 0.1
@@ -237,6 +241,37 @@ def figures(judge: Judge, trial: Trial) -> Figures:
 
 
 # --- the judges of a run ------------------------------------------------------------------------------------------------
+
+
+def open_judges(
+    folder: Path, corpus: Corpus, encoder_weights: str, seed: int, device: torch.device, say: Callable[[str], None]
+) -> tuple[Judge, Judge]:
+    """A training run's judges: fitted by the first rank, read from `folder` by all, so that all have the same. Collective.
+
+    On the captions of train or, without them, its rationales; calibrated on those of dev. `device`: the text tower's.
+    """
+    assert corpus.store is not None, "a judge looks at clips"
+    vectors = ClauseVectors.load(corpus.store.identity, encoder_weights, device)
+    if distributed.is_main():
+        source, told = _told(corpus)
+        intents = {row.key: row.intent for split in ("train", "dev") for row in corpus.splits.get(split, [])}
+        judges = fit_judges(told, source, corpus.store, vectors, corpus.modalities, corpus.taxonomy, intents, seed)
+        for (name, role), judge in zip(NAMES.items(), judges, strict=True):
+            judge.save(folder, name)
+            say(sentence(judge, role))
+    distributed.barrier()
+    pays, watches = (Judge.load(folder, corpus.store, vectors, name) for name in NAMES)
+    return pays, watches
+
+
+def _told(corpus: Corpus) -> tuple[str, dict[str, dict[str, list[str]]]]:
+    """What the texts are that judges are fitted on, and those of train and dev clips by key."""
+    if corpus.captions:
+        return "captions", corpus.captions
+    return "rationales", {
+        split: {row.key: [row.rationale] for row in corpus.splits.get(split, []) if row.rationale and row.embedded}
+        for split in ("train", "dev")
+    }
 
 
 def fit_judges(

@@ -46,6 +46,7 @@ class Sequence:
     """An exchange as token ids: prompt and answer in one, the first `n_prompt` are the prompt; `cut` if context was lost.
 
     `caption`: a caption mixed into the second stage, whose loss has a weight of its own.
+    `weights`: how much each token's likelihood counts in training; None: all alike.
     """
 
     key: str
@@ -56,6 +57,7 @@ class Sequence:
     cut: bool = False
     rationale: str | None = None
     caption: bool = False
+    weights: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Batch:
     keys: what the rows are called in messages.
     below: (B, T, D) states that enter the lowest adapted layer, where they are known; else they are computed.
     captions: (B,) bool, which rows are captions mixed in; None if there are none.
+    weights: (B, T) float32, how much each token's likelihood counts in training; None: all alike.
     """
 
     tokens: Tensor
@@ -106,6 +109,7 @@ class Batch:
     keys: tuple[str, ...] = ()
     below: Tensor | None = None
     captions: Tensor | None = None
+    weights: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""

@@ -27,8 +27,8 @@ from imagebind_llm.continuation import differences, digest_of_rationales, digest
 from imagebind_llm.corpus import Corpus
 from imagebind_llm.curves import STEPS, draw
 from imagebind_llm.frozen_states import FrozenStates, compute_states, states_size
-from imagebind_llm.judge import ClauseVectors, Judge
-from imagebind_llm.judge_fit import fit_judges, sentence
+from imagebind_llm.judge import Judge
+from imagebind_llm.judge_fit import NAMES, open_judges
 from imagebind_llm.seen import save_stages, summary
 from imagebind_llm.self_critical import CriticSums
 from imagebind_llm.settings import TrainSettings
@@ -38,7 +38,7 @@ from imagebind_llm.verifier import Verifier, VerifierError, fit_verifier
 
 REFERENCE = "reference.safetensors"
 JUDGES = "judges"  # a folder
-JUDGE_ROLES = {"judge": "judge", "watch": "watching judge (never paid)"}  # file name -> what it is called
+WINDOW = 20  # steps
 QUIET = {"advantage", "distinct_2", "reward_format"}  # in the log, not on the console
 FREE = {
     "resume",
@@ -55,14 +55,18 @@ FREE = {
 
 @dataclass
 class Guard:
-    """Stops self-critical training when dev accuracy has twice fallen by more than a paired standard error below the
-    supervised model's; `right`: where that one was right. Without a dev split it never does.
+    """Stops self-critical training when, at the end of two epochs, dev accuracy has fallen by more than a paired standard error
+    below the supervised model's (`right`: where that one was right; without a dev split it never has), or the judge that pays
+    has seen answers get truer and the one that watches has not.
 
-    `began`: the epoch with which the self-critical loss began; None: it has not."""
+    `began`: the epoch with which the self-critical loss began; None: it has not. `paid`, `watched`: the truth of the answers
+    of each of the last steps, as the two judges see it."""
 
     began: int | None = None
     right: list[bool] = field(default_factory=list)
     strikes: int = 0
+    paid: list[float] = field(default_factory=list)
+    watched: list[float] = field(default_factory=list)
 
     @property
     def stops(self) -> bool:
@@ -76,6 +80,28 @@ class Guard:
         worse = bool(change.mean() < -change.std() / len(change) ** 0.5)
         self.strikes += worse
         return not worse
+
+
+    def note(self, paid: float, watched: float) -> None:
+        """Remember a step."""
+        self.paid, self.watched = ([*old, new][-2 * WINDOW :] for old, new in ((self.paid, paid), (self.watched, watched)))
+
+    def agrees(self) -> bool:
+        """Whether the watching judge bears out what the paying one has seen; counts a strike if it does not.
+
+        It does not if pay has risen from one window of steps to the next by two standard errors, and watch by less than one."""
+        if len(self.paid) < 2 * WINDOW:
+            return True
+        (pay, pay_error), (watch, watch_error) = _rise(self.paid), _rise(self.watched)
+        gamed = pay > 2 * pay_error and watch < watch_error
+        self.strikes += gamed
+        return not gamed
+
+
+def _rise(values: list[float]) -> tuple[float, float]:
+    """By how much the mean of the last WINDOW values is above that of those before them, and its standard error."""
+    before, after = torch.tensor(values, dtype=torch.float64)[-2 * WINDOW :].split(WINDOW)
+    return float(after.mean() - before.mean()), float(((before.var() + after.var()) / WINDOW).sqrt())
 
 
 @dataclass
@@ -141,6 +167,7 @@ class Run:
         self._judges: tuple[Judge, Judge] | None = None
         self._spoken = (time.perf_counter(), self.position.total)  # when the last line was, and after which step
         self._summed = (replace(self.position.sums), replace(self.position.critic))  # and the sums of the epoch by then
+        self._noted = replace(self.position.critic)  # and those by the last step
 
     @property
     def finished(self) -> bool:
@@ -212,37 +239,13 @@ class Run:
         return verifier
 
     def judges(self, device: torch.device) -> tuple[Judge, Judge] | None:
-        """The judge that pays and the one that watches, where anything depends on them: fitted on the first rank, read from
-        OUTPUT_DIR/judges by all. Says how far to trust them. Raises JudgeError if they can tell nothing. Collective."""
-        store = self.corpus.store
-        if not self.settings.judges or store is None:
-            return None
-        if self._judges is None:
-            folder = self.root / JUDGES
-            vectors = ClauseVectors.load(store.identity, self.settings.encoder_weights, device)
-            if distributed.is_main():
-                for name, judge in zip(JUDGE_ROLES, self._fitted_judges(vectors), strict=True):
-                    judge.save(folder, name)
-                    self.say(sentence(judge, JUDGE_ROLES[name]))
-            distributed.barrier()
-            pays, watches = (Judge.load(folder, store, vectors, name) for name in JUDGE_ROLES)
-            self._judges = pays, watches
+        """The judge that pays and the one that watches, where anything depends on them. Collective; says how far to trust them."""
+        if self._judges is None and self.settings.judges and self.corpus.store is not None:
+            settings = self.settings
+            self._judges = open_judges(
+                self.root / JUDGES, self.corpus, settings.encoder_weights, settings.seed, device, self.say
+            )
         return self._judges
-
-    def _fitted_judges(self, vectors: ClauseVectors) -> tuple[Judge, Judge]:
-        """On the captions of train or, without them, its rationales; calibrated on those of dev."""
-        corpus = self.corpus
-        assert corpus.store is not None and corpus.taxonomy is not None
-        rationales = {
-            split: {row.key: [row.rationale] for row in corpus.splits.get(split, []) if row.rationale and row.embedded}
-            for split in ("train", "dev")
-        }
-        intents = {row.key: row.intent for split in ("train", "dev") for row in corpus.splits.get(split, [])}
-        source = "captions" if corpus.captions else "rationales"
-        told = {split: own or rationales[split] for split, own in corpus.captions.items()} or rationales
-        return fit_judges(
-            told, source, corpus.store, vectors, corpus.modalities, corpus.taxonomy, intents, self.settings.seed
-        )
 
     def _told(self, split: str) -> tuple[list[str], list[str]]:
         """Reference rationales of a split and the intents that they argue for."""
@@ -255,7 +258,7 @@ class Run:
         save_stages(folder, self.corpus.seen)
         if self.verifier is not None:
             self.verifier.save(folder)
-        for name, judge in zip(JUDGE_ROLES, self._judges or (), strict=False):
+        for name, judge in zip(NAMES, self._judges or (), strict=False):
             judge.save(folder, name)
 
     # --- saving and continuing ----------------------------------------------------------------------------------------
@@ -321,8 +324,11 @@ class Run:
         better = self._offer(scores.get("dev", {}))
         if self.guard.began is not None:
             better = self.guard.passes(right)
+            if not self.guard.agrees():
+                better = False
+                self.say("the judge that pays has seen answers get truer and the one that watches has not: what rises is not truth")
         self.position = Position(self.position.epoch + 1, 0, self.position.total)
-        self._summed = (Sums(), CriticSums())
+        self._summed, self._noted = (Sums(), CriticSums()), CriticSums()
         self.save(best=better)
         if distributed.is_main():
             write_atomic(self.root / "log.txt", "".join(json.dumps(row) + "\n" for row in self.history).encode())
@@ -438,9 +444,18 @@ class Run:
             self._board = SummaryWriter(str(self.root / "tensorboard"), purge_step=self.position.total)
         return self._board
 
+    def _note(self, critic: CriticSums) -> None:
+        """What both judges said in the last step, for the guard. Collective."""
+        if not self.settings.judges or self.guard.began is None:
+            return
+        step, self._noted = over_ranks(_since(critic, self._noted)), replace(critic)
+        if step.judged:
+            self.guard.note(step.truth / step.judged, step.watched / step.judged)
+
     def line(self, moment: Moment) -> None:
         """The console line of a step, every --log_steps of them: means since the line before."""
         at = moment.position
+        self._note(at.critic)
         if at.step % self.settings.log_steps and at.step != moment.steps:
             return
         sums, critic = _since(at.sums, self._summed[0]), _since(at.critic, self._summed[1])

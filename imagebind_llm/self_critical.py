@@ -12,16 +12,16 @@ token.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from imagebind_llm.claims import characters_of, claims_of, tokens_of
+from imagebind_llm.claims import claims_in_answer, label_in_answer
 from imagebind_llm.credit import DEAD_ZONE, Verdict, claim_advantages, counting, repeats, spread_over_tokens, truth
 from imagebind_llm.generate import GREEDY, Sampling, generate
-from imagebind_llm.instructions import LEAD, answer_spans, parse_answer
+from imagebind_llm.instructions import LEAD, parse_answer
 from imagebind_llm.judge import Judge
 from imagebind_llm.labels import Taxonomy
 from imagebind_llm.losses import self_critical
@@ -36,6 +36,7 @@ from imagebind_llm.verifier import Verifier
 
 ON_POLICY = Sampling(temperature=1.0)
 SPARE_TOKENS = 8  # an answer may be longer than the longest reference by so much
+LEAST_WEIGHT = 0.1  # of a reference's claim that is not believed
 LARGEST_LOG_RATIO = 5.0  # of a token's probability to that at the start, in the divergence by token
 
 
@@ -198,11 +199,7 @@ class Critic:
         """`keys` of the clips, one for every K of the drawn answers."""
         assert self.judge is not None
         repeated = [key for key in keys for _ in range(self.settings.samples)]
-        labels = []
-        for ids, text in zip(drawn, texts, strict=True):
-            start, end = answer_spans(text)[0]
-            characters = [(a + self._lead, b + self._lead) for a, b in characters_of(ids, self.tokenizer)]
-            labels.append(tokens_of((start, end), characters))
+        labels = [label_in_answer(*answer, self._lead, self.tokenizer) for answer in zip(drawn, texts, strict=True)]
         return Judged(
             self._verdicts(self.judge, drawn, texts, repeated),
             labels,
@@ -216,13 +213,10 @@ class Critic:
         """On the claims of each answer, whose text is the lead and what its tokens say."""
         found = []
         for ids, text, key in zip(answers, texts, keys, strict=True):
-            start, end = answer_spans(text)[1]
-            claims = claims_of(text[start:end], self.taxonomy, start)
+            claims, spans = claims_in_answer(ids, text, self._lead, self.tokenizer, self.taxonomy)
             clauses = [claim.text for claim in claims]
             values = (2 * judge.score(clauses, key) - 1).tolist()
             counts = counting(values, repeats(clauses, judge.claim_vectors(clauses)) if clauses else [])
-            characters = [(a + self._lead, b + self._lead) for a, b in characters_of(ids, self.tokenizer)] if claims else []
-            spans = [tokens_of((claim.start, claim.end), characters) for claim in claims]
             found.append([Verdict(*span, v, own) for span, v, own in zip(spans, values, counts, strict=True)])
         return found
 
@@ -351,8 +345,20 @@ def _uniform(seed: object, shape: tuple[int, ...]) -> Tensor:
     return torch.rand(shape, generator=generator, dtype=torch.float64)
 
 
+def weighed(row: Ids, judge: Judge, tokenizer: LlamaTokenizer, taxonomy: Taxonomy | None, lead: str) -> Ids:
+    """The row with a weight for every token: max(P, LEAST_WEIGHT) for those of the reference's claims, P what the judge says of
+    the claim and the clip, 1 for all others. `lead`: what the answer begins with at the end of the prompt."""
+    ids = [*row.ids[row.n_prompt :]]
+    text = lead + tokenizer.decode(ids)
+    claims, spans = claims_in_answer(ids, text, len(lead), tokenizer, taxonomy)
+    weights = [1.0] * len(row.ids)
+    for p, (first, last) in zip(judge.score([claim.text for claim in claims], row.key).tolist(), spans, strict=True):
+        weights[row.n_prompt + first : row.n_prompt + last] = [max(p, LEAST_WEIGHT)] * (last - first)
+    return replace(row, weights=tuple(weights))
+
+
 def joined(first: Batch, second: Batch) -> Batch:
-    """The rows of both batches in one, so that one forward pass serves them."""
+    """The rows of both batches in one, so that one forward pass serves them; without weights, which that does not need."""
     longest = max(first.tokens.shape[1], second.tokens.shape[1])
 
     def both(name: str) -> Tensor | None:
@@ -366,7 +372,7 @@ def joined(first: Batch, second: Batch) -> Batch:
             own, other = (_widened(t, longest, IGNORE if name == "targets" else 0) for t in (own, other))
         return torch.cat([own, other])
 
-    found = {f.name: both(f.name) for f in fields(Batch) if f.name != "keys"}
+    found = {f.name: both(f.name) for f in fields(Batch) if f.name not in ("keys", "weights")}
     return Batch(**found, keys=first.keys + second.keys)  # type: ignore[arg-type]
 
 

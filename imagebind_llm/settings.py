@@ -177,6 +177,9 @@ class TrainSettings:
         "answer", "answer: one advantage for all its tokens; claim: a claim's own tokens; to_go: those before it too", CREDITS
     )
     captions: str = flag("", "JSON of captions of the same clips: what the judge is fitted on, and --w_caption mixes in")
+    trust_references: str = flag(
+        "yes", "no: being near them pays nothing, and their claims are learnt as far as the judge believes them", ("yes", "no")
+    )
     encoder_weights: str = flag("", "the encoder's, for the judge; if not given, checkpoints/ENCODER.safetensors or .pth")
     reward_norm: str = flag("group", "group: normalise each part among a clip's answers; none: sum them raw", REWARD_NORMS)
     answer_order: str = flag("label", "what an answer begins with", ANSWER_ORDERS)
@@ -212,13 +215,15 @@ class TrainSettings:
     @property
     def judges(self) -> bool:
         """Whether anything depends on what a judge says of claims."""
-        return bool(self.w_critic and (self.credit != "answer" or self.rewards().get("truth")))
+        pays = self.credit != "answer" or self.rewards().get("truth")
+        return bool(self.w_critic and pays) or self.trust_references == "no"
 
     def rewards(self) -> dict[str, float]:
         """--reward_weights as {part: weight}. Raises ValueError for a part that there is not, or a weight that is none."""
         found: dict[str, float] = {}
         if not self.reward_weights:
-            return dict(REWARD_WEIGHTS) if self.credit == "answer" else {"truth": 1.0}
+            found = dict(REWARD_WEIGHTS) if self.credit == "answer" else {"truth": 1.0}
+            return found | {"rationale": 0.0} if self.trust_references == "no" else found
         for item in self.reward_weights.split(","):
             name, _, weight = item.partition("=")
             try:
@@ -227,7 +232,7 @@ class TrainSettings:
                 raise ValueError(f"--reward_weights {self.reward_weights}: expected NAME=NUMBER, got {item!r}") from None
         if wrong := [f"{n}={w:g}" for n, w in found.items() if n not in REWARD_WEIGHTS or not 0 <= w < float("inf")]:
             raise ValueError(f"--reward_weights: {', '.join(wrong)}; expected weights >= 0 of {', '.join(REWARD_WEIGHTS)}")
-        return found
+        return found | {"rationale": 0.0} if self.trust_references == "no" else found
 
 
 @dataclass(frozen=True)

@@ -187,9 +187,10 @@ def train_step(
             else:
                 output, criticism = model(batch, checkpoint=settings.checkpoint_activations), None
             answers, captions = by_kind(batch, output.mask)
-            loss = settings.w_rationale * rationale_nll(output.logp, answers, counts.tokens)
+            logp = output.logp if batch.weights is None else output.logp * batch.weights
+            loss = settings.w_rationale * rationale_nll(logp, answers, counts.tokens)
             if captions is not None:
-                loss = loss + settings.w_caption * rationale_nll(output.logp, captions, counts.captions)
+                loss = loss + settings.w_caption * rationale_nll(logp, captions, counts.captions)
             if output.intent_logits is not None and batch.intents is not None:
                 ce = intent_cross_entropy(output.intent_logits, batch.intents, counts.intents)
                 loss = loss + settings.w_intent * ce

@@ -1,8 +1,9 @@
 """Two self-critical steps on eight clips, on however many ranks torchrun starts this with.
 
-    critic_ranks.py OUT.safetensors DATA STORE LLAMA LAMBDA
+    critic_ranks.py OUT.safetensors DATA STORE LLAMA LAMBDA CREDIT
 
-Answers are worth what share of their token ids is even, since a random LLaMA says nothing that parses.
+Answers (and each pair of tokens, as a claim) are worth what share of their token ids is even, since a random LLaMA says nothing
+that parses.
 """
 
 import sys
@@ -15,8 +16,10 @@ from imagebind_llm import distributed
 from imagebind_llm.assembly import build, open_language
 from imagebind_llm.batches import Collator
 from imagebind_llm.corpus import load_corpus
+from imagebind_llm.credit import Verdict
+from imagebind_llm.judge import SHARED, ClauseVectors, Judge
 from imagebind_llm.records import IGNORE, Batch
-from imagebind_llm.self_critical import Critic, CriticSums, Sampled
+from imagebind_llm.self_critical import Critic, CriticSums, Judged, Sampled
 from imagebind_llm.settings import TrainSettings
 from imagebind_llm.training import CriticStep, Sums, counts_of, train_step
 from imagebind_llm.verifier import fit_verifier
@@ -29,10 +32,23 @@ class Even(Critic):
         even = ((targets % 2 == 0) & (targets != IGNORE)).sum(1) / (targets != IGNORE).sum(1)
         return replace(sampled, parts=dict.fromkeys(sampled.parts, even.view(sampled.parts["intent"].shape)))
 
+    def _judged(self, drawn, texts, keys, greedy) -> Judged:
+        pairs = [[(i, sum(1 - token % 2 for token in ids[i : i + 2]) - 1) for i in range(0, len(ids) - 1, 2)] for ids in drawn]
+        verdicts = [[Verdict(i, i + 2, float(worth), True) for i, worth in answer] for answer in pairs]
+        return Judged(verdicts, [(0, 1)] * len(drawn), None, [])
 
-def main(out: str, data: str, store: str, llama: str, weight: str) -> None:
+
+def main(out: str, data: str, store: str, llama: str, weight: str, credit: str) -> None:
     settings = TrainSettings(
-        data_path=data, emb_path=store, llama_model_path=llama, trainable="all", adapter_layer=2, adapter_len=3, lora_rank=2
+        data_path=data,
+        emb_path=store,
+        llama_model_path=llama,
+        trainable="all",
+        adapter_layer=2,
+        adapter_len=3,
+        lora_rank=2,
+        w_critic=1.0,
+        credit=credit,
     )
     with distributed.process_group("cpu") as device:
         _, tokenizer = open_language(llama, settings.model)
@@ -46,7 +62,8 @@ def main(out: str, data: str, store: str, llama: str, weight: str) -> None:
         told = [row.rationale for row in rows], [corpus.taxonomy.labels[row.intent] for row in rows]
         verifier = fit_verifier(*told, corpus.taxonomy, None)
         start = {name: p.detach().clone() for name, p in trained.items()}
-        critic = Even(settings, tokenizer, corpus.taxonomy, rows, verifier, start)
+        unasked = Judge(ClauseVectors(lambda texts: torch.ones(len(texts), 1)), corpus.store, SHARED, {}, ())
+        critic = Even(settings, tokenizer, corpus.taxonomy, rows, verifier, start, judge=unasked)
 
         model, optimizer = distributed.wrap(own), torch.optim.SGD(trained.values(), lr=0.5)
         ranks, collate = distributed.world_size(), Collator(corpus.store, corpus.modalities)

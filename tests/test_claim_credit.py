@@ -4,13 +4,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from toy_training import TOKENIZER
 
+from imagebind_llm.batches import Collator
 from imagebind_llm.config import REWARD_WEIGHTS
 from imagebind_llm.credit import SPREAD, Verdict
-from imagebind_llm.records import Answer, Batch
+from imagebind_llm.instructions import LEAD
+from imagebind_llm.judge import SHARED, ClauseVectors, Judge
+from imagebind_llm.labels import DEMO
+from imagebind_llm.records import Answer, Batch, Sequence
 from imagebind_llm.rewards import advantage
-from imagebind_llm.self_critical import Critic, CriticSums, Judged, Sampled
+from imagebind_llm.self_critical import Critic, CriticSums, Judged, Sampled, weighed
 from imagebind_llm.settings import TrainSettings
+from imagebind_llm.tokenizers import load_tokenizer
 
 PROMPTS, LENGTHS, COLUMNS = (3, 3, 2, 2), (7, 5, 7, 6), 11  # two clips, two answers each
 
@@ -134,3 +140,27 @@ def test_a_policy_learns_to_make_the_true_claim_and_not_what_a_deaf_judge_says(s
 
     before = float(torch.tensor([0.0, start, 0]).softmax(0)[0])
     assert trained(deaf=False) > 0.9 and trained(deaf=True) < before + 0.35
+
+
+def test_tokens_of_a_claim_weigh_what_the_judge_believes_and_all_others_one():
+    tokenizer = load_tokenizer(TOKENIZER)
+    prompt, answer = tokenizer.encode("Why? Intent:"), tokenizer.encode("Praise. Rationale: We see a smile, and hear a sob.", eos=True)
+    row = Sequence("k", (*prompt, *answer), len(prompt), rationale="We see a smile, and hear a sob.")
+    believed = {"We see a smile": 0.8, "hear a sob": 0.02}
+
+    class Believes(Judge):
+        def score(self, claims, key):
+            return torch.tensor([believed[claim] for claim in claims])
+
+    judge = Believes(ClauseVectors(lambda texts: torch.ones(len(texts), 1)), None, SHARED, {}, ())
+    found = weighed(row, judge, tokenizer, DEMO, LEAD["label"])
+    said = {
+        w: tokenizer.decode([t for t, own in zip(found.ids, found.weights, strict=True) if own == w])
+        for w in sorted(set(found.weights))
+    }
+    assert [round(w, 3) for w in said] == [0.1, 0.8, 1.0] and found.ids == row.ids and found.rationale == row.rationale
+    assert [text.strip() for text in said.values()][:2] == ["hear a sob", "We see a smile"]
+    assert "Praise. Rationale:" in list(said.values())[2] and found.weights[-1] == 1
+    batch = Collator(None, ())([found, row])
+    assert torch.equal(batch.weights[0], torch.tensor(found.weights)) and (batch.weights[1] == 1).all()
+    assert Collator(None, ())([row]).weights is None

@@ -5,18 +5,21 @@ A random LLaMA says nothing that parses, so here an answer is worth what a check
 
 import json
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy_training import Done, apart, call, interrupted, read_lines, write_intents, write_llama, write_store
+from toy_training import CUES, INTENTS, Done, apart, call, interrupted, read_lines, write_intents, write_llama, write_store
 
 import engine_finetune
-from imagebind_llm import self_critical
-from imagebind_llm.config import REWARD_WEIGHTS
+from imagebind_llm import claims, judge_fit, self_critical
+from imagebind_llm.config import MODALITIES, REWARD_WEIGHTS
+from imagebind_llm.judge import ClauseVectors
 from imagebind_llm.records import Answer
-from imagebind_llm.run import Guard
+from imagebind_llm.run import WINDOW, Guard
+from imagebind_llm.store import Store, StoreWriter
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +149,106 @@ def test_rationales_of_one_intent_make_no_verifier_and_cost_no_checkpoint(world,
     done = train(world | {"data_path": data}, tmp_path / "none", epochs=9, critic_start=8)
     assert done.code == 2 and "--w_critic needs intents and reference rationales" in done.err
     assert not (tmp_path / "none" / "last").exists(), "said before anything is trained"
+
+
+# --- with a judge ---
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory) -> Iterator[dict[str, object]]:
+    """Flags of a run that credits claims: the pictures of its clips are near to the captions, its sounds are noise."""
+    root = tmp_path_factory.mktemp("seen")
+    data, store = write_intents(root / "MIntRec"), Store(write_store(root / "noise"))
+    vectors = ClauseVectors.load(store.identity)
+    rows, present = store.read(store.keys)
+    for i, key in enumerate(store.keys):
+        rows[i, MODALITIES.index("vision")] = vectors([CUES[INTENTS[int(key.split("_")[2]) % 3]]])[0] + 0.01 * rows[i, 2]
+    with StoreWriter(root / "emb", store.identity) as writer:
+        writer.append(store.keys, rows, present, list(range(len(store.keys))))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(judge_fit, "STEPS", 60)
+        patch.setattr(judge_fit, "PAIRS", 32)
+        yield {"data_path": data, "emb_path": root / "emb", "captions": data / "captions.json", "credit": "claim"}
+
+
+@pytest.fixture
+def talk(monkeypatch):
+    """All of an answer is rationale, and a clause is as true as a checksum of it says."""
+
+    def parsed(self, drawn):
+        texts = ["Intent:" + self.tokenizer.decode(ids) for ids in drawn]
+        return [Answer(None, text, len(ids) < self.max_new) for text, ids in zip(texts, drawn, strict=True)], texts
+
+    def score(self, claims, key):
+        return torch.tensor([zlib.crc32((claim + key).encode()) % 101 / 100 for claim in claims])
+
+    monkeypatch.setattr(self_critical.Critic, "_parse", parsed)
+    monkeypatch.setattr(claims, "answer_spans", lambda text: ((0, 0), (7, len(text))))
+    monkeypatch.setattr(self_critical.Judge, "score", score)
+
+
+def test_claims_are_credited_and_the_run_says_by_what_judge_and_continues_with_the_same_bits(world, seen, talk, tmp_path):
+    own = world | seen | {"epochs": 2, "save_steps": 1, "limit": 8, "batch_size": 2}
+    done = train(own, tmp_path / "whole", log_steps=1)
+    assert done.code == 0, done.err
+    assert "judge, " in done.out and "vision 1.000" in done.out and "watching judge (never paid)" in done.out
+    scores = read_lines(tmp_path / "whole" / "log.txt")[0]["train"]
+    assert scores["claims"] > 0 and scores["skipped"] < 1 and {"reward_truth", "watched_truth", "undecided"} <= scores.keys()
+    assert "reward_truth" in read_lines(tmp_path / "whole" / "steps.jsonl")[1]
+    assert "Truth of answers" in (tmp_path / "whole" / "curves.html").read_text()
+    stored = sorted(path.name for path in (tmp_path / "whole" / "best").iterdir())
+    assert {"judge.json", "judge.safetensors", "watch.json", "watch.safetensors"} <= set(stored)
+    with interrupted(6):
+        train(own, tmp_path / "cut")
+    done = train(own, tmp_path / "cut")
+    assert done.code == 0 and "epoch 1, step 1" in done.out, done.err
+    assert apart(weights(tmp_path / "whole"), weights(tmp_path / "cut")) == 0
+    guards = [json.loads((tmp_path / name / "last" / "checkpoint.json").read_text())["guard"] for name in ("whole", "cut")]
+    assert guards[0] == guards[1] and len(guards[0]["paid"]) == 7, "criticism weighs nothing in its first step"
+    whole_answers = train(own | {"credit": "answer", "reward_weights": "truth=1"}, tmp_path / "answer")
+    assert whole_answers.code == 0 and apart(weights(tmp_path / "whole"), weights(tmp_path / "answer")) > 1e-4
+
+
+def test_references_that_are_not_trusted_are_learnt_as_far_as_the_judge_believes_them(world, seen, tmp_path, monkeypatch):
+    """Judged by a store in which every clip shows what its rationale does not say, they count a tenth."""
+    believed = {"w_critic": 0, "trust_references": "no", "credit": "answer", "batch_size": 4}
+    monkeypatch.setattr(self_critical.Judge, "score", lambda self, claims, key: torch.ones(len(claims)))
+    assert train(world | seen | believed, tmp_path / "believed").code == 0
+    assert train(world | seen | believed | {"trust_references": "yes"}, tmp_path / "trusted").code == 0
+    assert apart(weights(tmp_path / "believed"), weights(tmp_path / "trusted")) == 0, "weights of 1 change nothing"
+    monkeypatch.setattr(self_critical.Judge, "score", lambda self, claims, key: torch.zeros(len(claims)))
+    assert train(world | seen | believed, tmp_path / "doubted").code == 0
+    assert apart(weights(tmp_path / "believed"), weights(tmp_path / "doubted")) > 1e-4
+
+
+def test_a_judge_that_can_tell_nothing_is_refused_before_anything_is_trained(world, seen, tmp_path):
+    done = train(world | seen | {"emb_path": world["emb_path"]}, tmp_path)
+    assert done.code == 2 and "cannot tell" in done.err and not (tmp_path / "last").exists()
+    done = train(world | seen | {"modalities": "none"}, tmp_path / "blind")
+    assert done.code == 2 and "a judge looks at clips" in done.err
+
+
+def test_a_caption_of_another_split_than_its_clips_is_refused(world, seen, tmp_path):
+    rows = json.loads(Path(seen["captions"]).read_text())
+    rows.append({"key": "S03_E01_0", "caption": "Face: a broad smile.", "split": "train"})
+    (tmp_path / "captions.json").write_text(json.dumps(rows))
+    done = train(world | seen | {"captions": tmp_path / "captions.json"}, tmp_path / "run")
+    assert done.code == 2 and "S03_E01_0 is a clip of test, its caption one of train" in done.err
+
+
+def test_pay_that_rises_while_the_watching_judge_does_not_stops_the_run():
+    noise = [0.01 * (i % 3) for i in range(2 * WINDOW)]
+    rising = [0.2 * (i >= WINDOW) + n for i, n in enumerate(noise)]
+    for watched, stops in ((rising, False), (noise, True), ([-v for v in rising], True)):
+        guard = Guard(0, [])
+        for paid, watch in zip(rising, watched, strict=True):
+            assert guard.agrees(), "not before two windows are there"
+            guard.note(paid, watch)
+        assert guard.agrees() != stops and guard.agrees() != stops and guard.stops == stops
+    guard = Guard(0, [])
+    for paid in noise:
+        guard.note(paid, 0.0)
+    assert guard.agrees(), "nothing was gained"
 
 
 def test_answers_that_cannot_fit_into_the_context_are_refused(world, tmp_path, monkeypatch):

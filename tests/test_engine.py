@@ -229,10 +229,11 @@ def test_from_captions_to_answers_that_are_criticised(clips, pretrained, baselin
     assert {"reward_intent", "reward_rationale", "reward_consistency", "reward_format"} <= scores.keys()
 
 
-def test_two_ranks_and_one_take_the_same_self_critical_steps(intents, store, llama, tmp_path):
+@pytest.mark.parametrize("credit", ["answer", "claim"])
+def test_two_ranks_and_one_take_the_same_self_critical_steps(intents, store, llama, credit, tmp_path):
     def stepped(name: str, weight: float, launcher: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
         out = tmp_path / name
-        done = run([str(ROOT / "tests" / "critic_ranks.py"), *map(str, (out, intents, store, llama, weight))], launcher)
+        done = run([str(ROOT / "tests" / "critic_ranks.py"), *map(str, (out, intents, store, llama, weight, credit))], launcher)
         assert done.returncode == 0, done.stderr
         return load_file(out)
 

@@ -10,8 +10,10 @@ same clips.
 """
 
 import sys
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from imagebind_llm.checkpoint import CheckpointError, read_info
 from imagebind_llm.config import REWARD_WEIGHTS, flag, parse
 from imagebind_llm.corpus import Corpus, load_corpus
 from imagebind_llm.datasets import DataError
+from imagebind_llm.judge_fit import open_judges
 from imagebind_llm.losses import rationale_nll, self_critical
 from imagebind_llm.model import ITSL
 from imagebind_llm.records import Batch
@@ -42,6 +45,7 @@ WAYS: dict[str, tuple[dict[str, float], str, str]] = {  # weights, baseline, nor
     "all parts, loo, summed raw": (REWARD_WEIGHTS, "loo", "none"),
     **{name: ({name: 1.0}, "loo", "group") for name in (*REWARD_WEIGHTS, TRUTH)},
 }
+BY_TOKEN = {"truth, a claim's own tokens": "claim", "truth, reward to go": "to_go"}  # credit, baseline loo
 CLIPS = 8  # a batch
 
 
@@ -52,6 +56,7 @@ class CriticSettings:
     checkpoint: str = flag(help="a checkpoint folder, such as runs/demo/itsl/best")
     data_path: str = flag("data/demo/clips", "the demo world")
     emb_path: str = flag("runs/demo/emb", "its embedding store")
+    captions: str = flag("", "what the judge is fitted on; if not given, captions.json in the data folder")
     batches: int = flag(10, "batches of 8 clips; a dozen gradients of each are held in memory")
     samples: int = flag(4, "answers a clip")
     seed: int = flag(0, "of the clips and the answers")
@@ -87,6 +92,8 @@ def measure(settings: CriticSettings) -> str:
         samples=settings.samples,
         w_critic=1.0,
         baseline="greedy",  # so that the greedy answers are drawn too
+        credit="claim",
+        captions=settings.captions or str(Path(settings.data_path, "captions.json")),
     )
     llama, tokenizer = open_language(train.llama_model_path, train.model)
     corpus = load_corpus(train, tokenizer, min(train.max_seq_len, llama.max_seq_len))
@@ -101,7 +108,7 @@ def measure(settings: CriticSettings) -> str:
         raise DataError(f"{len(rows)} train clips are too few for --batches {settings.batches} of {CLIPS}")
     generator = torch.Generator().manual_seed(settings.seed)
     collate = Collator(corpus.store, corpus.modalities)
-    gradients: dict[str, list[Tensor]] = {name: [] for name in (*WAYS, SUPERVISED)}
+    gradients: dict[str, list[Tensor]] = {name: [] for name in (*WAYS, *BY_TOKEN, SUPERVISED)}
     parts: list[dict[str, Tensor]] = []
     for picked in tqdm(np.split(order, settings.batches), desc="batches", unit="batch"):
         batch = collate([rows[i] for i in picked])
@@ -120,7 +127,9 @@ def critic_of(train: TrainSettings, tokenizer, corpus: Corpus, model: ITSL) -> C
     intents = [corpus.taxonomy.labels[row.intent or 0] for row in told]
     verifier = fit_verifier([row.rationale or "" for row in told], intents, corpus.taxonomy, None)
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    return Critic(train, tokenizer, corpus.taxonomy, corpus.splits["train"], verifier, start)
+    with TemporaryDirectory() as folder:
+        judge, watch = open_judges(Path(folder), corpus, "", train.seed, torch.device("cpu"), print)
+    return Critic(train, tokenizer, corpus.taxonomy, corpus.splits["train"], verifier, start, judge=judge, watch=watch)
 
 
 def gradients_of(
@@ -138,6 +147,11 @@ def gradients_of(
     for name, (weights, baseline, norm) in WAYS.items():
         greedy = sampled.greedy if baseline == "greedy" else None
         value = advantage(worth, baseline, weights, greedy, norm).value.flatten()
+        found[name] = gradient(model, self_critical(output.logp, output.mask, value, critic.max_new))
+    for name, credit in BY_TOKEN.items():
+        by_claim = copy(critic)
+        by_claim.settings = replace(critic.settings, credit=credit, baseline="loo")
+        value = by_claim.by_token(sampled, output.mask)
         found[name] = gradient(model, self_critical(output.logp, output.mask, value, critic.max_new))
     output = model(with_below(model, batch))
     found[SUPERVISED] = gradient(model, rationale_nll(output.logp, output.mask))
