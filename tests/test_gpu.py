@@ -67,6 +67,7 @@ def test_torchrun_trains_criticises_and_continues_on_a_gpu(baseline, tmp_path):
         process.terminate()
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and "continuing " in done.stdout, done.stderr
+    assert "the longest step fits into memory: 4 rows a pass" in done.stdout
     scores = read_lines(tmp_path / "run" / "log.txt")[-1]
     assert scores["epoch"] == 1 and scores["train"]["nll"] > 0 and "kl" in scores["train"]
     assert (tmp_path / "run" / "results.json").is_file()
