@@ -70,8 +70,8 @@ def test_one_gpu_gets_one_rank_and_the_same_rows_a_step_and_what_two_have_done_s
     monkeypatch.setattr(run, "ranks_here", lambda: 1)
     assert run.main() == 0
     said = capsys.readouterr().out
-    assert "one: there already" in said and "--nproc_per_node 1 --batch_size 8" in said
-    assert Path("one").read_text() == "2 8\n" and Path("two").read_text() == "1 8\n"
+    assert "one: there already" in said and "--nproc_per_node 1 --batch_size 16" in said
+    assert Path("one").read_text() == "2 16\n" and Path("two").read_text() == "1 16\n"
     assert json.loads(Path("runs/stages.json").read_text())["one"] == record["one"]
 
 
@@ -79,9 +79,10 @@ def test_every_training_stage_can_be_typed_for_one_rank():
     trainings = [stage for stage in run.STAGES if "engine_finetune.py" in stage.command]
     assert len(trainings) == 3
     for stage in trainings:
-        words = run.typed(stage, 1).split()
-        assert [words[words.index(flag) + 1] for flag in ("--nproc_per_node", "--batch_size")] == ["1", "8"]
-        assert run.typed(stage, 2) == stage.command
+        words = run.typed(stage, 1, bfloat16=False).split()
+        assert [words[words.index(flag) + 1] for flag in ("--nproc_per_node", "--batch_size")] == ["1", "16"]
+        assert run.typed(stage, 2, bfloat16=False) == stage.command
+        assert run.typed(stage, 2, bfloat16=True) == f"{stage.command} --dtype bfloat16"
         assert int(run.environment(stage, 1)["OMP_NUM_THREADS"]) == (os.cpu_count() or 2)
 
 

@@ -4,8 +4,8 @@
 
 A stage whose result is there is skipped unless one before it had to run; one that was interrupted continues, and one that fails
 says why: its own last lines, and what to type next. runs/demo/stages.json holds how long each took. Training takes two ranks
-where there are two GPUs or, without any, two cores, else one rank; 8 rows a step either way, so that one may continue what the
-other began.
+where there are two GPUs or, without any, two cores, else one rank; as many rows a step either way, so that one may continue what
+the other began. Where the processor multiplies in bfloat16, it trains in it.
 """
 
 import json
@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imagebind_llm.config import parse
-from imagebind_llm.distributed import ranks_here
+from imagebind_llm.distributed import cpu_multiplies_bfloat16, ranks_here
 from imagebind_llm.store import write_atomic
 
 CLIPS, RUNS = "data/demo/clips", "runs/demo"
 EMB = f"--emb_path {RUNS}/emb"
-RANKS, ROWS = "--nproc_per_node 2", "--batch_size 4"  # as written below and remembered; `typed` says it for this machine
+RANKS, ROWS = "--nproc_per_node 2", "--batch_size 8"  # as written below and remembered; `typed` says it for this machine
 TORCHRUN = f"-m torch.distributed.run {RANKS} engine_finetune.py"
 TRAIN = f"{TORCHRUN} {EMB} --trainable all {ROWS} --warmup_epochs 0.2"
 
@@ -61,7 +61,7 @@ STAGES = (
         "captions",
         "first stage of training: the language model learns to say what is seen and heard",
         f"{TRAIN} --stage pretrain --data_path {CLIPS}/captions.json --output_dir {RUNS}/pretrain"
-        " --adapter_layer 12 --adapter_len 1 --lora_rank 8 --bridge_width 2 --epochs 2 --lr 3e-3 --gate_lr 20",
+        " --adapter_layer 12 --adapter_len 1 --lora_rank 8 --bridge_width 2 --epochs 6 --lr 3e-3 --gate_lr 20",
         f"{RUNS}/pretrain/best/checkpoint.json",
     ),
     Stage(
@@ -103,7 +103,7 @@ class DemoSettings:
 def main() -> int:
     record = Path(RUNS, "stages.json")
     done = json.loads(record.read_text()) if record.is_file() else {}
-    ranks = ranks_here()
+    ranks, bfloat16 = ranks_here(), cpu_multiplies_bfloat16()
     anew = False  # once a stage has run, those after it look whether it made a difference
     for number, stage in enumerate(STAGES, 1):
         before = done.get(stage.name, {})
@@ -112,7 +112,7 @@ def main() -> int:
         if before.get("done") and not anew:
             print(f"[{number}/{len(STAGES)}] {stage.name}: there already, {stage.result}")
             continue
-        command = typed(stage, ranks)
+        command = typed(stage, ranks, bfloat16)
         print(f"\n[{number}/{len(STAGES)}] {stage.name}: {stage.what}\n    python {command}", flush=True)
         anew = True
         spent = before.get("seconds", 0.0)
@@ -140,10 +140,11 @@ def note(record: Path, done: dict[str, dict], stage: Stage, seconds: float, fini
     write_atomic(record, (json.dumps(done, indent=1) + "\n").encode())
 
 
-def typed(stage: Stage, ranks: int) -> str:
-    """A stage's command on one or two ranks, with as many rows a step. What is remembered is always that of two: the machine
-    may change, the stage is the same."""
-    return stage.command.replace(RANKS, f"--nproc_per_node {ranks}").replace(ROWS, f"--batch_size {8 // ranks}")
+def typed(stage: Stage, ranks: int, bfloat16: bool) -> str:
+    """A stage's command on one or two ranks, with as many rows a step. What is remembered is always that of two, in the default
+    dtype: the machine may change, the stage is the same."""
+    command = stage.command.replace(RANKS, f"--nproc_per_node {ranks}").replace(ROWS, f"--batch_size {16 // ranks}")
+    return f"{command} --dtype bfloat16" if bfloat16 and stage.command.startswith(TORCHRUN) else command
 
 
 def environment(stage: Stage, ranks: int) -> dict[str, str]:
