@@ -47,7 +47,7 @@ def describe(
     there = present & Collator(None, modalities).known
     for start in range(0, len(vectors), batch_size):
         part = slice(start, start + batch_size)
-        shown = {"embeddings": vectors[part].to(device), "present": there[part].to(device)}
-        answers = generate(model, [prompt] * len(vectors[part]), max_new_tokens, tokenizer.eos_id, **shown)
-        for [ids] in answers:
+        shown, known = vectors[part].to(device), there[part].to(device)
+        asked = [prompt] * len(shown)
+        for [ids] in generate(model, asked, max_new_tokens, tokenizer.eos_id, embeddings=shown, present=known):
             yield f"{beginning} {tokenizer.decode(ids).strip()}".strip()

@@ -122,7 +122,6 @@ ENCODERS = {"imagebind_huge": imagebind_huge, "imagebind_tiny": imagebind_tiny}
 
 # --- The demo world -----------------------------------------------------------------------------------------------------
 
-PERTURBATIONS = ("drop", "swap")  # of a modality (faithfulness.py)
 FAITHFUL, BLIND = "faithful", "blind"  # kinds of reference rationales; a third is a share of the faithful ones, "10%"
 
 
@@ -220,6 +219,7 @@ REWARD_NORMS = ("group", "none")
 REWARD_WEIGHTS = {"intent": 1.0, "rationale": 0.5, "consistency": 0.5, "format": 0.1, "truth": 0.0}
 CREDITS = ("answer", "claim", "to_go")
 ANSWER_ORDERS = ("label", "rationale")
+PERTURBATIONS = ("drop", "swap")  # of a modality, to see what a rationale depends on (faithfulness.py)
 
 
 # --- The classifier (classifier.py) -----------------------------------------------------------------------------------
