@@ -49,7 +49,7 @@ def run(settings: ClassifierSettings) -> None:
     """Read, evaluate, print, write."""
     started = time.monotonic()
     output = Path(settings.output_dir)
-    if (output / "last").is_dir():
+    if (output / "last").exists():
         raise DataError(f"{output}: holds a training run, with results.json of its own; give another --output_dir")
     protocol = load_protocol(settings)
     subsets = evaluate(protocol, settings, METHODS[settings.method])

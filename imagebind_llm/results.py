@@ -37,13 +37,13 @@ Scored = tuple[Tensor, Tensor, Tensor]  # log-probabilities (N,C) by head and by
 
 def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
     """Load the best weights, calibrate them on dev, report on test. Collective; ranks share the rows."""
-    folder = run.root / ("best" if (run.root / "best").is_dir() else "last")
+    folder = run.root / ("best" if (run.root / "best").exists() else "last")
     run.say(f"{folder}: the checkpoint to use")
     corpus, taxonomy = run.corpus, run.corpus.taxonomy
     if taxonomy is None:
         return
     step = checkpoint.read_info(folder)["total"]
-    if _is_done(run, folder, step):
+    if _is_done(run, checkpoint.resolve(folder), step):
         run.say(f"{run.root / RESULTS}: there already, from these weights")
         return
     parameters = dict(run.assembled.model.named_parameters())
@@ -68,7 +68,7 @@ def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
         calibration = _with_alpha(explainer, calibration, corpus.splits["dev"], found["dev"], collate, batch)
     if not distributed.is_main():
         return
-    save_calibration(folder, calibration)
+    save_calibration(checkpoint.resolve(folder), calibration)
     results: dict = {"checkpoint": str(folder), "step": step, "calibration": vars(calibration)}
     for split, (head, decoder, gold) in found.items():
         results[split] = {

@@ -110,11 +110,13 @@ class Run:
         self.history: list[dict[str, Any]] = []
         self._about = self._describe()
         self._refuse_folders_apart()
+        if distributed.is_main():
+            checkpoint.probe(self.root)
         if settings.resume == "no":
             if distributed.is_main():
                 checkpoint.clear(self.root)
             distributed.barrier()
-        elif (self.root / "last").is_dir():
+        elif checkpoint.resolve(self.root / "last").is_dir():
             self._continue(self.root / "last")
         self._board = None
         self._spoken = (time.perf_counter(), self.position.total)  # when the last line was, and after which step
@@ -221,8 +223,8 @@ class Run:
     def begin_criticism(self, look: Callable[[], tuple[dict[str, float], list[bool]]]) -> None:
         """Go back to the best supervised model and remember it as the one to be criticised: its weights, and what `look` says
         of it on dev, as `evaluate` does."""
-        best, last = (self.root / name for name in ("best", "last"))
-        if best.is_dir() and best.resolve() != last.resolve():
+        best, last = (checkpoint.resolve(self.root / name).resolve() for name in ("best", "last"))
+        if best.is_dir() and best != last:
             self._read_weights(best)
             self.optimizer.state.clear()  # its moments are of the weights that are left behind
         if distributed.is_main():
