@@ -52,7 +52,7 @@ def run(settings: ClassifierSettings) -> None:
     """Read, evaluate, print, write."""
     started = time.monotonic()
     output = Path(settings.output_dir)
-    if (output / "last").is_dir():
+    if (output / "last").exists():
         raise DataError(f"{output}: holds a training run, with results.json of its own; give another --output_dir")
     protocol = load_protocol(settings)
     refuse_what_comes_last(protocol, settings)

@@ -194,7 +194,7 @@ def taxonomy_of(info: dict[str, Any]) -> Taxonomy | None:
 def _start(settings: TrainSettings, taxonomy: Taxonomy | None) -> Start:
     if not settings.pretrained_path:
         return Start()
-    path = Path(settings.pretrained_path)
+    path = checkpoint.resolve(Path(settings.pretrained_path))
     if path.is_dir():
         info = checkpoint.read_info(path)
         config = checkpoint.config_from_json(info["model"])
@@ -240,7 +240,7 @@ def _normalises(settings: TrainSettings, text_only: bool) -> bool:
 
     v1's form is that of a plain start from text under v1's name. A run that is continued keeps the form that it began with.
     """
-    last = Path(settings.output_dir) / "last"
+    last = checkpoint.resolve(Path(settings.output_dir) / "last")
     if settings.resume == "auto" and last.is_dir():
         return checkpoint.config_from_json(checkpoint.read_info(last)["model"]).prompts.normalise_prefix
     return not (text_only and settings.model in LLAMA_PRESETS and not settings.lora_rank)

@@ -4,11 +4,15 @@
     OUTPUT_DIR/last -> checkpoint-0000120        OUTPUT_DIR/best -> checkpoint-0000090
 
 A folder appears under its name when everything in it is on disk; then the links move, each in one rename; then folders
-that no link names are deleted. Whatever moment a run is killed, `last` and `best` are whole.
+that no link names are deleted. Whatever moment a run is killed, `last` and `best` are whole. On a disk without symbolic links
+`last` and `best` are files that hold the folder's name (`resolve`).
 """
 
+import contextlib
+import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -16,15 +20,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from imagebind_llm import distributed
 from imagebind_llm.config import BridgeConfig, LlamaConfig, ModelConfig, PromptConfig, RopeScaling
-from imagebind_llm.store import Store
+from imagebind_llm.store import UNSUPPORTED, Store
 
 FORMAT = 1
 ADAPTER, OPTIMIZER, INFO = "adapter.safetensors", "optimizer.safetensors", "checkpoint.json"
+LINKS = ("last", "best")
+POINTER = re.compile(r"checkpoint-\d{7,}(\.\d+)?\n")  # what a file that stands for a link holds
 
 
 class CheckpointError(ValueError):
@@ -53,7 +61,8 @@ def save(
         if write_more is not None:
             write_more(temporary)
         for path in temporary.iterdir():
-            path.chmod((temporary / INFO).stat().st_mode)  # safetensors' files are its owner's alone
+            with contextlib.suppress(PermissionError):  # of a disk that has no modes
+                path.chmod((temporary / INFO).stat().st_mode)  # safetensors' files are its owner's alone
             _sync(path)
         temporary.rename(folder)
     except (OSError, SafetensorError) as error:
@@ -80,19 +89,56 @@ def _sync(path: Path) -> None:
 def _link(link: Path, target: str) -> None:
     temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target)
+    try:
+        temporary.symlink_to(target)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED | {errno.EPERM}:
+            raise
+        temporary.write_text(f"{target}\n")
+        _sync(temporary)
     os.replace(temporary, link)
+
+
+def resolve(path: Path) -> Path:
+    """The checkpoint folder that a path stands for: what `last` or `best` name where they are files, else the path itself."""
+    path = Path(path)
+    if path.is_file() and path.stat().st_size < 64 and POINTER.fullmatch(path.read_text(errors="replace")):
+        return path.with_name(path.read_text().strip())
+    return path
+
+
+def probe(root: Path) -> None:
+    """Save a small checkpoint in the folder `root` twice and read it, so that a disk which cannot do that says so before the
+    first step and not after the first hour. Raises CheckpointError."""
+    place = Path(root) / f".checkpoint-probe.{os.getpid()}.tmp"
+    tensors = {"x": torch.zeros(1)}
+    try:
+        for step in (1, 2):
+            save(place, step, tensors, tensors, {}, best=True)
+        read_info(place / "best")
+        read_tensors(place / "last")
+        if not (place / "last").is_symlink():
+            distributed.warn(
+                f"{root}: no symbolic links on this disk; last and best are files that name a folder, which all commands read"
+            )
+    except (OSError, CheckpointError) as error:
+        raise CheckpointError(
+            f"{root}: no checkpoint can be saved here ({error.__cause__ or error}); give an --output_dir on another disk"
+        ) from error
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def linked(link: Path) -> str:
     """The name of the folder that `last` or `best` stands for; "" if there is none."""
-    if not link.is_dir():
+    folder = resolve(link)
+    if not folder.is_dir():
         return ""
-    return os.readlink(link) if link.is_symlink() else link.name
+    return os.readlink(folder) if folder.is_symlink() else folder.name
 
 
 def _prune(root: Path) -> None:
-    named = {os.readlink(root / link) for link in ("last", "best") if (root / link).is_symlink()}
+    named = {os.readlink(root / link) if (root / link).is_symlink() else resolve(root / link).name for link in LINKS}
     for folder in root.glob("checkpoint-*"):
         if folder.name not in named:
             shutil.rmtree(folder, ignore_errors=True)
@@ -102,7 +148,7 @@ def _prune(root: Path) -> None:
 
 def clear(root: Path) -> None:
     """Delete a run's checkpoints, log and results, and nothing else in the folder."""
-    for link in ("last", "best"):
+    for link in LINKS:
         (root / link).unlink(missing_ok=True)
     _prune(root)
     for name in ("log.txt", "steps.jsonl", "curves.html", "reference.safetensors", "results.json"):
@@ -115,9 +161,10 @@ def clear(root: Path) -> None:
 
 def read_info(folder: Path) -> dict[str, Any]:
     """A checkpoint's JSON. Raises CheckpointError, saying what was expected, if it is none."""
-    path = Path(folder) / INFO
+    path = resolve(folder) / INFO
     if not path.is_file():
-        there = next((Path(folder) / name for name in ("best", "last") if (Path(folder) / name / INFO).is_file()), None)
+        names = (Path(folder) / name for name in ("best", "last"))
+        there = next((name for name in names if (resolve(name) / INFO).is_file()), None)
         hint = f"; did you mean {there}?" if there else "; make one with engine_finetune.py"
         raise CheckpointError(f"{folder}: expected a checkpoint folder with {INFO}{hint}")
     try:
@@ -132,7 +179,7 @@ def read_info(folder: Path) -> dict[str, Any]:
 def read_tensors(folder: Path, name: str = ADAPTER) -> dict[str, Tensor]:
     """The tensors of `adapter.safetensors` or `optimizer.safetensors`."""
     try:
-        return load_file(Path(folder) / name)
+        return load_file(resolve(folder) / name)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{Path(folder) / name}: cannot be read ({error}); take another checkpoint") from error
 

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from imagebind_llm.checkpoint import check_store, read_info
+from imagebind_llm.checkpoint import check_store, read_info, resolve
 from imagebind_llm.config import MODALITIES, NO_MODALITY
 from imagebind_llm.datasets import SPLITS, DataError, load_dataset, rationale_rows
 from imagebind_llm.instructions import (
@@ -86,7 +86,7 @@ def load_corpus(settings: TrainSettings, tokenizer: LlamaTokenizer, max_len: int
         exchanges, examples, taxonomy = _read_folder(path, settings)
     modalities = tuple(name for name in MODALITIES if name in settings.modalities)
     store = _open_store(settings, exchanges) if any(e.embedded for rows in exchanges.values() for e in rows) else None
-    if store and settings.pretrained_path and Path(settings.pretrained_path).is_dir():
+    if store and settings.pretrained_path and resolve(Path(settings.pretrained_path)).is_dir():
         check_store(store, read_info(Path(settings.pretrained_path)).get("store"))
     seen, said = _seen(settings, examples, store, taxonomy is not None)
     splits = {name: [encode_exchange(e, tokenizer, max_len) for e in rows] for name, rows in exchanges.items()}

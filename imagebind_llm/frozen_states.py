@@ -16,15 +16,18 @@ from imagebind_llm import distributed
 from imagebind_llm.batches import Collator, by_length
 from imagebind_llm.llama import Llama
 from imagebind_llm.records import Sequence as Ids
+from imagebind_llm.store import UNSUPPORTED
 
 WORTH = 4  # at least a quarter of the layers must lie below
+ZEROS = 2**24  # bytes a write
 
 
 class FrozenStates:
     """States entering the lowest adapted layer, (T,D) of every distinct row of token ids, in a mapped file."""
 
     def __init__(self, path: Path, rows: Sequence[Ids], width: int, dtype: torch.dtype):
-        """Maps `path`, which is made if it is not there. Raises OSError if the disk has no room for it."""
+        """Maps `path`, which is made if it is not there. Raises OSError if the disk has no room for it, RuntimeError if it
+        cannot map a file that processes share."""
         self._places: dict[tuple[int, ...], int] = {}
         total = 0
         for row in rows:
@@ -34,7 +37,7 @@ class FrozenStates:
         n_bytes = total * width * dtype.itemsize
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            os.posix_fallocate(file, 0, n_bytes)  # now, or a full disk would end a later write with a signal
+            _reserve(file, n_bytes)
         finally:
             os.close(file)
         self._states = torch.from_file(str(path), shared=True, size=total * width, dtype=dtype).view(total, width)
@@ -57,6 +60,21 @@ class FrozenStates:
         return out  # (B,T,D)
 
 
+def _reserve(file: int, n_bytes: int) -> None:
+    """Take the room on the disk now: a full one would end a later write to the mapping with a signal. Raises OSError."""
+    try:
+        os.posix_fallocate(file, 0, n_bytes)
+        return
+    except AttributeError:  # macOS has no such call
+        pass
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+    place = os.fstat(file).st_size  # what another rank of this machine has written already
+    while place < n_bytes:
+        place += os.pwrite(file, bytes(min(ZEROS, n_bytes - place)), place)
+
+
 def states_size(rows: Sequence[Ids], llama: Llama) -> int:
     """Bytes that the states of these rows take; 0 if too few layers lie below to be worth it."""
     if llama.lowest * WORTH < llama.config.n_layers:
@@ -64,15 +82,28 @@ def states_size(rows: Sequence[Ids], llama: Llama) -> int:
     return sum(map(len, {row.ids for row in rows})) * llama.config.dim * llama.tok_embeddings.weight.element_size()
 
 
-def compute_states(path: Path, rows: Sequence[Ids], llama: Llama, device: torch.device, batch_size: int) -> FrozenStates:
-    """The states of all rows. Collective: the ranks of a machine share the work and the file, which is anew each time."""
+def compute_states(path: Path, rows: Sequence[Ids], llama: Llama, device: torch.device, batch_size: int) -> FrozenStates | None:
+    """The states of all rows. Collective: the ranks of a machine share the work and the file, which is anew each time.
+
+    None, with a warning, if the disk cannot map a file that processes share.
+    """
     if distributed.node_rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
     distributed.barrier()
     dtype = llama.tok_embeddings.weight.dtype
-    found = FrozenStates(path, rows, llama.config.dim, dtype)
-    distributed.barrier()  # where a disk cannot reserve room, that writes zeros
+    found, problem = None, ""
+    try:
+        found = FrozenStates(path, rows, llama.config.dim, dtype)
+    except RuntimeError as error:
+        problem = str(error)
+    problems = [said for said in distributed.gather_objects(problem) if said]  # and waits, as zeros may have been written
+    if found is None or problems:
+        distributed.warn(
+            f"{path.parent}: no shared mapping on this disk ({problems[0]}); states of the frozen layers are not kept, as with "
+            "--cache_gb 0: the same training, slower"
+        )
+        return None
     distinct = list({row.ids: row for row in rows}.values())
     plan = by_length([len(row.ids) for row in distinct], batch_size)[distributed.node_rank() :: distributed.node_size()]
     collate = Collator(None, ())

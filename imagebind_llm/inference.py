@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from imagebind_llm import checkpoint
 from imagebind_llm.assembly import Assembled, SharedLlama, digest, frozen_dtype, open_language, restore, taxonomy_of
 from imagebind_llm.batches import Collator
 from imagebind_llm.checkpoint import CheckpointError, check_store, read_info
@@ -166,9 +167,10 @@ class Explainer:
         place = torch.device(device)
         assembled, _ = restore(folder, llama_model_path, place, frozen_dtype(dtype, place), shared)
         _, tokenizer = open_language(llama_model_path or info["settings"]["llama_model_path"])
-        path = Path(folder) / CALIBRATION
+        folder = checkpoint.resolve(folder)
+        path = folder / CALIBRATION
         calibration = Calibration(**json.loads(path.read_text())) if path.is_file() else None
-        verifier = Verifier.load(Path(folder)) if (Path(folder) / "verifier.json").is_file() else None
+        verifier = Verifier.load(folder) if (folder / "verifier.json").is_file() else None
         longest, order, store = info["settings"]["max_seq_len"], info["settings"]["answer_order"], info["store"]
         return cls(assembled, tokenizer, taxonomy, info["modalities"], longest, calibration, store, verifier, order)
 

@@ -39,13 +39,13 @@ Scored = tuple[Tensor, Tensor, Tensor]  # log-probabilities (N,C) by head and by
 
 def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
     """Load the best weights, calibrate them on dev, report on test. Collective; ranks share the rows."""
-    folder = run.root / distributed.from_main("best" if (run.root / "best").is_dir() else "last")
+    folder = run.root / distributed.from_main("best" if (run.root / "best").exists() else "last")
     run.say(f"{folder}: the checkpoint to use")
     corpus, taxonomy = run.corpus, run.corpus.taxonomy
     if taxonomy is None:
         return
     step = checkpoint.read_info(folder)["total"]
-    if _is_done(run, folder, step):
+    if _is_done(run, checkpoint.resolve(folder), step):
         run.say(f"{run.root / RESULTS}: there already, from these weights")
         return
     parameters = dict(run.assembled.model.named_parameters())
@@ -74,7 +74,7 @@ def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
         calibration, written = _with_alpha(explainer, calibration, *dev, collate, batch, run.settings.seed)
     if not distributed.is_main():
         return
-    save_calibration(folder, calibration)
+    save_calibration(checkpoint.resolve(folder), calibration)
     results: dict = {"checkpoint": str(folder), "step": step, "calibration": vars(calibration)}
     for split, (head, decoder, gold) in found.items():
         results[split] = {

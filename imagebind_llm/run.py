@@ -156,6 +156,8 @@ class Run:
         self.history: list[dict[str, Any]] = []
         self._about = self._describe()
         self._refuse_folders_apart()
+        if distributed.is_main():
+            checkpoint.probe(self.root)
         if settings.resume == "no":
             if distributed.is_main():
                 checkpoint.clear(self.root)

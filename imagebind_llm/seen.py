@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from imagebind_llm.checkpoint import CheckpointError, read_info
+from imagebind_llm.checkpoint import CheckpointError, read_info, resolve
 from imagebind_llm.config import MODALITIES
 from imagebind_llm.datasets import DataError, load_dataset, normal_text
 from imagebind_llm.records import Example
@@ -216,7 +216,7 @@ def read_stages(folder: Path) -> tuple[Stage, ...]:
 
     Raises CheckpointError if seen.json is not the one that was saved.
     """
-    info, path = read_info(folder), Path(folder) / SEEN
+    info, path = read_info(folder), resolve(folder) / SEEN
     if "seen" not in info:
         return _looked_up(Path(folder), info)
     content = path.read_bytes() if path.is_file() else b""
@@ -236,7 +236,7 @@ def stages_before(start: str) -> tuple[Stage, ...]:
     """What --pretrained_path has seen: the stages of a checkpoint of ours, nothing that is known of another's adapter."""
     if not start:
         return ()
-    path = Path(start)
+    path = resolve(Path(start))
     if path.is_dir():
         return read_stages(path)
     return (_unknown(path.name, f"{path.name}: what it was trained on is unknown; that no reported row was among it too"),)

@@ -9,11 +9,13 @@ store holds whole rows only. Shards are numbered in time; where a key was writte
 Vectors are the encoder's public output, not normalised again; readers normalise.
 """
 
+import errno
 import fcntl
 import hashlib
 import io
 import json
 import os
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -32,6 +34,7 @@ from imagebind_llm.config import MODALITIES
 FORMAT = 1
 FIRST_FLUSH_S = 0.25
 OPEN_SHARDS = 32  # file handles a reader keeps
+UNSUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}  # how a disk says that it cannot do this at all
 
 
 class StoreError(ValueError):
@@ -358,7 +361,8 @@ def _tupled(fields: dict) -> dict:
 def locked(path: Path, otherwise: str = "--output_dir"):
     """An open file that holds an exclusive lock for as long as it is open. Raises StoreError, naming the flag `otherwise`.
 
-    A POSIX lock, which forked decoding processes do not inherit: they may outlive a killed run by seconds.
+    A POSIX lock, which forked decoding processes do not inherit: they may outlive a killed run by seconds. A disk without locks
+    (some of clusters) is written all the same, with a warning.
     """
     file = open(path, "a")  # noqa: SIM115  (kept open: the lock lives as long as the file)
     try:
@@ -366,4 +370,9 @@ def locked(path: Path, otherwise: str = "--output_dir"):
     except (BlockingIOError, PermissionError) as error:
         file.close()
         raise StoreError(f"{path.parent}: another run is writing here; wait for it or give another {otherwise}") from error
+    except OSError as error:
+        if error.errno not in UNSUPPORTED | {errno.ENOLCK}:
+            file.close()
+            raise
+        print(f"{path}: no locks on this disk ({error.strerror}); see to it that no other run writes here", file=sys.stderr)
     return file

@@ -54,13 +54,20 @@ def test_a_full_disk_leaves_last_and_best_as_they_were(tmp_path, monkeypatch, fa
     assert not list(tmp_path.glob(".*")) and not (tmp_path / "checkpoint-0000003").exists()
 
 
+def without_links(*_, **__):
+    raise PermissionError(1, "Operation not permitted")
+
+
 class Killed(BaseException):
     """Stands for SIGKILL: nothing catches it."""
 
 
+@pytest.mark.parametrize("links", [True, False])  # on a disk without links they are files
 @pytest.mark.parametrize("step", [3, 2])  # a new step, and the one that `last` is on
 @pytest.mark.parametrize("moment", range(8))
-def test_killed_at_any_change_of_the_folder_last_and_best_are_whole(tmp_path, monkeypatch, moment, step):
+def test_killed_at_any_change_of_the_folder_last_and_best_are_whole(tmp_path, monkeypatch, moment, step, links):
+    if not links:
+        monkeypatch.setattr(os, "symlink", without_links)
     write(tmp_path, 1, best=True)
     write(tmp_path, 2)
     changes = 0
