@@ -217,7 +217,7 @@ MUTATIONS = [
       "test_classifier.py::test_reported_vectors_change_the_answers_to_their_own_rows_alone"),
     M("the probe's epoch is chosen on the reported rows", "methods.py", "(inputs(select), select.classes) if select",
       "(inputs(protocol.report), protocol.report.classes) if select",
-      "test_classifier.py::test_reported_vectors_change_the_answers_to_their_own_rows_alone"),
+      "test_classifier.py::test_what_the_reported_rows_are_labelled_changes_no_answer"),
     M("the probe keeps its last epoch", "probe.py", "if score > best[s][0]:", "if True:",
       "test_probe.py::test_all_seeds_at_once_give_what_a_plain_loop_of_each_gives"),
     M("seeds share the order of rows", "probe.py", "torch.randperm(len(inputs), generator=generator) for",

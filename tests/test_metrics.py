@@ -157,9 +157,9 @@ def test_reliability_is_scikit_learns_curve():
 
 
 def test_calibration_error_in_closed_form():
-    confidence = np.array([0.9] * 10 + [0.6] * 10)
-    correct = np.array([1] * 9 + [0] + [1] * 3 + [0] * 7)  # bins: 0.9 against 0.9, 0.6 against 0.3
-    assert metrics.calibration_error(correct, confidence) == pytest.approx(0.15)
+    confidence = np.array([0.9] * 10 + [0.6] * 30)
+    correct = np.array([1] * 9 + [0] + [1] * 9 + [0] * 21)  # bins: 0.9 against 0.9, and three times as many 0.6 against 0.3
+    assert metrics.calibration_error(correct, confidence) == pytest.approx(0.3 * 30 / 40)
     assert metrics.calibration_error(np.ones(4), np.ones(4)) == 0
 
 
