@@ -3,8 +3,8 @@
     critic_ranks.py OUT.safetensors DATA STORE LLAMA LAMBDA CREDIT
 
 Answers are drawn from random numbers that hang on the clip (in a run: on the rank), so that any number of ranks samples alike;
-they (and each pair of tokens, as a claim) are worth what share of their token ids is even, since a random LLaMA says nothing that
-parses.
+they (and each pair of tokens, as a claim) are worth what share of their token ids is even, since a random LLaMA says nothing
+that parses.
 """
 
 import sys
