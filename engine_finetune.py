@@ -61,8 +61,8 @@ def train(settings: TrainSettings, device: torch.device) -> None:
         raise DataError("--w_critic needs intents and reference rationales: pass --rationales, a JSONL of {key, rationale}")
     if settings.judges and corpus.store is None:
         raise DataError(
-            f"--credit {settings.credit} --trust_references {settings.trust_references}: a judge looks at clips: pass --emb_path, "
-            f"and not --modalities none"
+            f"--credit {settings.credit} --trust_references {settings.trust_references}: a judge looks at clips: pass "
+            f"--emb_path, and not --modalities none"
         )
     rows = corpus.taught
     judges = run.judges(device)  # so that what cannot be judged is said before anything is trained

@@ -8,6 +8,7 @@ what a clip can show. Words of intent labels are masked, so that no clause is ju
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from imagebind_llm.instructions import answer_spans
 from imagebind_llm.labels import Taxonomy
@@ -73,7 +74,7 @@ def characters_of(ids: Sequence[int], tokenizer: LlamaTokenizer) -> list[Span]:
     written = [_common(tokenizer.decode(list(ids[:i])), text) for i in range(len(ids) + 1)]
     spans: list[Span] = []
     end = len(text)
-    for start, after in reversed(list(zip(written, written[1:], strict=False))):
+    for start, after in reversed(list(pairwise(written))):
         if after > start:
             end = after
         spans.append((start, end))

@@ -82,7 +82,7 @@ def parse_answer(text: str, taxonomy: Taxonomy) -> Answer:
 
 
 def answer_spans(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Characters [start, end) of label and rationale in a whole answer, as `parse_answer` reads it; (0, 0) for what it lacks."""
+    """Characters [start, end) of label and rationale in a whole answer, as `parse_answer` reads it; (0, 0) for none."""
     found = _LABEL_FIRST.fullmatch(text) or _RATIONALE_FIRST.fullmatch(text)
     if found is None:
         return (0, 0), (0, 0)

@@ -51,7 +51,8 @@ class ClauseVectors:
     @classmethod
     def load(cls, identity: Identity, weights: str = "", device: torch.device | str = "cpu") -> "ClauseVectors":
         """The text tower of the encoder that made a store; no other tower is read. `weights`: its file, if it is not in
-        checkpoints/. The vectors are on the CPU, wherever the tower is. Raises JudgeError for other weights than the store's, WeightsError where there are none."""
+        checkpoints/. The vectors are on the CPU, wherever the tower is. Raises JudgeError for other weights than the store's,
+        WeightsError where there are none."""
         if identity.encoder not in ENCODERS:
             raise JudgeError(f"embeddings of the encoder {identity.encoder}: expected one of {', '.join(ENCODERS)}")
         path = find_imagebind(identity.encoder, weights)
@@ -74,14 +75,15 @@ class Figures:
     """How well a judge tells dev clips' own clauses from those of other clips: areas under the ROC curve.
 
     `any_clip`, `same_intent`: whose clauses are dealt (None: no two clips share an intent). `alone`: same-intent (else
-    any-clip) areas of each modality by itself, over the clauses that hang on it most, 0.5 if there are none. `own`, `dealt`:
-    mean P. `familiar`: share of the own clauses on which the judge can say something. No verdict counts as P = 0.5 in all.
+    any-clip) areas of each modality by itself, over the clauses that hang on it most, 0.5 if there are none; `useful`: those
+    that tell something, by more than chance. `own`, `dealt`: mean P. `familiar`: share of the own clauses on which the judge can say something. No verdict counts as P = 0.5 in all.
     """
 
     n: int
     any_clip: float
     same_intent: float | None
     alone: dict[str, float]
+    useful: list[str]
     own: float
     dealt: float
     familiar: float
@@ -224,5 +226,3 @@ def clip_vectors(store: Store, keys: Sequence[str]) -> tuple[Tensor, Tensor]:
     """L2-normalised embeddings (n,M,E), zeros where absent, and presence (n,M)."""
     vectors, present = store.read(keys)
     return F.normalize(vectors, dim=2) * present[..., None], present
-
-

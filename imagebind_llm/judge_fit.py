@@ -49,7 +49,8 @@ class Clauses:
     def of(cls, told: Mapping[str, Sequence[str]], taxonomy: Taxonomy | None) -> "Clauses":
         """`told`: the texts about each clip. Clips without a clause are left out."""
         numbers: dict[str, int] = {}
-        keys, pairs = [], []
+        keys: list[str] = []
+        pairs: list[tuple[int, int]] = []
         for key, texts in told.items():
             own = dict.fromkeys(claim.text for text in texts for claim in claims_of(text, taxonomy))
             if own:
@@ -123,9 +124,7 @@ def _centred_clips(store: Store, keys: Sequence[str], columns: Sequence[int]) ->
     return (centred / size[:, None])[:, columns].flatten(1), mean, size[list(columns)]
 
 
-def shared_space(
-    clauses: Clauses, vectors: ClauseVectors, store: Store, modalities: Sequence[str], seed: int = 0
-) -> Judge:
+def shared_space(clauses: Clauses, vectors: ClauseVectors, store: Store, modalities: Sequence[str], seed: int = 0) -> Judge:
     """The judge that fits nothing: cosines of the encoder's own space, less the train clips' mean; not calibrated yet.
     Nothing is drawn: `seed` is there because a fitted one takes it."""
     clips, present = clip_vectors(store, clauses.keys)
@@ -219,21 +218,27 @@ def figures(judge: Judge, trial: Trial) -> Figures:
     def scored(pairs: list[tuple[str, str]]) -> Tensor:
         return judge.probability(judge.similarity(*zip(*pairs, strict=True))) if pairs else torch.zeros(0)
 
-    def alone(name: str) -> float:
+    def alone(name: str) -> tuple[float, bool]:
         own, dealt = (
-            [pair for pair, deciding in zip(pairs, judge.hangs_on([text for text, _ in pairs]), strict=True) if deciding == name]
+            [(text, key) for text, key in pairs if hangs_on[text] == name]
             for pairs in (trial.own, trial.same_intent or trial.any_clip)
         )
         if not own or not dealt:
-            return 0.5
-        return area(*(judge.similarity_by([name], *zip(*pairs, strict=True))[:, 0] for pairs in (own, dealt)))
+            return 0.5, False
+        found = area(*(judge.similarity_by([name], *zip(*pairs, strict=True))[:, 0] for pairs in (own, dealt)))
+        error = ((1 / len(own) + 1 / len(dealt)) / 12) ** 0.5  # of an area that says nothing
+        return found, found >= max(LEAST, 0.5 + 2 * error)
 
+    texts = list(dict.fromkeys(text for pairs in vars(trial).values() for text, _ in pairs))
+    hangs_on = dict(zip(texts, judge.hangs_on(texts), strict=True))
+    by_name = {name: alone(name) for name in judge.modalities}
     own, dealt = scored(trial.own), scored(trial.any_clip)
     return Figures(
         n=len(trial.own),
         any_clip=area(own, dealt),
         same_intent=area(own, scored(trial.same_intent)) if trial.same_intent else None,
-        alone={name: alone(name) for name in judge.modalities},
+        alone={name: value for name, (value, _) in by_name.items()},
+        useful=[name for name, (_, tells) in by_name.items() if tells],
         own=float(own.mean()),
         dealt=float(dealt.mean()),
         familiar=1 - float(judge.similarity(*zip(*trial.own, strict=True)).isnan().float().mean()),
@@ -303,26 +308,25 @@ def fit_judges(
     return pays, watches
 
 
-def _best(
-    clauses: Clauses, trial: Trial, vectors: ClauseVectors, store: Store, modalities: Sequence[str], seed: int
-) -> Judge:
+def _best(clauses: Clauses, trial: Trial, vectors: ClauseVectors, store: Store, modalities: Sequence[str], seed: int) -> Judge:
     """The better of the two kinds of judge by dev, with the modalities that tell something."""
     found = []
     for kind in (fit_map, shared_space):
         judge = _measured(kind(clauses, vectors, store, modalities, seed), trial)
         assert judge.figures is not None
-        alone = judge.figures.alone
-        useful = tuple(name for name in modalities if alone[name] >= LEAST)
+        alone, useful = judge.figures.alone, tuple(judge.figures.useful)
         if useful and useful != judge.modalities:
             judge.modalities = useful  # the parts of the others stay as they are
             judge = _measured(judge, trial)
+            assert judge.figures is not None
             judge.figures = replace(judge.figures, alone=alone)
         if useful:
             found.append(judge)
     if not found:
         raise JudgeError(
             f"the judge cannot tell clips of the same intent apart by {', '.join(modalities)} (area under the curve below "
-            f"{LEAST} for each): pass --captions that say what is seen and heard, or train with --credit answer"
+            f"{LEAST} for each, or no better than chance): pass --captions that say what is seen and heard, or train with "
+            f"--credit answer"
         )
     return max(found, key=lambda judge: judge.figures.deciding if judge.figures else 0.0)
 
@@ -341,8 +345,9 @@ def sentence(judge: Judge, role: str = "judge") -> str:
     off = [name for name in one.alone if name not in judge.modalities]
     alone = ", ".join(f"{name} {area:.3f}{' (switched off)' if name in off else ''}" for name, area in one.alone.items())
     how = f"fitted on {judge.source}" if judge.kind == FITTED else "the encoder's own space, which tells more than a fitted map"
-    warned = "" if judge.source == "captions" else "WARNING: "
-    worse = "" if judge.source == "captions" else "; rationales name what is typical: captions of the clips would make it better"
+    warned, worse = "", ""
+    if judge.source != "captions":
+        warned, worse = "WARNING: ", "; rationales name what is typical: captions of the clips would make it better"
     return (
         f"{warned}{role}, {how}, on {one.n} dev clauses: area under the curve {one.any_clip:.3f} against any clip{same} "
         f"(alone: {alone}); P {one.own:.2f} for a clip's own, {one.dealt:.2f} for others'; "

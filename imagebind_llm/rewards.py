@@ -1,9 +1,10 @@
 """What a sampled answer is worth, and its advantage over what else the model would say.
 
-Reward parts lie in [0, 1] and are logged raw; the truth of an answer's claims (credit.py), another part, lies in [-1, 1]. Within the group of one clip (its K samples and, where it is drawn, the greedy
-answer) each part is normalised, z = (r - m) / (s + 1e-6), then weighted and summed: summing first lets one part swallow the
-others (per-reward normalisation: arXiv:2601.05242). Baselines: the greedy answer (SCST, arXiv:1612.00563), the mean of the
-other samples (arXiv:2003.09971, RLOO arXiv:2402.14740), the group's own mean and deviation (GRPO, arXiv:2402.03300).
+Reward parts lie in [0, 1] and are logged raw; the truth of an answer's claims (credit.py), another part, lies in [-1, 1].
+Within the group of one clip (its K samples and, where it is drawn, the greedy answer) each part is normalised,
+z = (r - m) / (s + 1e-6), then weighted and summed: summing first lets one part swallow the others (per-reward normalisation:
+arXiv:2601.05242). Baselines: the greedy answer (SCST, arXiv:1612.00563), the mean of the other samples (arXiv:2003.09971, RLOO
+arXiv:2402.14740), the group's own mean and deviation (GRPO, arXiv:2402.03300).
 Functions see values that are parsed already: a label or None, a rationale or None, and whether the answer ended by itself.
 """
 

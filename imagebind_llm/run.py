@@ -81,7 +81,6 @@ class Guard:
         self.strikes += worse
         return not worse
 
-
     def note(self, paid: float, watched: float) -> None:
         """Remember a step."""
         self.paid, self.watched = ([*old, new][-2 * WINDOW :] for old, new in ((self.paid, paid), (self.watched, watched)))
@@ -241,7 +240,7 @@ class Run:
         return verifier
 
     def judges(self, device: torch.device) -> tuple[Judge, Judge] | None:
-        """The judge that pays and the one that watches, where anything depends on them. Collective; says how far to trust them."""
+        """The judge that pays and the one that watches, where anything depends on them; said how good they are. Collective."""
         if self._judges is None and self.settings.judges and self.corpus.store is not None:
             settings = self.settings
             self._judges = open_judges(
@@ -328,7 +327,7 @@ class Run:
             better = self.guard.passes(right)
             if not self.guard.agrees():
                 better = False
-                self.say("the judge that pays has seen answers get truer and the one that watches has not: what rises is not truth")
+                self.say("the paying judge has seen answers get truer and the watching one has not: what rises is not truth")
         self.position = Position(self.position.epoch + 1, 0, self.position.total)
         self._summed, self._noted = (Sums(), CriticSums()), CriticSums()
         self.save(best=better)

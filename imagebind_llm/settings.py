@@ -170,7 +170,7 @@ class TrainSettings:
     kl: float = flag(0.03, "weight of the divergence from the model that the self-critical loss began with, off the reward")
     reward_weights: str = flag(
         "",
-        f"parts of the reward, what is left out is 0; if not given, {','.join(f'{n}={w:g}' for n, w in REWARD_WEIGHTS.items())}, "
+        f"parts of the reward, others are 0; if not given, {','.join(f'{n}={w:g}' for n, w in REWARD_WEIGHTS.items())}, "
         "and truth=1 alone unless --credit is answer",
     )
     credit: str = flag(

@@ -144,7 +144,10 @@ def test_a_policy_learns_to_make_the_true_claim_and_not_what_a_deaf_judge_says(s
 
 def test_tokens_of_a_claim_weigh_what_the_judge_believes_and_all_others_one():
     tokenizer = load_tokenizer(TOKENIZER)
-    prompt, answer = tokenizer.encode("Why? Intent:"), tokenizer.encode("Praise. Rationale: We see a smile, and hear a sob.", eos=True)
+    prompt, answer = (
+        tokenizer.encode("Why? Intent:"),
+        tokenizer.encode("Praise. Rationale: We see a smile, and hear a sob.", eos=True),
+    )
     row = Sequence("k", (*prompt, *answer), len(prompt), rationale="We see a smile, and hear a sob.")
     believed = {"We see a smile": 0.8, "hear a sob": 0.02}
 

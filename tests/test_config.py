@@ -114,7 +114,7 @@ def test_flags_of_training_and_explaining_are_frozen():
         (["--reward_weights", "intent"], "--reward_weights intent: expected NAME=NUMBER, got 'intent'"),
         (["--reward_weights", "luck=1"], "--reward_weights: luck=1; expected weights >= 0 of intent, rationale, "),
         (["--reward_weights", "intent=0"], "--reward_weights intent=0: every part weighs 0"),
-        (["--credit", "claim", "--reward_weights", "intent=1"], "--credit claim --reward_weights intent=1: truth must weigh more"),
+        (["--credit", "claim", "--reward_weights", "intent=1"], "--reward_weights intent=1: truth must weigh more"),
         (["--stage", "both"], "invalid choice: 'both'"),
     ],
 )

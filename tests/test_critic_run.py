@@ -195,9 +195,8 @@ def talk(monkeypatch):
     monkeypatch.setattr(self_critical.Judge, "score", score)
 
 
-def test_claims_are_credited_and_the_run_says_by_what_judge_and_continues_with_the_same_bits(world, seen, talk, tmp_path):
-    own = world | seen | {"epochs": 2, "save_steps": 1, "limit": 8, "batch_size": 2}
-    done = train(own, tmp_path / "whole", log_steps=1)
+def test_claims_are_credited_and_the_run_says_by_what_judge(world, seen, talk, tmp_path):
+    done = train(world | seen, tmp_path / "whole", log_steps=1)
     assert done.code == 0, done.err
     assert "judge, " in done.out and "vision 1.000" in done.out and "watching judge (never paid)" in done.out
     scores = read_lines(tmp_path / "whole" / "log.txt")[0]["train"]
@@ -206,6 +205,12 @@ def test_claims_are_credited_and_the_run_says_by_what_judge_and_continues_with_t
     assert "Truth of answers" in (tmp_path / "whole" / "curves.html").read_text()
     stored = sorted(path.name for path in (tmp_path / "whole" / "best").iterdir())
     assert {"judge.json", "judge.safetensors", "watch.json", "watch.safetensors"} <= set(stored)
+
+
+@pytest.mark.slow
+def test_with_claims_credited_it_continues_with_the_same_bits(world, seen, talk, tmp_path):
+    own = world | seen | {"epochs": 2, "save_steps": 1, "limit": 8, "batch_size": 2}
+    assert train(own, tmp_path / "whole").code == 0
     with interrupted(6):
         train(own, tmp_path / "cut")
     done = train(own, tmp_path / "cut")
@@ -231,7 +236,7 @@ def test_references_that_are_not_trusted_are_learnt_as_far_as_the_judge_believes
 
 def test_a_judge_that_can_tell_nothing_is_refused_before_anything_is_trained(world, seen, tmp_path):
     done = train(world | seen | {"emb_path": world["emb_path"]}, tmp_path)
-    assert done.code == 2 and "cannot tell" in done.err and not (tmp_path / "last").exists()
+    assert done.code == 2 and "cannot tell clips" in done.err and not (tmp_path / "last").exists()
     done = train(world | seen | {"modalities": "none"}, tmp_path / "blind")
     assert done.code == 2 and "a judge looks at clips" in done.err
 
