@@ -153,8 +153,8 @@ def _with_alpha(
 
 
 def _claims(run: Run, calibration: Calibration, found: Scored, written: dict[str, str]) -> dict[str, dict]:
-    """How true the rationales `written` for some dev rows are, beside references and clip-blind templates; nothing where the data
-    set's rationales.jsonl does not know the true cues."""
+    """How true the rationales `written` for some dev rows are, beside references and clip-blind templates; nothing where the
+    data set's rationales.jsonl does not know the true cues."""
     file = Path(run.settings.data_path) / "rationales.jsonl"  # faithful, whatever --rationales was trained on
     known = read_rationales(file) if file.is_file() else {}
     if not all(key in known for key in written):

@@ -82,8 +82,8 @@ def make_optimizer(model: nn.Module, weight_decay: float, gate_lr: float = 1.0) 
 
 @dataclass(frozen=True)
 class Counts:
-    """What a whole step's losses are divided by, over all ranks and passes: its answer tokens, its known intents, the clips among
-    these whose answers may be criticised (not those that are prompts alone), and the tokens of captions mixed in."""
+    """What a whole step's losses are divided by, over all ranks and passes: its answer tokens, its known intents, the clips
+    among these whose answers may be criticised (not those that are prompts alone), and the tokens of captions mixed in."""
 
     tokens: int
     intents: int

@@ -4,8 +4,8 @@
 
 A stage whose result is there is skipped unless one before it had to run; one that was interrupted continues, and one that fails
 says why: its own last lines, and what to type next. runs/demo/stages.json holds how long each took. Training takes two ranks
-where there are two GPUs or, without any, two cores, else one rank; as many rows a step either way, so that one may continue what
-the other began. Where the processor multiplies in bfloat16, it trains in it.
+where there are two GPUs or, without any, two cores, else one rank; as many rows a step either way, so that one may continue
+what the other began. Where the processor multiplies in bfloat16, it trains in it.
 """
 
 import json
