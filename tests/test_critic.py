@@ -12,15 +12,15 @@ import pytest
 import torch
 from toy_training import write_intents, write_llama, write_store
 
-from imagebind_llm import distributed, self_critical
+from imagebind_llm import self_critical
 from imagebind_llm.assembly import build, open_language
 from imagebind_llm.batches import Collator
 from imagebind_llm.corpus import load_corpus
 from imagebind_llm.generate import Sampling, generate
 from imagebind_llm.instructions import parse_answer
-from imagebind_llm.records import Answer
+from imagebind_llm.records import Answer, Sequence
 from imagebind_llm.rewards import consistency_rewards, format_reward, intent_reward, rationale_reward
-from imagebind_llm.self_critical import Critic, CriticSums
+from imagebind_llm.self_critical import Critic, CriticSums, _uniform
 from imagebind_llm.settings import TrainSettings
 from imagebind_llm.training import CriticStep, Position, Sums, _draws, counts_of, train_step
 from imagebind_llm.verifier import fit_verifier
@@ -134,7 +134,7 @@ def by_definition(world: World, critic: Critic) -> dict[str, torch.Tensor]:
         group = [parts(row, ids) for ids in answers]
         group += [parts(row, said(world.tokenizer, prompt, 9, limit))] if baseline == "greedy" else []
         score = [0.0] * len(group)
-        for name, weight in weights.items():
+        for name, weight in ((name, weight) for name, weight in weights.items() if weight):
             values = [one[name] for one in group]
             mean = sum(values) / len(values)
             deviation = (sum((value - mean) ** 2 for value in values) / len(values)) ** 0.5
@@ -167,6 +167,10 @@ def drawn(sampled, row: int) -> list[int]:
 
 
 def test_answers_are_drawn_at_temperature_one_from_all_tokens(world):
+    def numbers(seed: int, row: Sequence) -> torch.Tensor:
+        """(K, longest): what a row's answers are drawn with hangs on the seed, its key and its prompt, in whatever batch."""
+        return _uniform((seed, row.key, list(row.ids[: row.n_prompt])), (SAMPLES, critic.max_new))
+
     critic, batch = world.critic(), world.collate(world.rows)
     sampled = critic.sample(world.model, batch, torch.Generator().manual_seed(7))
     known = [0, 2, 3, 4]
@@ -179,7 +183,7 @@ def test_answers_are_drawn_at_temperature_one_from_all_tokens(world):
         present=batch.present[known],
         sampling=Sampling(temperature=1.0, top_p=1.0),
         n_samples=SAMPLES,
-        generator=torch.Generator().manual_seed(7),
+        draws=torch.cat([numbers(7, world.rows[i]) for i in known]),
     )
     ended = [[*ids, *[world.tokenizer.eos_id] * (len(ids) < critic.max_new)] for row in answers for ids in row]
     assert [drawn(sampled, i) for i in range(len(ended))] == ended
@@ -199,10 +203,17 @@ def test_lambda_rises_within_an_epoch_of_the_critics_start(world):
     assert [critic.weight(epoch) for epoch in (2.0, 2.25, 3.0, 9.5)] == [0.0, 0.125, 0.5, 0.5]
 
 
-def test_draws_differ_by_seed_epoch_step_and_rank_and_are_repeated_by_nothing_else(world, monkeypatch):
-    def first(settings=world.settings, rank: int = 0, **position: int) -> float:
-        monkeypatch.setattr(distributed, "rank", lambda: rank)
-        return float(torch.rand(1, generator=_draws(settings, Position(**position), CPU)))
+def test_draws_differ_by_seed_epoch_and_step_and_are_repeated_by_nothing_else(world):
+    def first(settings=world.settings, **position: int) -> float:
+        return float(torch.rand(1, generator=_draws(settings, Position(**position))))
 
     assert first() == first(total=8)
-    assert len({first(), first(replace(world.settings, seed=1)), first(rank=1), first(step=1), first(epoch=1)}) == 5
+    assert len({first(), first(replace(world.settings, seed=1)), first(step=1), first(epoch=1)}) == 4
+
+
+def test_two_clips_with_the_same_prompt_get_answers_of_their_own(world):
+    twins = [replace(world.rows[0], key=key) for key in (world.rows[0].key, world.rows[2].key)]
+    critic, batch = world.critic(), world.collate(twins)
+    alike = replace(batch, embeddings=batch.embeddings[:1].expand(2, -1, -1))
+    sampled = critic.sample(world.model, alike, torch.Generator().manual_seed(7))
+    assert drawn(sampled, 0) != drawn(sampled, SAMPLES)
