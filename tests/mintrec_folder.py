@@ -12,12 +12,15 @@ MISSING, CORRUPT = "S04_E11_204", "S04_E11_205"
 
 
 def write_mintrec(root: Path, n_clips: int = 8) -> Path:
-    """Tables of 54 rows of three intents over six episodes, rationales, captions, and clips, in turn the same `n_clips`.
+    """Tables of 54 rows of three intents over six episodes, rationales, captions, and clips, in turn the same `n_clips`: a third of them
+    for test, the others for train and dev.
 
     The first clip is missing, the second cut off.
     """
     made = rows(0, {"train": n_clips, "dev": 0, "test": 0})
     source = [root / "made" / f"{i}.mp4" for i in range(n_clips)]
+    held_out = n_clips // 3
+    known, unknown = source[held_out:], source[:held_out]
     for path, row in zip(source, made, strict=True):
         write_clip(path, row, seed=0)
     rationales, captions, number = [], [], 204
@@ -27,7 +30,8 @@ def write_mintrec(root: Path, n_clips: int = 8) -> Path:
             season, episode, intent = "S04", f"E{11 + (i // 3) % 6}", INTENTS[i % 3]
             clip = root / "raw_data" / season / episode / f"{number}.mp4"
             clip.parent.mkdir(parents=True, exist_ok=True)
-            clip.write_bytes(source[number % n_clips].read_bytes())
+            pool = unknown if split == "test" else known
+            clip.write_bytes(pool[number % len(pool)].read_bytes())
             lines.append(f"{season}\t{episode}\t{number}\twe talk about matter {number}\t{intent}")
             rationales.append({"key": f"{season}_{episode}_{number}", "rationale": f"We see {CUES[intent]}."})
             if split != "test":
