@@ -1,6 +1,7 @@
 """The ablation: which runs it makes of what is asked for, and what its table and measure_critic.py count."""
 
 import importlib
+import itertools
 import os
 import shutil
 import subprocess
@@ -25,8 +26,10 @@ def script(tmp_path):
 
     def start(**variables: str) -> tuple[list[str], subprocess.CompletedProcess]:
         (tmp_path / "asked").write_text("")
-        for name in ("pretrain", "supervised", "loo"):  # what the training would have left
+        for name in ("pretrain", "supervised", "loo", "intent only"):  # what the training would have left
             (tmp_path / "out" / "seed0" / name).mkdir(parents=True, exist_ok=True)
+        for references, name in itertools.product(("blind", "10"), ("supervised", "claims")):
+            (tmp_path / "out" / references / "seed0" / name).mkdir(parents=True, exist_ok=True)
         command = ["bash", str(ROOT / "data" / "demo" / "ablation.sh"), "DATA", "EMB", str(tmp_path / "out")]
         own = {"SEEDS": "0", "PYTHON": str(python), "PLACES": "2"} | variables
         done = subprocess.run(command, env=os.environ | own, capture_output=True, text=True, cwd=tmp_path)
@@ -41,6 +44,15 @@ def test_a_row_brings_what_it_starts_from_and_is_made_once(script):
     assert script(ONLY="loo")[0] == []
     runs, done = script(ONLY="loo", CLIPS="0")
     assert runs == [] and done.returncode == 2 and "loo was made with other flags" in done.stderr
+
+
+def test_rows_of_other_references_share_the_first_stage_and_train_on_their_file(script, tmp_path):
+    assert script(ONLY="intent only")[0] == ["pretrain", "intent only"]
+    assert script(ONLY="claims", REFERENCES="blind")[0] == ["supervised", "claims"]
+    lines = [line for line in (tmp_path / "asked").read_text().splitlines() if "engine_finetune.py" in line]
+    assert all("--rationales DATA/rationales-blind.jsonl" in line for line in lines)
+    assert "/out/seed0/pretrain/best" in lines[0] and "/out/blind/seed0/supervised/best" in lines[1]
+    assert script(ONLY="intent only,claims", REFERENCES="10%")[0] == ["supervised", "claims"]
 
 
 def test_every_number_of_ranks_has_eight_rows_a_step(script, tmp_path):
