@@ -76,7 +76,8 @@ class Figures:
 
     `any_clip`, `same_intent`: whose clauses are dealt (None: no two clips share an intent). `alone`: same-intent (else
     any-clip) areas of each modality by itself, over the clauses that hang on it most, 0.5 if there are none; `useful`: those
-    that tell something, by more than chance. `own`, `dealt`: mean P. `familiar`: share of the own clauses on which the judge can say something. No verdict counts as P = 0.5 in all.
+    that tell something, by more than chance. `own`, `dealt`: mean P. `familiar`: share of the own clauses on which the judge
+    can say something. No verdict counts as P = 0.5 in all.
     """
 
     n: int
