@@ -6,13 +6,11 @@ OUTPUT_DIR/{last, best} (checkpoint.py)   log.txt: one JSON an epoch   steps.jso
 import hashlib
 import json
 import math
-import resource
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,8 @@ from safetensors.torch import save as save_tensors
 from imagebind_llm import checkpoint, distributed
 from imagebind_llm.assembly import Assembled
 from imagebind_llm.checkpoint import CheckpointError
+from imagebind_llm.choice import Choice, Guard
+from imagebind_llm.console import clock, epoch_line, memory, shown_scores
 from imagebind_llm.continuation import differences, digest_of_rationales, digest_of_vectors, sums_of_rank
 from imagebind_llm.corpus import Corpus
 from imagebind_llm.curves import STEPS, draw
@@ -38,7 +38,6 @@ from imagebind_llm.verifier import Verifier, VerifierError, fit_verifier
 
 REFERENCE = "reference.safetensors"
 JUDGES = "judges"  # a folder
-WINDOW = 20  # steps
 QUIET = {"advantage", "distinct_2", "reward_format"}  # in the log, not on the console
 FREE = {
     "resume",
@@ -51,97 +50,6 @@ FREE = {
     "cache_gb",
     "checkpoint_activations",
 }  # may change on the way
-
-
-@dataclass
-class Guard:
-    """Stops self-critical training when, at the end of two epochs, dev accuracy has fallen by more than a paired standard error
-    below the supervised model's (`right`: where that one was right; without a dev split it never has), or the judge that pays
-    has seen answers get truer and the one that watches has not.
-
-    `began`: the epoch with which the self-critical loss began; None: it has not. `paid`, `watched`: the truth of the answers
-    of each of the last steps, as the two judges see it."""
-
-    began: int | None = None
-    right: list[bool] = field(default_factory=list)
-    strikes: int = 0
-    paid: list[float] = field(default_factory=list)
-    watched: list[float] = field(default_factory=list)
-
-    @property
-    def stops(self) -> bool:
-        return self.strikes >= 2
-
-    def passes(self, right: list[bool]) -> bool:
-        """Compare with another model on the same rows; counts a strike if it is worse."""
-        if not right:
-            return True
-        change = torch.tensor(right, dtype=torch.float64) - torch.tensor(self.right, dtype=torch.float64)
-        worse = bool(change.mean() < -change.std() / len(change) ** 0.5)
-        self.strikes += worse
-        return not worse
-
-    def note(self, paid: float, watched: float) -> None:
-        """Remember a step."""
-        self.paid, self.watched = ([*old, new][-2 * WINDOW :] for old, new in ((self.paid, paid), (self.watched, watched)))
-
-    def agrees(self) -> bool:
-        """Whether the watching judge bears out what the paying one has seen; counts a strike if it does not.
-
-        It does not if pay has risen from one window of steps to the next by two standard errors, and watch by less than one."""
-        if len(self.paid) < 2 * WINDOW:
-            return True
-        (pay, pay_error), (watch, watch_error) = _rise(self.paid), _rise(self.watched)
-        gamed = pay > 2 * pay_error and watch < watch_error
-        self.strikes += gamed
-        return not gamed
-
-
-def _rise(values: list[float]) -> tuple[float, float]:
-    """By how much the mean of the last WINDOW values is above that of those before them, and its standard error."""
-    before, after = torch.tensor(values, dtype=torch.float64)[-2 * WINDOW :].split(WINDOW)
-    return float(after.mean() - before.mean()), float(((before.var() + after.var()) / WINDOW).sqrt())
-
-
-@dataclass
-class Choice:
-    """Which epoch is the best, judged on dev alone: of those whose macro F1 is within a standard error of the highest, the one
-    whose answers are likeliest (the one-standard-error rule of Breiman et al., 1984). Between intents told equally well by
-    the head, what the decoder says decides. Without intents the likeliest answers win; where answers are labels alone, the
-    highest macro F1.
-
-    The standard error is the highest epoch's own, as in that rule: a plain bootstrap over dev rows (training.evaluate), not
-    one of the difference between two epochs."""
-
-    peak: float = 0.0  # the highest macro F1 so far
-    peak_se: float = 0.0  # and its standard error
-    f1: float = 0.0  # the best epoch's own
-    nll: float | None = None  # and its negative log-likelihood an answer token; None: there is no best epoch yet
-    stale: int = 0  # epochs since
-
-    def offer(self, scores: dict[str, float], likelihood_decides: bool) -> bool:
-        """Whether the epoch with these dev scores is the best so far. Without a dev split every one is.
-
-        `likelihood_decides`: between epochs of like macro F1; else the higher macro F1 does.
-        """
-        if not scores:
-            return True
-        f1, f1_se, nll = scores.get("macro_f1"), scores.get("macro_f1_se", 0.0), scores["nll"]
-        if self.nll is None:
-            better = True
-        elif f1 is None:
-            better = nll < self.nll
-        elif not likelihood_decides:
-            better = f1 > self.f1
-        else:
-            near = f1 - f1_se if f1 > self.peak else self.peak - self.peak_se
-            better = f1 >= near and (nll < self.nll or self.f1 < near)
-        if f1 is not None and f1 > self.peak:
-            self.peak, self.peak_se = f1, f1_se
-        if better:
-            self.f1, self.nll = f1 or 0.0, nll
-        self.stale = 0 if better else self.stale + 1
-        return better
 
 
 class Run:
@@ -305,7 +213,7 @@ class Run:
         self.guard = Guard(self.position.epoch, right)
         self.choice = Choice()
         self._offer(scores)
-        known = f"dev before it: {_shown_scores(scores)}" if scores else "there is no dev split to guard it by"
+        known = f"dev before it: {shown_scores(scores)}" if scores else "there is no dev split to guard it by"
         self.say(f"self-critical loss from here on; {known}")
         self.save(best=True)
 
@@ -333,7 +241,7 @@ class Run:
         self.save(best=better)
         if distributed.is_main():
             write_atomic(self.root / "log.txt", "".join(json.dumps(row) + "\n" for row in self.history).encode())
-            self.say(_epoch_line(self.history[-1], better))
+            self.say(epoch_line(self.history[-1], better))
             draw(self.root, self.history)
             for split, found in scores.items():
                 for name, value in found.items():
@@ -471,7 +379,7 @@ class Run:
         shown = "  ".join(f"{name} {value:.4f}" for name, value in means.items() if name not in QUIET)
         print(
             f"epoch {at.epoch} [{at.step}/{moment.steps}]  {shown}  lr {moment.lr:.2e}  grad {moment.norm:.2f}  "
-            f"{moment.tokens_per_s:.0f} tokens/s  {_memory()}  left {_clock(left)}",
+            f"{moment.tokens_per_s:.0f} tokens/s  {memory()}  left {clock(left)}",
             flush=True,
         )
         values = means | {"lr": moment.lr, "grad_norm": moment.norm, "tokens_per_s": moment.tokens_per_s}
@@ -485,24 +393,3 @@ class Run:
 def _since(now: AnySums, before: AnySums) -> AnySums:
     """What running sums have grown by."""
     return type(now)(*(a - b for a, b in zip(vars(now).values(), vars(before).values(), strict=True)))
-
-
-def _epoch_line(row: dict[str, Any], better: bool) -> str:
-    parts = ";  ".join(f"{split} {_shown_scores(row[split])}" for split in ("train", "dev") if row.get(split))
-    return f"epoch {row['epoch']} done: {parts}{'  (best)' if better else ''}"
-
-
-def _shown_scores(scores: dict[str, float]) -> str:
-    return " ".join(f"{name} {value:.4f}" for name, value in scores.items())
-
-
-def _memory() -> str:
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB"
-    unit = 1 if sys.platform == "darwin" else 1024
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.1f} GB"
-
-
-def _clock(seconds: float) -> str:
-    minutes, hours = int(seconds // 60) % 60, int(seconds // 3600)
-    return f"{hours}:{minutes:02d}:{int(seconds) % 60:02d}"

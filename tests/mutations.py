@@ -185,7 +185,7 @@ MUTATIONS = [
       "test_run.py::test_a_continued_run_has_the_weights_and_moments_that_were_saved"),
     M("moments of weights that are left behind stay", "run.py", "self.optimizer.state.clear()", "pass",
       "test_run.py::test_the_self_critical_loss_begins_with_the_best_weights_and_without_moments"),
-    M("the guard strikes at better models", "run.py", "change.mean() < -change.std()", "change.mean() > change.std()",
+    M("the guard strikes at better models", "choice.py", "change.mean() < -change.std()", "change.mean() > change.std()",
       "test_run.py::test_the_guard_counts_a_model_that_is_worse_by_more_than_a_standard_error"),
     # --- evaluation
     M("each rank evaluates every row", "training.py", "[distributed.rank() :: distributed.world_size()]", "[:]",

@@ -16,10 +16,10 @@ from toy_training import CUES, INTENTS, Done, apart, call, interrupted, read_lin
 import engine_finetune
 from imagebind_llm import claims, judge_fit, self_critical
 from imagebind_llm.checkpoint import read_info
+from imagebind_llm.choice import WINDOW, Guard
 from imagebind_llm.config import MODALITIES, REWARD_WEIGHTS
 from imagebind_llm.judge import ClauseVectors
 from imagebind_llm.records import Answer
-from imagebind_llm.run import WINDOW, Guard
 from imagebind_llm.store import Store, StoreWriter
 
 

@@ -7,9 +7,10 @@ import torch
 from test_training import head_model, rows
 
 from imagebind_llm.assembly import Assembled
+from imagebind_llm.choice import Guard
 from imagebind_llm.config import ModelConfig
 from imagebind_llm.corpus import Corpus
-from imagebind_llm.run import Guard, Run
+from imagebind_llm.run import Run
 from imagebind_llm.settings import TrainSettings
 from imagebind_llm.training import make_optimizer
 
