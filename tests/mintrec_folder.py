@@ -14,7 +14,8 @@ MISSING, CORRUPT = "S04_E11_204", "S04_E11_205"
 def write_mintrec(root: Path, n_clips: int = 8) -> Path:
     """Tables of 54 rows of three intents over six episodes, rationales, captions, and clips.
 
-    The clips are in turn the same `n_clips`: a third of them for test, the others for train and dev. The first clip is missing, the second cut off.
+    The clips are in turn the same `n_clips`: a third of them for test, the others for train and dev. The first clip is missing,
+    the second cut off.
     """
     made = rows(0, {"train": n_clips, "dev": 0, "test": 0})
     source = [root / "made" / f"{i}.mp4" for i in range(n_clips)]
