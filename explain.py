@@ -12,12 +12,15 @@ import torch
 
 from imagebind_llm import distributed
 from imagebind_llm.answers import answer_split, embed_clip, open_store, scores_beside, shown
+from imagebind_llm.best_of import BestOf
+from imagebind_llm.checkpoint import resolve
 from imagebind_llm.config import parse
 from imagebind_llm.datasets import DataError, load_dataset
 from imagebind_llm.inference import Explainer
 from imagebind_llm.records import Example
 from imagebind_llm.scoring import markdown
 from imagebind_llm.settings import ExplainSettings
+from imagebind_llm.store import identity_of
 
 
 def main() -> int:
@@ -25,6 +28,8 @@ def main() -> int:
     try:
         device = distributed.choose_device(settings.device)
         explainer = Explainer.load(Path(settings.checkpoint), settings.llama_model_path, device, settings.dtype)
+        if settings.best_of:
+            explainer.best_of = best_of(explainer, settings)
         if settings.batch:
             answer_split(explainer, settings)
             scores, judge = scores_beside(settings.data_path, [Path(settings.batch)], settings.split)
@@ -42,6 +47,16 @@ def main() -> int:
         print("explain.py: interrupted; the same command continues", file=sys.stderr)
         return 2
     return 0
+
+
+def best_of(explainer: Explainer, settings: ExplainSettings) -> BestOf:
+    """What picks among the rationales. Raises DataError where there is nothing to judge by, JudgeError without a judge."""
+    if explainer.store_identity is None or explainer.order == "rationale":
+        why = "knows the words alone" if explainer.store_identity is None else "gives its reasons before its intent"
+        raise DataError(f"--best_of {settings.best_of}: {settings.checkpoint} {why}; leave --best_of out")
+    identity, folder = identity_of(explainer.store_identity), Path(settings.judge or settings.checkpoint)
+    how = (settings.best_of, settings.temperature)
+    return BestOf.load(resolve(folder), identity, *how, encoder_weights=settings.encoder_weights, device=settings.device)
 
 
 def one(explainer: Explainer, settings: ExplainSettings) -> None:

@@ -59,7 +59,9 @@ def answer_split(explainer: Explainer, settings: ExplainSettings) -> None:
     examples = whole[: settings.limit or None]
     path = Path(settings.batch)
     refuse_other_content(path, settings.split, {example.key for example in whole})
-    stamp = {"model": explainer.digest, "max_new_tokens": settings.max_new_tokens}
+    picked = (settings.best_of, settings.temperature, settings.judge) if settings.best_of else (None, None, None)
+    stamp: dict[str, Any] = {"model": explainer.digest, "max_new_tokens": settings.max_new_tokens}
+    stamp |= dict(zip(("best_of", "temperature", "judge"), picked, strict=True))
     done, others = _written(path, stamp)
     if others:
         old = path.replace(_free(path))

@@ -240,9 +240,11 @@ def _normalises(settings: TrainSettings, text_only: bool) -> bool:
 
     v1's form is that of a plain start from text under v1's name. A run that is continued keeps the form that it began with.
     """
-    last = checkpoint.resolve(Path(settings.output_dir) / "last")
-    if settings.resume == "auto" and last.is_dir():
-        return checkpoint.config_from_json(checkpoint.read_info(last)["model"]).prompts.normalise_prefix
+    last, form = checkpoint.resolve(Path(settings.output_dir) / "last"), None
+    if distributed.is_main() and settings.resume == "auto" and last.is_dir():
+        form = checkpoint.config_from_json(checkpoint.read_info(last)["model"]).prompts.normalise_prefix
+    if (form := distributed.from_main(form)) is not None:  # machines may see the folder at different times
+        return form
     return not (text_only and settings.model in LLAMA_PRESETS and not settings.lora_rank)
 
 

@@ -4,6 +4,7 @@ Rows with prompts of unequal length are padded on the right. The answer's column
 for every row, while each row counts its own positions and never sees its padding: a row in a batch equals the row alone.
 """
 
+import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -144,6 +145,13 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None
     if draws is None:
         draws = torch.rand(len(logits), generator=generator, dtype=torch.float64, device=logits.device)
     return torch.searchsorted(cumulated, draws[:, None] * cumulated[:, -1:], right=True).squeeze(1)
+
+
+def uniform(seed: object, shape: tuple[int, ...]) -> Tensor:
+    """Random numbers in [0, 1), float64, that follow from what `seed` prints as, on any device."""
+    digest = hashlib.sha256(repr(seed).encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.rand(shape, generator=generator, dtype=torch.float64)
 
 
 def distribution(logits: Tensor, sampling: Sampling) -> Tensor:

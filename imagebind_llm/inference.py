@@ -20,10 +20,11 @@ from torch import Tensor
 from imagebind_llm import checkpoint
 from imagebind_llm.assembly import Assembled, SharedLlama, digest, frozen_dtype, open_language, restore, taxonomy_of
 from imagebind_llm.batches import Collator
+from imagebind_llm.best_of import BestOf
 from imagebind_llm.checkpoint import CheckpointError, check_store, read_info
 from imagebind_llm.config import NO_MODALITY
 from imagebind_llm.corpus import ask
-from imagebind_llm.generate import generate, read_prompts, score_rows
+from imagebind_llm.generate import Sampling, generate, read_prompts, score_rows, uniform
 from imagebind_llm.instructions import LEAD, answer_text, encode_prompt
 from imagebind_llm.labels import Taxonomy
 from imagebind_llm.records import Example
@@ -139,6 +140,7 @@ class Explainer:
         self.model, self.tokenizer, self.taxonomy = assembled.model, tokenizer, taxonomy
         self.modalities, self.calibration = tuple(modalities), calibration or Calibration()
         self.store_identity, self.verifier, self.order = store_identity, verifier, order
+        self.best_of: BestOf | None = None  # greedy rationales, unless it is given
         self.device = self.model.prefix_query.weight.device
         self.max_len = min(max_seq_len, assembled.config.llama.max_seq_len)
         self._known = Collator(None, self.modalities).known
@@ -268,10 +270,18 @@ class Explainer:
     def _write(
         self, prompts: Sequence[list[int]], intents: Sequence[str], vectors: Tensor | None, there: Tensor | None, limit: int
     ) -> list[tuple[str, bool]]:
-        """The likeliest rationale for each clip and given intent, and whether it came to its end."""
+        """A rationale for each clip and given intent, the likeliest or what `best_of` picks, and whether it came to its end."""
         begun = [self._after_lead(f"{LEAD['label']} {intent}. {LEAD['rationale']}") for intent in intents]
         asked = [[*prompt, *ids] for prompt, ids in zip(prompts, begun, strict=True)]
-        answers = generate(self.model, asked, limit, self.tokenizer.eos_id, embeddings=vectors, present=there)
+        clips, eos = {"embeddings": vectors, "present": there}, self.tokenizer.eos_id
+        answers = generate(self.model, asked, limit, eos, **clips)
+        if (best := self.best_of) is not None and vectors is not None and there is not None:
+            draws = torch.cat([uniform((best.seed, prompt), (best.count, limit)) for prompt in asked]).to(self.device)
+            how = {"sampling": Sampling(best.temperature), "n_samples": best.count, "draws": draws}
+            drawn = generate(self.model, asked, limit, eos, **clips, **how)
+            answers = [[*greedy, *sampled] for greedy, sampled in zip(answers, drawn, strict=True)]
+            texts = [[(self.tokenizer.decode(ids).strip(), len(ids) < limit) for ids in own] for own in answers]
+            return best.pick(texts, vectors.cpu(), there.cpu(), self.taxonomy)
         return [(self.tokenizer.decode(ids).strip(), len(ids) < limit) for [ids] in answers]
 
     def _reasons(

@@ -10,7 +10,6 @@ answers (credit.py), the label's tokens the intent part, all tokens the other pa
 token.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -20,7 +19,7 @@ from torch.func import functional_call
 
 from imagebind_llm.claims import claims_in_answer, label_in_answer
 from imagebind_llm.credit import DEAD_ZONE, Verdict, claim_advantages, counting, repeats, spread_over_tokens, truth
-from imagebind_llm.generate import GREEDY, Sampling, generate
+from imagebind_llm.generate import GREEDY, Sampling, generate, uniform
 from imagebind_llm.instructions import LEAD, parse_answer
 from imagebind_llm.judge import Judge
 from imagebind_llm.labels import Taxonomy
@@ -175,7 +174,7 @@ class Critic:
         model.eval()
         k = self.settings.samples
         seed, shape = generator.initial_seed(), (k, self.max_new)
-        draws = torch.cat([_uniform((seed, batch.keys[i], p), shape) for i, p in zip(picked, prompts, strict=True)])
+        draws = torch.cat([uniform((seed, batch.keys[i], p), shape) for i, p in zip(picked, prompts, strict=True)])
         draws = draws.to(batch.tokens.device)  # (B*K, max_new)
         drawn = answers(ON_POLICY, k)
         greedy = answers(GREEDY, 1) if self.settings.baseline == "greedy" else None
@@ -336,13 +335,6 @@ class Critic:
             sums.claims += len(values)
             sums.undecided += sum(abs(value) < DEAD_ZONE for value in values)
             sums.probability += sum((value + 1) / 2 for value in values)
-
-
-def _uniform(seed: object, shape: tuple[int, ...]) -> Tensor:
-    """Random numbers in [0, 1), float64, that follow from what `seed` prints as, on any device."""
-    digest = hashlib.sha256(repr(seed).encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-    return torch.rand(shape, generator=generator, dtype=torch.float64)
 
 
 def weighed(row: Ids, judge: Judge, tokenizer: LlamaTokenizer, taxonomy: Taxonomy | None, lead: str) -> Ids:

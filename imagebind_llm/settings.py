@@ -251,6 +251,9 @@ class ExplainSettings:
     llama_model_path: str = flag("", "the LLaMA, if it is not where it was when the checkpoint was made")
     encoder_weights: str = flag("", "weights of the encoder for --clip; if not given, checkpoints/ENCODER.safetensors or .pth")
     max_new_tokens: int = flag(96, "longest rationale")
+    best_of: int = flag(0, "rationales drawn besides the greedy one; the judge's favourite of all is given; 0: the greedy one")
+    temperature: float = flag(0.6, "for --best_of: of the drawing")
+    judge: str = flag("", "for --best_of: a checkpoint folder with a judge; if not given, --checkpoint")
     batch_size: int = flag(32, "clips that are answered side by side")
     device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
     dtype: str = flag("auto", "of frozen weights; auto: a GPU's bfloat16, else float32", ("auto", "float32", "bfloat16"))
@@ -262,8 +265,10 @@ class ExplainSettings:
             )
         if self.data_path and bool(self.key) == bool(self.batch):
             raise ValueError("--data_path wants --key KEY for one clip, or --batch FILE for all of a split")
-        if self.max_new_tokens < 1 or self.batch_size < 1 or self.limit < 0:
-            raise ValueError("--max_new_tokens and --batch_size must be at least 1, --limit at least 0")
+        if self.max_new_tokens < 1 or self.batch_size < 1 or self.limit < 0 or self.best_of < 0:
+            raise ValueError("--max_new_tokens and --batch_size must be at least 1, --limit and --best_of at least 0")
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"--temperature {self.temperature}: above 0, and finite")
 
 
 @dataclass(frozen=True)

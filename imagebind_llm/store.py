@@ -60,6 +60,11 @@ class Identity:
         return ", ".join(f"{name}: {theirs[name]} -> {mine[name]}" for name in mine if mine[name] != theirs[name])
 
 
+def identity_of(fields: dict) -> Identity:
+    """The identity that JSON has, as in a manifest or checkpoint.json."""
+    return Identity(**_tupled(fields))
+
+
 @dataclass(frozen=True)
 class Failure:
     """A modality of a clip that could not be embedded."""
@@ -104,7 +109,7 @@ class StoreWriter:
         self._lock = locked(self.root / f"writer-{writer}.lock")
         existing = _manifests(self.root)
         for manifest in existing.values():
-            check_identity(self.root, Identity(**_tupled(manifest["identity"])), identity)
+            check_identity(self.root, identity_of(manifest["identity"]), identity)
         own = existing.get(f"manifest-{writer}.json", {"shards": []})
         self._shards: list[str] = list(own["shards"])
         numbers = [int(Path(name).name.split("-")[0]) for manifest in existing.values() for name in manifest["shards"]]
@@ -176,7 +181,7 @@ class Store:
                 f"{self.root}: no embedding store here (no manifest-*.json); make one with: "
                 f"python avt_get_emb.py --data_path DATA --output_dir {self.root}"
             )
-        identities = [Identity(**_tupled(manifest["identity"])) for manifest in manifests.values()]
+        identities = [identity_of(manifest["identity"]) for manifest in manifests.values()]
         for other in identities[1:]:
             check_identity(self.root, other, identities[0])
         self.identity = identities[0]

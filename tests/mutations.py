@@ -299,6 +299,11 @@ MUTATIONS = [
       "test_claim_credit.py::test_truth_weighs_the_claims"),
     M("no claim is doubted", "self_critical.py", "[max(p, LEAST_WEIGHT)] * (last - first)", "[1.0] * (last - first)",
       "test_claim_credit.py::test_tokens_of_a_claim_weigh_what_the_judge_believes_and_all_others_one"),
+    M("the first candidate is given, whatever the judge says", "best_of.py", "key=worth.__getitem__", "key=lambda i: -i",
+      "test_best_of.py::test_each_clip_gets_what_the_judge_believes_of_it"),
+    M("a truer answer wins though it was cut off", "best_of.py", "(finished, self.truth(text, key, taxonomy))",
+      "self.truth(text, key, taxonomy)",
+      "test_best_of.py::test_one_that_came_to_its_end_is_preferred_to_a_truer_one_that_did_not"),
     # --- captions beside the rows
     M("captions weigh as answers", "training.py", "settings.w_caption * rationale_nll", "settings.w_rationale * rationale_nll",
       "test_captions_mixed.py::test_answers_and_captions_are_means_over_their_own_tokens_each_with_its_own_weight"),

@@ -93,8 +93,8 @@ def test_flags_of_training_and_explaining_are_frozen():
         "encoder_weights reward_norm answer_order cache_gb checkpoint_activations"
     )
     assert " ".join(field.name for field in dataclasses.fields(ExplainSettings)) == (
-        "checkpoint clip text data_path emb_path key batch split limit llama_model_path encoder_weights max_new_tokens "
-        "batch_size device dtype"
+        "checkpoint clip text data_path emb_path key batch split limit llama_model_path encoder_weights max_new_tokens best_of "
+        "temperature judge batch_size device dtype"
     )
 
 
@@ -136,7 +136,7 @@ def test_one_sample_is_enough_beside_a_greedy_answer():
         (["--data_path", "b"], "--data_path wants --key KEY for one clip, or --batch FILE"),
         (["--data_path", "b", "--key", "k", "--batch", "f"], "--data_path wants --key KEY for one clip, or --batch FILE"),
         (["--clip", "a.mp4", "--max_new_tokens", "0"], "--max_new_tokens and --batch_size must be at least 1"),
-        (["--data_path", "b", "--batch", "f", "--limit", "-1"], "--limit at least 0"),
+        (["--data_path", "b", "--batch", "f", "--limit", "-1"], "--limit and --best_of at least 0"),
     ],
 )
 def test_explanations_that_cannot_be_meant_are_refused(given, message, capsys):

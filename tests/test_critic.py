@@ -16,11 +16,11 @@ from imagebind_llm import self_critical
 from imagebind_llm.assembly import build, open_language
 from imagebind_llm.batches import Collator
 from imagebind_llm.corpus import load_corpus
-from imagebind_llm.generate import Sampling, generate
+from imagebind_llm.generate import Sampling, generate, uniform
 from imagebind_llm.instructions import parse_answer
 from imagebind_llm.records import Answer, Sequence
 from imagebind_llm.rewards import consistency_rewards, format_reward, intent_reward, rationale_reward
-from imagebind_llm.self_critical import Critic, CriticSums, _uniform
+from imagebind_llm.self_critical import Critic, CriticSums
 from imagebind_llm.settings import TrainSettings
 from imagebind_llm.training import CriticStep, Position, Sums, _draws, counts_of, train_step
 from imagebind_llm.verifier import fit_verifier
@@ -169,7 +169,7 @@ def drawn(sampled, row: int) -> list[int]:
 def test_answers_are_drawn_at_temperature_one_from_all_tokens(world):
     def numbers(seed: int, row: Sequence) -> torch.Tensor:
         """(K, longest): what a row's answers are drawn with hangs on the seed, its key and its prompt, in whatever batch."""
-        return _uniform((seed, row.key, list(row.ids[: row.n_prompt])), (SAMPLES, critic.max_new))
+        return uniform((seed, row.key, list(row.ids[: row.n_prompt])), (SAMPLES, critic.max_new))
 
     critic, batch = world.critic(), world.collate(world.rows)
     sampled = critic.sample(world.model, batch, torch.Generator().manual_seed(7))

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from toy_training import CUES, INTENTS, Done, apart, call, interrupted, read_lines, write_intents, write_llama, write_store
 
 import engine_finetune
+import explain
 from imagebind_llm import claims, judge_fit, self_critical
 from imagebind_llm.checkpoint import read_info
 from imagebind_llm.choice import WINDOW, Guard
@@ -205,6 +206,14 @@ def test_claims_are_credited_and_the_run_says_by_what_judge(world, seen, talk, t
     assert "Truth of answers" in (tmp_path / "whole" / "curves.html").read_text()
     stored = sorted(path.name for path in (tmp_path / "whole" / "best").iterdir())
     assert {"judge.json", "judge.safetensors", "watch.json", "watch.safetensors"} <= set(stored)
+    asked = {"checkpoint": tmp_path / "whole" / "best", "data_path": seen["data_path"], "emb_path": seen["emb_path"]}
+    asked |= {"max_new_tokens": 8, "batch": tmp_path / "best.jsonl", "limit": 2, "device": "cpu"}
+    done = call(explain.main, **asked, best_of=2)
+    assert done.code == 0 and [row["best_of"] for row in read_lines(tmp_path / "best.jsonl")] == [2, 2], done.err
+    done = call(explain.main, **asked)
+    assert done.code == 0 and [row["best_of"] for row in read_lines(tmp_path / "best.jsonl")] == [None, None], done.err
+    done = call(explain.main, **asked, best_of=2, judge=tmp_path)
+    assert done.code == 2 and "no judge can be read" in done.err
 
 
 @pytest.mark.slow

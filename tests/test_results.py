@@ -69,15 +69,19 @@ def test_alpha_is_chosen_on_drawn_dev_rows_the_same_for_a_seed(monkeypatch, rank
     golds = []
     monkeypatch.setattr(results, "choose_alpha", lambda p, q, gold: golds.append(gold) or 0.5)
 
+    def others(own: list) -> list[tuple[int, str]]:
+        """What the other ranks have written."""
+        return [(i, "0") for i in range(ALPHA_ROWS) if i not in dict(own)]
+
     def drawn(seed: int) -> list[int]:
         everything = []
         monkeypatch.setattr(distributed, "world_size", lambda: ranks)
         for rank in range(ranks):
             monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-            monkeypatch.setattr(distributed, "gather_objects", lambda own: [everything.append(own) or own])
+            monkeypatch.setattr(distributed, "gather_objects", lambda own: [everything.append(own) or own, others(own)])
             explainer = Answering()
             arguments = (rows, [[i] for i in range(count)], (head, head, gold), Collator(None, ()), 32, seed)
-            assert _with_alpha(explainer, Calibration(), *arguments).alpha == 0.5
+            assert _with_alpha(explainer, Calibration(), *arguments)[0].alpha == 0.5
             if ranks == 1:  # else the texts of the others are missing here
                 assert golds[-1].tolist() == [rows[i].intent for i in explainer.read_texts]
                 confidence = torch.tensor([[float(i), 0.0, 0.0] for i in explainer.read_texts]).softmax(1)

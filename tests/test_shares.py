@@ -71,12 +71,13 @@ class Counting:
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_results_of_several_ranks_are_in_order_and_every_row_is_scored_once(on_ranks, ranks):
-    wanted = _scored(Counting(), rows(), Collator(None, ()), 2)
+    prompts = [list(row.ids[: row.n_prompt]) for row in rows()]
+    wanted = _scored(Counting(), rows(), prompts, Collator(None, ()), 2)
     explainers: list[Counting] = []
 
     def scored():
         explainers.append(Counting())
-        return _scored(explainers[-1], rows(), Collator(None, ()), 2)
+        return _scored(explainers[-1], rows(), prompts, Collator(None, ()), 2)
 
     for found in on_ranks(ranks, scored):
         assert all(torch.equal(own, theirs) for own, theirs in zip(found, wanted, strict=True))
