@@ -181,6 +181,9 @@ def test_an_old_checkpoints_data_are_looked_up_and_go_on_with_the_chain(world, t
     settings = TrainSettings(str(world / "MIntRec"), modalities=("none",), pretrained_path=str(first))
     with pytest.raises(DataError, match=r"old: 6 of the 6 rows to report are rows of .*leak.json"):
         load_corpus(settings, load_tokenizer(TOKENIZER), 128)
+    (tmp_path / "later").mkdir()
+    later = old_checkpoint(tmp_path / "later", {"data_path": str(world / "MIntRec"), "pretrained_path": str(first)})
+    assert [Path(one.data).name for one in read_stages(later)] == ["leak.json", "MIntRec"]
     path.unlink()
     corpus = load_corpus(settings, load_tokenizer(TOKENIZER), 128)
     assert [bool(one.unknown) for one in corpus.seen] == [True, False]
