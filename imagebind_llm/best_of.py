@@ -19,7 +19,7 @@ from imagebind_llm.store import Identity
 Written = tuple[str, bool]  # a rationale, and whether it came to its end
 
 
-class Clips:
+class GivenClips:
     """Clips whose vectors are at hand, read like a store: the judge looks them up by a number."""
 
     def __init__(self, identity: Identity):
@@ -41,7 +41,7 @@ class Clips:
 class BestOf:
     """Picks rationales. `count` are drawn at `temperature`, with random numbers that follow from `seed` and the prompt."""
 
-    def __init__(self, judge: Judge, clips: Clips, count: int, temperature: float, seed: int = 0):
+    def __init__(self, judge: Judge, clips: GivenClips, count: int, temperature: float, seed: int = 0):
         """`judge` looks clips up in `clips`."""
         self.judge, self.clips = judge, clips
         self.count, self.temperature, self.seed = count, temperature, seed
@@ -59,7 +59,7 @@ class BestOf:
     ) -> "BestOf":
         """With the judge that a checkpoint folder holds. `identity`: of the embeddings that clips will have. Raises JudgeError
         if there is none, or it was fitted on embeddings of another encoder."""
-        clips = Clips(identity)
+        clips = GivenClips(identity)
         judge = Judge.load(folder, clips, ClauseVectors.load(identity, encoder_weights, device))
         return cls(judge, clips, count, temperature, seed)
 

@@ -24,7 +24,7 @@ from imagebind_llm.best_of import BestOf
 from imagebind_llm.checkpoint import CheckpointError, check_store, read_info
 from imagebind_llm.config import NO_MODALITY
 from imagebind_llm.corpus import ask
-from imagebind_llm.generate import Sampling, generate, read_prompts, score_rows, uniform
+from imagebind_llm.generate import GREEDY, Sampling, generate, read_prompts, score_rows, uniform
 from imagebind_llm.instructions import LEAD, answer_text, encode_prompt
 from imagebind_llm.labels import Taxonomy
 from imagebind_llm.records import Example
@@ -273,16 +273,32 @@ class Explainer:
         """A rationale for each clip and given intent, the likeliest or what `best_of` picks, and whether it came to its end."""
         begun = [self._after_lead(f"{LEAD['label']} {intent}. {LEAD['rationale']}") for intent in intents]
         asked = [[*prompt, *ids] for prompt, ids in zip(prompts, begun, strict=True)]
-        clips, eos = {"embeddings": vectors, "present": there}, self.tokenizer.eos_id
-        answers = generate(self.model, asked, limit, eos, **clips)
+        answers = self._generated(asked, vectors, there, limit)
         if (best := self.best_of) is not None and vectors is not None and there is not None:
-            draws = torch.cat([uniform((best.seed, prompt), (best.count, limit)) for prompt in asked]).to(self.device)
-            how = {"sampling": Sampling(best.temperature), "n_samples": best.count, "draws": draws}
-            drawn = generate(self.model, asked, limit, eos, **clips, **how)
-            answers = [[*greedy, *sampled] for greedy, sampled in zip(answers, drawn, strict=True)]
-            texts = [[(self.tokenizer.decode(ids).strip(), len(ids) < limit) for ids in own] for own in answers]
+            drawn = self._generated(asked, vectors, there, limit, best)
+            texts = [[*greedy, *sampled] for greedy, sampled in zip(answers, drawn, strict=True)]
             return best.pick(texts, vectors.cpu(), there.cpu(), self.taxonomy)
-        return [(self.tokenizer.decode(ids).strip(), len(ids) < limit) for [ids] in answers]
+        return [text for [text] in answers]
+
+    def _generated(
+        self, asked: list[list[int]], vectors: Tensor | None, there: Tensor | None, limit: int, best: BestOf | None = None
+    ) -> list[list[tuple[str, bool]]]:
+        """The greedy answer to each prompt, or those that `best` is to choose from, and whether each came to its end."""
+        draws = None
+        if best is not None:
+            draws = torch.cat([uniform((best.seed, prompt), (best.count, limit)) for prompt in asked]).to(self.device)
+        answers = generate(
+            self.model,
+            asked,
+            limit,
+            self.tokenizer.eos_id,
+            embeddings=vectors,
+            present=there,
+            sampling=Sampling(best.temperature) if best is not None else GREEDY,
+            n_samples=best.count if best is not None else 1,
+            draws=draws,
+        )
+        return [[(self.tokenizer.decode(ids).strip(), len(ids) < limit) for ids in own] for own in answers]
 
     def _reasons(
         self, prompts: Sequence[list[int]], vectors: Tensor | None, there: Tensor | None, limit: int

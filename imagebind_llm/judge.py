@@ -16,6 +16,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from imagebind_llm.config import ENCODERS, MODALITIES
-from imagebind_llm.store import Identity, Store, write_atomic
+from imagebind_llm.store import Identity, write_atomic
 from imagebind_llm.tokenizers import ClipBPE
 from imagebind_llm.weights.imagebind import file_sha256, find_imagebind, load_imagebind
 
@@ -38,6 +39,17 @@ NEARLY = 1e-3  # cosines this close are one
 
 class JudgeError(ValueError):
     """The judge cannot be fitted or read; the message says what to type."""
+
+
+class Clips(Protocol):
+    """Where a judge finds the vectors of clips: a store, or whatever reads like one."""
+
+    @property
+    def identity(self) -> Identity: ...
+
+    def read(self, keys: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Vectors (n,M,E) and presence (n,M)."""
+        ...
 
 
 class ClauseVectors:
@@ -101,7 +113,7 @@ class Judge:
     def __init__(
         self,
         vectors: ClauseVectors,
-        store: Store,
+        store: Clips,
         kind: str,
         tensors: dict[str, Tensor],
         modalities: Sequence[str],
@@ -204,7 +216,7 @@ class Judge:
         write_atomic(Path(folder) / f"{name}.json", json.dumps(state, indent=1).encode())
 
     @classmethod
-    def load(cls, folder: Path, store: Store, vectors: ClauseVectors, name: str = "judge") -> "Judge":
+    def load(cls, folder: Path, store: Clips, vectors: ClauseVectors, name: str = "judge") -> "Judge":
         """Read what `save` wrote. Raises JudgeError if it is not there, damaged, or of another encoder than the store's."""
         where = Path(folder) / f"{name}.json"
         try:
@@ -223,7 +235,7 @@ class Judge:
         return judge
 
 
-def clip_vectors(store: Store, keys: Sequence[str]) -> tuple[Tensor, Tensor]:
+def clip_vectors(store: Clips, keys: Sequence[str]) -> tuple[Tensor, Tensor]:
     """L2-normalised embeddings (n,M,E), zeros where absent, and presence (n,M)."""
     vectors, present = store.read(keys)
     return F.normalize(vectors, dim=2) * present[..., None], present

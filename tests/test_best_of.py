@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from imagebind_llm.best_of import BestOf, Clips
+from imagebind_llm.best_of import BestOf, GivenClips
 from imagebind_llm.labels import MINTREC
 
 VECTORS = torch.zeros(2, 3, 4)
@@ -29,7 +29,7 @@ class Believer:
 
 @pytest.fixture
 def best_of() -> BestOf:
-    return BestOf(Believer(), Clips(None), count=2, temperature=0.6)
+    return BestOf(Believer(), GivenClips(None), count=2, temperature=0.6)
 
 
 SMILE, FROWN = ("We see a broad smile and a real smile.", True), ("We see a deep frown and a real frown.", True)
@@ -50,7 +50,7 @@ def test_one_that_came_to_its_end_is_preferred_to_a_truer_one_that_did_not(best_
 
 
 def test_a_judge_sees_the_clip_it_is_asked_about():
-    clips = Clips(None)
+    clips = GivenClips(None)
     keys = [clips.add(torch.full((3, 4), float(i)), torch.tensor([True, i > 0, True])) for i in range(3)]
     vectors, present = clips.read([keys[2], keys[0]])
     assert vectors[:, 0, 0].tolist() == [2.0, 0.0] and present[:, 1].tolist() == [True, False]
