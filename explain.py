@@ -56,7 +56,7 @@ def best_of(explainer: Explainer, settings: ExplainSettings) -> BestOf:
         raise DataError(f"--best_of {settings.best_of}: {settings.checkpoint} {why}; leave --best_of out")
     identity, folder = identity_of(explainer.store_identity), Path(settings.judge or settings.checkpoint)
     how = (settings.best_of, settings.temperature)
-    return BestOf.load(resolve(folder), identity, *how, encoder_weights=settings.encoder_weights, device=settings.device)
+    return BestOf.load(resolve(folder), identity, *how, encoder_weights=settings.encoder_weights, device=str(explainer.device))
 
 
 def one(explainer: Explainer, settings: ExplainSettings) -> None:

@@ -207,7 +207,7 @@ def test_claims_are_credited_and_the_run_says_by_what_judge(world, seen, talk, t
     stored = sorted(path.name for path in (tmp_path / "whole" / "best").iterdir())
     assert {"judge.json", "judge.safetensors", "watch.json", "watch.safetensors"} <= set(stored)
     asked = {"checkpoint": tmp_path / "whole" / "best", "data_path": seen["data_path"], "emb_path": seen["emb_path"]}
-    asked |= {"max_new_tokens": 8, "batch": tmp_path / "best.jsonl", "limit": 2, "device": "cpu"}
+    asked |= {"max_new_tokens": 8, "batch": tmp_path / "best.jsonl", "limit": 2}  # on the device that auto finds
     done = call(explain.main, **asked, best_of=2)
     assert done.code == 0 and [row["best_of"] for row in read_lines(tmp_path / "best.jsonl")] == [2, 2], done.err
     done = call(explain.main, **asked)
