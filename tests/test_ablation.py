@@ -55,6 +55,21 @@ def test_rows_of_other_references_share_the_first_stage_and_train_on_their_file(
     assert script(ONLY="intent only,claims", REFERENCES="10%")[0] == ["supervised", "claims"]
 
 
+def test_the_best_of_samples_needs_the_model_and_the_judge_of_claims(script, tmp_path):
+    for name in ("claims", "supervised best of 4"):
+        (tmp_path / "out" / "seed0" / name).mkdir(parents=True, exist_ok=True)
+    assert script(ONLY="supervised best of 4")[0] == ["pretrain", "supervised", "claims"]
+    [asked] = [line for line in (tmp_path / "asked").read_text().splitlines() if "--best_of" in line]
+    assert "seed0/supervised/best" in asked and "--judge" in asked and "seed0/claims/best --best_of 4" in asked
+    assert script(ONLY="supervised best of 4")[0] == [] and "--best_of" not in (tmp_path / "asked").read_text()
+
+
+def test_processor_time_is_summed_over_attempts(tmp_path):
+    (tmp_path / "training_times").write_text("0m0.010s 0m0.020s\n1m2.500s 0m3.000s\n0m0.000s 0m0.000s\n2m0.500s 0m0.000s\n")
+    assert ablation_table.cpu_seconds(tmp_path / "training_times") == pytest.approx(186.03)
+    assert np.isnan(ablation_table.cpu_seconds(tmp_path / "answering_times"))
+
+
 def test_every_number_of_ranks_has_eight_rows_a_step(script, tmp_path):
     for variables, wanted in (({}, ["2", "4"]), ({"PLACES": "1"}, ["1", "8"]), ({"RANKS": "4"}, ["4", "2"])):
         shutil.rmtree(tmp_path / "out", ignore_errors=True)

@@ -32,6 +32,7 @@ wanted() { # NAME: is this row asked for, or one that starts from it?
             others=$(tr , '\n' <<<"$ONLY" | grep -vxE 'intent only|rationale only|rationale first supervised|rationale first|' || true)
             [[ -z "$ONLY" || -n "$others" ]] ;;
         "rationale first supervised") [[ -z "$ONLY" || ",$ONLY," == *",rationale first"* ]] ;;
+        claims) [[ -z "$ONLY" || ",$ONLY," == *",claims,"* || ",$ONLY," == *" best of "* ]] ;; # its judge picks, too
         *) [[ -z "$ONLY" || ",$ONLY," == *",$1,"* ]] ;;
     esac
 }
@@ -46,10 +47,30 @@ train() { # OUTPUT_DIR flags: one run, unless it is done or not asked for, and t
         exit 2
     fi
     echo "== $folder"
-    "$PYTHON" -m torch.distributed.run --nproc_per_node "$RANKS" engine_finetune.py --output_dir "$folder" "${BATCH[@]}" "$@"
-    [ "$name" = pretrain ] || "$PYTHON" explain.py --checkpoint "$folder/best" --data_path "$DATA" --emb_path "$EMB" \
-        --batch "$folder/answers.jsonl" --dtype "$DTYPE"
+    mkdir -p "$folder"
+    ( # a shell of its own, which knows the processor time of its commands
+        trap 'times >>"$folder/training_times"' EXIT
+        "$PYTHON" -m torch.distributed.run --nproc_per_node "$RANKS" engine_finetune.py --output_dir "$folder" "${BATCH[@]}" "$@"
+    )
+    [ "$name" = pretrain ] || explain "$folder/best" "$folder"
     echo "$*" >"$folder/done"
+}
+
+explain() { # CHECKPOINT FOLDER flags: answers to the test split
+    (
+        trap 'times >>"$2/answering_times"' EXIT
+        "$PYTHON" explain.py --checkpoint "$1" --data_path "$DATA" --emb_path "$EMB" --batch "$2/answers.jsonl" --dtype "$DTYPE" \
+            "${@:3}"
+    )
+}
+
+best_of() { # K ROW: of K sampled answers and the greedy one of a row's model that which the judge of "claims" believes most
+    local folder="$S/$2 best of $1"
+    wanted "$2 best of $1" && [ ! -e "$folder/done" ] || return 0
+    echo "== $folder"
+    mkdir -p "$folder"
+    explain "$S/$2/best" "$folder" --judge "$S/claims/best" --best_of "$1" --temperature 0.6
+    touch "$folder/done"
 }
 
 for seed in $SEEDS; do
@@ -66,6 +87,10 @@ for seed in $SEEDS; do
     train "$S/claims" "${from[@]}" "${JUDGED[@]}" --credit claim
     train "$S/whole answer" "${from[@]}" "${JUDGED[@]}" --credit answer
     train "$S/claims to go" "${from[@]}" "${JUDGED[@]}" --credit to_go
+    for k in 4 8; do
+        best_of $k supervised
+        best_of $k claims
+    done
     train "$S/loo" "${critic[@]}"
     if [ "$REFERENCES" = faithful ]; then # the parts of the method as they were before claims were judged
         train "$S/intent only" "${start[@]}" --w_rationale 0

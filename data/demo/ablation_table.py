@@ -4,11 +4,12 @@
 
 The last rows need no model: the references, and one fixed sentence for each intent, which never looks. The last columns are
 what a run has more than the supervised model of its seed: means over seeds, with 95 % intervals by paired bootstrap over
-clips. Where no cues are known a dash stands for what is said of them. Reads answers.jsonl of each run (explain.py --batch);
+clips; below, what claim-wise credit has more than every other run. Where no cues are known a dash stands for what is said of them. Reads answers.jsonl of each run (explain.py --batch);
 writes table.md, table.json and table.html beside the seeds' folders.
 """
 
 import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from imagebind_llm.verifier import VerifierError
 
 ROWS = (
     *("supervised", "supervised longer", "captions mixed in", "believed references", "claims", "whole answer", "claims to go"),
+    *("supervised best of 4", "supervised best of 8", "claims best of 4", "claims best of 8"),
     *("intent only", "rationale only", "greedy", "loo", "group"),
     *("without consistency", "summed rewards", "rationale first supervised", "rationale first"),
 )
@@ -52,10 +54,12 @@ COLUMNS = {
     "atypical_precision": "atypical precision",
     "atypical_claims": "atypical claims",
     "claims": "claims an answer",
+    "training_minutes": "CPU minutes of training",
+    "answer_seconds": "CPU seconds an answer",
 }
 DRAWN = ("accuracy", "macro_f1", "rouge_l", "consistency", "cue_precision", "atypical_precision")
 GAINED = ("accuracy", "cue precision", "atypical precision")
-BASE = "supervised"
+BASE, OURS = "supervised", "claims"
 RESAMPLES = 2000
 CLAIMED, TRUE, ATYPICAL, SEEN = 1, 2, 5, 6  # columns of cue_counts
 
@@ -95,7 +99,7 @@ def write_table(root: Path, data_path: str) -> str:
     found: dict[str, dict[str, Answers]] = {}
     for name in ROWS:
         done = [folder for folder in sorted(root.glob("seed*")) if (folder / name / "done").exists()]
-        found[name] = {folder.name: answers_of(folder / name / "answers.jsonl", splits["test"], judges) for folder in done}
+        found[name] = {folder.name: answers_of(folder / name, splits["test"], judges) for folder in done}
     found = {name: runs for name, runs in found.items() if runs}
     if not found:
         raise DataError(f"{root}: no run is done; make them with data/demo/ablation.sh")
@@ -108,13 +112,23 @@ def write_table(root: Path, data_path: str) -> str:
     ]
     rows += without_model(root, told, judges)
     head = ["run", "seeds", *COLUMNS.values(), *(f"{score} gained" for score in GAINED)]
-    lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
+    lines = in_markdown(head, rows)
+    rivals = [[other, *gains(found[OURS], found[other], OURS)] for other in found if other != OURS and OURS in found]
+    rivals_head = [f"what {OURS} has more than", *GAINED]
+    if rivals:
+        lines += ["", *in_markdown(rivals_head, rivals)]
     write_atomic(root / "table.md", ("\n".join(lines) + "\n").encode())
     means = {COLUMNS[c]: [float(np.mean([run[c] for run in runs])) for runs in scores.values()] for c in DRAWN}
     ends = {COLUMNS[c]: [(min(v), max(v)) for runs in scores.values() if (v := [run[c] for run in runs])] for c in DRAWN}
     drawn = figure(bars(list(found), means, ends), "Means over seeds; whiskers from the lowest to the highest seed")
-    write_atomic(root / "table.html", page("Ablation", [("Test split", [drawn, table(head, rows)])]).encode())
+    shown = [drawn, table(head, rows), *([table(rivals_head, rivals)] if rivals else [])]
+    write_atomic(root / "table.html", page("Ablation", [("Test split", shown)]).encode())
     return "\n".join(lines)
+
+
+def in_markdown(head: list[str], rows: list[list[str]]) -> list[str]:
+    """The lines of a table."""
+    return ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
 
 
 def without_model(root: Path, told: dict[str, list[Rationale]], judges: Judges) -> list[list[str]]:
@@ -138,9 +152,9 @@ def without_model(root: Path, told: dict[str, list[Rationale]], judges: Judges) 
     return rows
 
 
-def answers_of(path: Path, references: list[Rationale], judges: Judges) -> Answers:
-    """One run's answers, scored."""
-    answers = read_rationales(path)
+def answers_of(folder: Path, references: list[Rationale], judges: Judges) -> Answers:
+    """One run's answers, scored, and the processor time that they and the training took."""
+    answers = read_rationales(folder / "answers.jsonl")
     asked = [row for row in references if row.key in answers]
     gold, guesses = [row.intent for row in asked], [answers[row.key].intent for row in asked]
     texts = [answers[row.key].rationale for row in asked]
@@ -149,8 +163,17 @@ def answers_of(path: Path, references: list[Rationale], judges: Judges) -> Answe
     scores |= {
         "accuracy": float(right.mean()),
         "macro_f1": float(f1_score(gold, guesses, average="macro", zero_division=0)),
+        "training_minutes": cpu_seconds(folder / "training_times") / 60,
+        "answer_seconds": cpu_seconds(folder / "answering_times") / len(asked),
     }
     return Answers({name: as_number(value) for name, value in scores.items()}, right, cue_counts(texts, asked))
+
+
+def cpu_seconds(path: Path) -> float:
+    """The sum of what bash's `times` has written ("1m2.5s" each); not a number without the file."""
+    if not path.is_file():
+        return float("nan")
+    return sum(60 * float(m) + float(s) for m, s in re.findall(r"(\d+)m([\d.]+)s", path.read_text()))
 
 
 def as_number(value: float | None) -> float:
