@@ -18,8 +18,9 @@ from imagebind_llm.generate import generate
 from imagebind_llm.labels import DEMO
 from imagebind_llm.losses import intent_cross_entropy, rationale_nll, self_critical
 from imagebind_llm.model import ITSL
+from imagebind_llm.packing import Packed, packed
 from imagebind_llm.records import IGNORE, Batch
-from imagebind_llm.self_critical import ON_POLICY, joined, split
+from imagebind_llm.self_critical import ON_POLICY
 from imagebind_llm.settings import TrainSettings
 from imagebind_llm.training import Counts, Sums, make_optimizer, train_step, with_below
 
@@ -59,9 +60,9 @@ def criticised(rows: int = ROWS) -> Work:
     parts = _CriticParts(rows)
 
     def work() -> float:
-        samples = with_below(parts.model, parts.sample())
-        parts.backward(parts.score(samples))
-        parts.reference(samples)
+        rows = parts.packed(parts.sample())
+        parts.backward(parts.score(rows))
+        parts.reference(rows)
         return 1
 
     return work
@@ -85,9 +86,9 @@ def shares() -> str:
     for _ in range(2):  # the first warms up
         spent = {}
         samples = _timed(spent, "sampling", parts.sample)
-        samples = _timed(spent, "layers below the adapters", partial(with_below, parts.model, samples))
-        loss = _timed(spent, "scoring", partial(parts.score, samples))
-        _timed(spent, "KL reference", partial(parts.reference, samples))
+        rows = _timed(spent, "layers below the adapters", partial(parts.packed, samples))
+        loss = _timed(spent, "scoring", partial(parts.score, rows))
+        _timed(spent, "KL reference", partial(parts.reference, rows))
         _timed(spent, "backward", partial(parts.backward, loss))
     total = sum(spent.values())
     return ", ".join(f"{name} {100 * seconds / total:.0f} %" for name, seconds in spent.items()) + f" of {total:.1f} s"
@@ -112,20 +113,25 @@ class _CriticParts:
         more = {n: getattr(self.batch, n)[repeated] for n in ("embeddings", "present", "n_prompt", "intents")}
         return replace(rows, **more)
 
-    def score(self, samples: Batch) -> Tensor:
-        """The loss of references and samples, whose states below the adapters are known, in one forward pass."""
-        batch = with_below(self.model, self.batch)
-        own, logp, mask = split(self.model(joined(batch, samples)), *batch.tokens.shape)
+    def packed(self, samples: Batch) -> Packed:
+        """References and samples, a row for each clip, with their states below the adapters."""
+        rows = packed(self.batch, samples, torch.arange(len(self.prompts)).repeat_interleave(SAMPLES))
+        return replace(rows, batch=with_below(self.model, rows.batch))
+
+    def score(self, rows: Packed) -> Tensor:
+        """The loss of references and samples, in one forward pass."""
+        output = self.model(rows.batch)
+        own, logp = rows.rows(output), rows.answers(output)
         advantage = torch.linspace(-1, 1, len(logp))
-        return rationale_nll(own.logp, own.mask) + self_critical(logp, mask, advantage, NEW)
+        return rationale_nll(own.logp, own.mask) + self_critical(logp, rows.asked, advantage, NEW)
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
         self.model.zero_grad(set_to_none=True)
 
     @torch.no_grad()
-    def reference(self, samples: Batch) -> None:
-        self.model(samples)
+    def reference(self, rows: Packed) -> None:
+        self.model(rows.batch)
 
 
 def _timed(spent: dict[str, float], name: str, work: Callable):

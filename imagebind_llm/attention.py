@@ -13,14 +13,25 @@ from torch import Tensor
 BLOCK = 64  # queries at a time
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Each of T positions sees itself and what precedes it. q (B,H,T,K), k and v (B,KV,T,K); returns (B,H,T,K)."""
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None = None) -> Tensor:
+    """Each of T positions sees itself and what precedes it. q (B,H,T,K), k and v (B,KV,T,K); returns (B,H,T,K).
+
+    `hidden` (B,T,T) bool: what a position (row) does not see of what precedes it.
+    """
     (b, h, t, width), kv = q.shape, k.shape[1]
-    if q.is_cuda:
+    if q.is_cuda and hidden is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0, enable_gqa=h != kv)
+    if q.is_cuda:
+        seen = ~hidden[:, None] & torch.ones(t, t, dtype=torch.bool, device=q.device).tril()
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=1.0, enable_gqa=h != kv)
     q = q.reshape(b * kv, h // kv, t, width)  # (N,G,T,K), N = B*KV
-    out = _BlockedCausal.apply(q, k.reshape(b * kv, t, width), v.reshape(b * kv, t, width))
+    out = _BlockedCausal.apply(q, k.reshape(b * kv, t, width), v.reshape(b * kv, t, width), hidden)
     return out.view(b, h, t, width)  # (B,H,T,K)
+
+
+def other_segments(segments: Tensor) -> Tensor:
+    """(B,T,T) bool: which column belongs neither to segment 0 nor to the row's own, from segments (B,T)."""
+    return (segments[:, None] != 0) & (segments[:, None] != segments[:, :, None])
 
 
 def cached_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -53,30 +64,32 @@ def _scores(q: Tensor, k: Tensor) -> Tensor:
 
 
 class _BlockedCausal(torch.autograd.Function):
-    """q (N,G,T,K): the G heads that share keys and values k, v (N,T,K)."""
+    """q (N,G,T,K): the G heads that share keys and values k, v (N,T,K); hidden (B,T,T) or None, N a multiple of B."""
 
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None) -> Tensor:
         ctx.save_for_backward(q, k, v)
+        ctx.hidden = hidden
         out = torch.empty_like(q)
         for block, end in _blocks(q.shape[2]):
-            p = _probabilities(q[:, :, block], k[:, :end])
+            p = _probabilities(q[:, :, block], k[:, :end], None if hidden is None else hidden[:, block, :end])
             out[:, :, block] = torch.bmm(p, v[:, :end]).view_as(q[:, :, block])
         return out
 
     @staticmethod
     def backward(ctx, *grads: Tensor):
-        q, k, v = ctx.saved_tensors
+        (q, k, v), hidden = ctx.saved_tensors, ctx.hidden
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for block, end in _blocks(q.shape[2]):
             rows, slope = q[:, :, block].flatten(1, 2), grads[0][:, :, block].flatten(1, 2)  # (N,G*n,K)
-            p = _probabilities(q[:, :, block], k[:, :end])  # (N,G*n,S)
+            part = None if hidden is None else hidden[:, block, :end]
+            p = _probabilities(q[:, :, block], k[:, :end], part)  # (N,G*n,S)
             dv[:, :end].baddbmm_(p.transpose(1, 2), slope)
             dp = torch.bmm(slope, v[:, :end].transpose(1, 2))  # (N,G*n,S)
             ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)  # (N,G*n,S)
             dq[:, :, block] = torch.bmm(ds, k[:, :end]).view_as(q[:, :, block])
             dk[:, :end].baddbmm_(ds.transpose(1, 2), rows)
-        return dq, dk, dv
+        return dq, dk, dv, None
 
 
 def _blocks(length: int) -> list[tuple[slice, int]]:
@@ -85,10 +98,12 @@ def _blocks(length: int) -> list[tuple[slice, int]]:
     return [(slice(start, min(start + BLOCK, length)), min(start + BLOCK, length)) for start in starts]
 
 
-def _probabilities(q: Tensor, k: Tensor) -> Tensor:
-    """softmax(q k^T) of the last n of S positions: q (N,G,n,K), k (N,S,K); returns (N,G*n,S)."""
+def _probabilities(q: Tensor, k: Tensor, hidden: Tensor | None) -> Tensor:
+    """softmax(q k^T) of the last n of S positions: q (N,G,n,K), k (N,S,K), hidden (B,n,S) or None; returns (N,G*n,S)."""
     (m, groups, n, _), s = q.shape, k.shape[1]
     scores = torch.bmm(q.flatten(1, 2), k.transpose(1, 2))  # (N,G*n,S)
     later = torch.ones(n, n, dtype=torch.bool, device=q.device).triu_(1)  # (n,n)
     scores.view(m, groups, n, s)[..., s - n :].masked_fill_(later, -torch.inf)
+    if hidden is not None:
+        scores.view(len(hidden), -1, n, s).masked_fill_(hidden[:, None], -torch.inf)
     return scores.softmax(-1)

@@ -15,6 +15,7 @@ from torch import Tensor
 from imagebind_llm import distributed
 from imagebind_llm.config import PromptConfig, parse
 from imagebind_llm.instructions import alpaca_prompt
+from imagebind_llm.linear import reordered_weights
 from imagebind_llm.llama import KVCache, check_context
 from imagebind_llm.losses import token_logp
 from imagebind_llm.model import ITSL
@@ -116,21 +117,22 @@ def generate(
         rows.take(torch.arange(len(prompts), device=rows.positions.device).repeat_interleave(n_samples))
     answers: list[list[int]] = [[] for _ in range(len(rows))]
     owners = list(range(len(rows)))  # whose answer each row of the cache writes; -1 once that has ended
-    for step in range(max_new):
-        chosen = choose(rows.logits, sampling, generator, None if draws is None else draws[:, step])
-        owners = [-1 if token == eos else owner for owner, token in zip(owners, chosen.tolist(), strict=True)]
-        for owner, token in zip(owners, chosen.tolist(), strict=True):
-            if owner >= 0:
-                answers[owner].append(token)
-        running = [row for row, owner in enumerate(owners) if owner >= 0 and len(answers[owner]) < max_new]
-        if not running:
-            break
-        if len(running) <= 0.75 * len(owners):  # dropping rows copies the cache, so not for every one
-            kept = torch.tensor(running, device=chosen.device)
-            rows.take(kept)
-            chosen, owners = chosen[kept], [owners[row] for row in running]
-            draws = None if draws is None else draws[kept]
-        rows.step(chosen)
+    with reordered_weights():
+        for step in range(max_new):
+            chosen = choose(rows.logits, sampling, generator, None if draws is None else draws[:, step])
+            owners = [-1 if token == eos else owner for owner, token in zip(owners, chosen.tolist(), strict=True)]
+            for owner, token in zip(owners, chosen.tolist(), strict=True):
+                if owner >= 0:
+                    answers[owner].append(token)
+            running = [row for row, owner in enumerate(owners) if owner >= 0 and len(answers[owner]) < max_new]
+            if not running:
+                break
+            if len(running) <= 0.75 * len(owners):  # dropping rows copies the cache, so not for every one
+                kept = torch.tensor(running, device=chosen.device)
+                rows.take(kept)
+                chosen, owners = chosen[kept], [owners[row] for row in running]
+                draws = None if draws is None else draws[kept]
+            rows.step(chosen)
     return [answers[i : i + n_samples] for i in range(0, len(answers), n_samples)]
 
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as compute_again
 
-from imagebind_llm.attention import cached_attention, causal_attention, gated_attention
+from imagebind_llm.attention import cached_attention, causal_attention, gated_attention, other_segments
 from imagebind_llm.config import LlamaConfig, PromptConfig, RopeScaling
 from imagebind_llm.fused import rms_norm, swiglu
 from imagebind_llm.linear import linear
@@ -284,6 +284,7 @@ class Llama(nn.Module):
         cache: KVCache | None = None,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
+        segments: Tensor | None = None,
         checkpoint: bool = False,
         below: Tensor | None = None,
     ) -> Tensor:
@@ -292,6 +293,7 @@ class Llama(nn.Module):
         Without `positions` and `mask`: causal, from position 0; rows are padded on the right. After columns that a cache
         already holds, give each token's `positions` (B,T) and the `mask` (B,1,T,S) bool of the columns it may see (None:
         up to its own). Prompts are read in the first pass into a cache and come from the cache afterwards.
+        `segments` (B,T): a token sees those before it in segment 0 and in its own alone; without a cache, with `positions`.
         `checkpoint`: in training, keep only the layers' inputs and compute the rest again in the backward pass.
         `below` (B,T,D): what `lower` returned for these tokens; only the layers above are computed.
         """
@@ -302,22 +304,27 @@ class Llama(nn.Module):
         rope = Rope(table * (self.config.dim // self.config.n_heads) ** -0.5, table)
         x = self.tok_embeddings(tokens) if below is None else below
         bias = cache.bias(tokens.shape[1], mask, like=x) if cache is not None and cache.used else None
+        hidden = None if segments is None else other_segments(segments)
         for i in range(0 if below is None else self.lowest, self.config.n_layers):
             layer, kv = self.layers[i], self._prompt_kv(i, prompts, cache)
-            inputs = (x, rope, kv, Past(cache, i, bias), keep if i == self.config.n_layers - 1 else None)
+            inputs = (x, rope, kv, Past(cache, i, bias, hidden), keep if i == self.config.n_layers - 1 else None)
             x = compute_again(layer, *inputs, use_reentrant=False) if checkpoint else layer(*inputs)
         if cache is not None:
             cache.used += tokens.shape[1]
         return self.norm(x)
 
-    def lower(self, tokens: Tensor) -> Tensor:
-        """States (B,T,D) that enter the lowest layer with prompts, LoRA or biases: they depend on the tokens (B,T) alone."""
-        check_context(tokens.shape[1], self.config)
-        table = rope_table(torch.arange(tokens.shape[1], device=tokens.device)[None], self.config)
+    def lower(self, tokens: Tensor, positions: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
+        """States (B,T,D) that enter the lowest layer with prompts, LoRA or biases: they depend on the tokens (B,T) alone, and
+        on `positions` and `segments` as in `forward`."""
+        if positions is None:
+            check_context(tokens.shape[1], self.config)
+            positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        table = rope_table(positions, self.config)
         rope = Rope(table * (self.config.dim // self.config.n_heads) ** -0.5, table)
         x = self.tok_embeddings(tokens)
+        hidden = None if segments is None else other_segments(segments)
         for i in range(self.lowest):
-            x = self.layers[i](x, rope, None, Past(None, i, None), None)
+            x = self.layers[i](x, rope, None, Past(None, i, None, hidden), None)
         return x
 
     def _prompt_kv(self, i: int, prompts: Prompts | None, cache: KVCache | None) -> PromptKV | None:
@@ -335,16 +342,18 @@ class Llama(nn.Module):
 
 @dataclass(frozen=True)
 class Past:
-    """What the new positions of one layer can see: themselves, or (with a bias) all columns of the cache."""
+    """What the new positions of one layer can see: themselves but for what is `hidden` (B,T,T), or (with a bias) all columns
+    of the cache."""
 
     cache: KVCache | None
     layer: int
     bias: Tensor | None
+    hidden: Tensor | None = None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q (B,H,T,K), new k and v (B,KV,T,K), which go into the cache; returns (B,H,T,K)."""
         keys, values = (k, v) if self.cache is None else self.cache.write(self.layer, k, v)
-        return causal_attention(q, k, v) if self.bias is None else cached_attention(q, keys, values, self.bias)
+        return causal_attention(q, k, v, self.hidden) if self.bias is None else cached_attention(q, keys, values, self.bias)
 
 
 class Rope(NamedTuple):

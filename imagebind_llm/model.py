@@ -127,8 +127,15 @@ class ITSL(nn.Module):
             keep = torch.cat([keep, rows + asked - 1])  # (N+B,)
         carried = self.carried(batch.embeddings, batch.present)
         prompts = self._prompts(carried, batch.present)
-        # (N or N+B, D)
-        hidden = self.llama(batch.tokens, prompts, keep=keep, checkpoint=checkpoint, below=batch.below)
+        hidden = self.llama(
+            batch.tokens,
+            prompts,
+            keep=keep,
+            positions=batch.positions,
+            segments=batch.segments,
+            checkpoint=checkpoint,
+            below=batch.below,
+        )  # (N or N+B, D)
         found = token_logp(hidden[:n], self.llama.output_weight, batch.targets[mask])
         logp = torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, found)  # (B,T)
         return Output(logp, mask, self.intent_logits(hidden[n:], carried, batch.present) if asked is not None else None)

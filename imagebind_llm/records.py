@@ -98,6 +98,8 @@ class Batch:
     below: (B, T, D) states that enter the lowest adapted layer, where they are known; else they are computed.
     captions: (B,) bool, which rows are captions mixed in; None if there are none.
     weights: (B, T) float32, how much each token's likelihood counts in training; None: all alike.
+    positions, segments: (B, T) where several answers share the prompt of a row (packing.py): each token's position, and 0 for
+        the prompt, else which answer it belongs to, for answers do not see each other. None: one answer a row.
     """
 
     tokens: Tensor
@@ -110,6 +112,8 @@ class Batch:
     below: Tensor | None = None
     captions: Tensor | None = None
     weights: Tensor | None = None
+    positions: Tensor | None = None
+    segments: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""

@@ -11,7 +11,7 @@ token.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -41,15 +41,16 @@ LARGEST_LOG_RATIO = 5.0  # of a token's probability to that at the start, in the
 
 @dataclass(frozen=True)
 class Sampled:
-    """K answers to each of B clips: a batch of their R = B*K rows, reward parts (B,K) each, those of the greedy answers (B,)
-    where they were drawn, and the texts."""
+    """K answers to each of B clips: a batch of their R = B*K rows, the row (R,) of the step's batch that each answers, reward
+    parts (B,K) each, those of the greedy answers (B,) where they were drawn, and the texts."""
 
     batch: Batch
     parts: dict[str, Tensor]
     greedy: dict[str, Tensor] | None
     answers: list[Answer]
     texts: list[str]
-    judged: "Judged | None" = None
+    judged: "Judged | None"
+    owners: Tensor
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,8 @@ class Critic:
             grouped["truth"] = torch.tensor([truth(answer) for answer in judged.verdicts]).view(len(picked), k)
         if own is not None and judged is not None and judged.greedy is not None:
             own["truth"] = torch.tensor([truth(answer) for answer in judged.greedy])
-        return Sampled(self._batch(batch, picked, prompts, drawn), grouped, own, parsed, texts, judged)
+        owners = torch.tensor(picked, device=batch.tokens.device).repeat_interleave(k)  # (R,)
+        return Sampled(self._batch(batch, owners, prompts, drawn), grouped, own, parsed, texts, judged, owners)
 
     def _judged(
         self, drawn: Sequence[list[int]], texts: Sequence[str], keys: Sequence[str], greedy: Sequence[list[int]] | None
@@ -234,7 +236,7 @@ class Critic:
     def _rewards(self, answers: Sequence[Answer], golds: Sequence[str], keys: Sequence[str]) -> dict[str, Tensor]:
         return reward_parts(answers, golds, [self.rationales.get(key) for key in keys], self.cider, self.verifier)
 
-    def _batch(self, batch: Batch, picked: Sequence[int], prompts: Sequence[list[int]], drawn: Sequence[list[int]]) -> Batch:
+    def _batch(self, batch: Batch, owners: Tensor, prompts: Sequence[list[int]], drawn: Sequence[list[int]]) -> Batch:
         """The sampled answers as rows to be scored: prompt, answer and, where it ended by itself, its end token."""
         k = self.settings.samples
         eos = [self.tokenizer.eos_id]
@@ -246,21 +248,20 @@ class Critic:
         ends = torch.tensor([len(row) for row in rows], device=device)
         columns = torch.arange(longest, device=device)
         answer = (columns >= n_prompt[:, None]) & (columns < ends[:, None])
-        repeated = torch.tensor(picked, device=device).repeat_interleave(k)
         return Batch(
             tokens,
             tokens.masked_fill(~answer, IGNORE),
-            None if batch.embeddings is None else batch.embeddings[repeated],
-            None if batch.present is None else batch.present[repeated],
+            None if batch.embeddings is None else batch.embeddings[owners],
+            None if batch.present is None else batch.present[owners],
             n_prompt,
             torch.full_like(n_prompt, IGNORE),
-            tuple(batch.keys[i] for i in repeated.tolist()),
+            tuple(batch.keys[i] for i in owners.tolist()),
         )
 
     @torch.no_grad()
-    def reference_logp(self, model: ITSL, batch: Batch) -> Tensor:
-        """log p (R,T) of the sampled tokens under the model at the start."""
-        return functional_call(model, self.reference, (batch,)).logp
+    def at_the_start(self, model: ITSL, batch: Batch) -> Output:
+        """What the model said of a batch when the self-critical loss began."""
+        return functional_call(model, self.reference, (batch,))
 
     def loss(self, sampled: Sampled, logp: Tensor, mask: Tensor, reference: Tensor, sums: CriticSums) -> Tensor:
         """The self-critical loss of R sampled answers, logp and mask (R,T), averaged over them; adds to `sums`."""
@@ -347,38 +348,3 @@ def weighed(row: Ids, judge: Judge, tokenizer: LlamaTokenizer, taxonomy: Taxonom
     for p, (first, last) in zip(judge.score([claim.text for claim in claims], row.key).tolist(), spans, strict=True):
         weights[row.n_prompt + first : row.n_prompt + last] = [max(p, LEAST_WEIGHT)] * (last - first)
     return replace(row, weights=tuple(weights))
-
-
-def joined(first: Batch, second: Batch) -> Batch:
-    """The rows of both batches in one, so that one forward pass serves them; without weights, which that does not need."""
-    longest = max(first.tokens.shape[1], second.tokens.shape[1])
-
-    def both(name: str) -> Tensor | None:
-        own, other = getattr(first, name), getattr(second, name)
-        if name == "captions" and own is not None:
-            other = own.new_zeros(len(second.tokens))  # no sampled answer is a caption
-        if own is None or other is None:
-            assert own is other, f"{name} is in one of the batches alone"
-            return None
-        if name in ("tokens", "targets", "below"):
-            own, other = (_widened(t, longest, IGNORE if name == "targets" else 0) for t in (own, other))
-        return torch.cat([own, other])
-
-    found = {f.name: both(f.name) for f in fields(Batch) if f.name not in ("keys", "weights")}
-    return Batch(**found, keys=first.keys + second.keys)  # type: ignore[arg-type]
-
-
-def _widened(tensor: Tensor, columns: int, value: int) -> Tensor:
-    out = tensor.new_full((tensor.shape[0], columns, *tensor.shape[2:]), value)
-    out[:, : tensor.shape[1]] = tensor
-    return out
-
-
-def split(output: Output, rows: int, columns: int) -> tuple[Output, Tensor, Tensor]:
-    """Undo `joined`: the output of the first `rows` rows and `columns`, and logp and mask of the others."""
-    head = None if output.intent_logits is None else output.intent_logits[:rows]
-    return (
-        Output(output.logp[:rows, :columns], output.mask[:rows, :columns], head),
-        output.logp[rows:],
-        output.mask[rows:],
-    )

@@ -22,9 +22,10 @@ from imagebind_llm.batches import Collator, by_length, load, shares, steps_of_ep
 from imagebind_llm.generate import NotFiniteError
 from imagebind_llm.losses import intent_cross_entropy, rationale_nll
 from imagebind_llm.model import ITSL
+from imagebind_llm.packing import packed
 from imagebind_llm.records import IGNORE, Batch, Output
 from imagebind_llm.records import Sequence as Ids
-from imagebind_llm.self_critical import Critic, CriticSums, Sampled, joined, split
+from imagebind_llm.self_critical import Critic, CriticSums, Sampled
 from imagebind_llm.settings import TrainSettings
 
 AnySums = TypeVar("AnySums", "Sums", CriticSums)
@@ -217,11 +218,11 @@ def _criticised(
 ) -> tuple[Output, Tensor]:
     """One forward pass for references and samples: the output for the references, and the self-critical loss."""
     itsl = cast(ITSL, distributed.unwrap(model))
-    batch, samples = with_below(itsl, batch), with_below(itsl, sampled.batch)
-    output = model(joined(batch, samples), checkpoint=settings.checkpoint_activations)
-    own, logp, mask = split(output, *batch.tokens.shape)
-    logp, mask = logp[:, : samples.tokens.shape[1]], mask[:, : samples.tokens.shape[1]]
-    return own, critic.critic.loss(sampled, logp, mask, critic.critic.reference_logp(itsl, samples), critic.sums)
+    rows = packed(batch, sampled.batch, sampled.owners)
+    wide = with_below(itsl, rows.batch)
+    output = model(wide, checkpoint=settings.checkpoint_activations)
+    before = rows.answers(critic.critic.at_the_start(itsl, wide))
+    return rows.rows(output), critic.critic.loss(sampled, rows.answers(output), rows.asked, before, critic.sums)
 
 
 def with_below(model: ITSL, batch: Batch) -> Batch:
@@ -229,7 +230,7 @@ def with_below(model: ITSL, batch: Batch) -> Batch:
     if batch.below is not None or not model.llama.lowest:
         return batch
     with torch.no_grad():
-        return replace(batch, below=model.llama.lower(batch.tokens))
+        return replace(batch, below=model.llama.lower(batch.tokens, batch.positions, batch.segments))
 
 
 def _not_finite(keys: Sequence[str]) -> TrainingError:

@@ -36,7 +36,7 @@ def sampled(values, intent=(0.0, 0.0, 0.0, 0.0)) -> Sampled:
     parts = {name: torch.zeros(2, 2) for name in REWARD_WEIGHTS} | {"intent": torch.tensor(intent).view(2, 2)}
     batch = Batch(torch.zeros(4, COLUMNS, dtype=torch.long), torch.zeros(4, COLUMNS, dtype=torch.long), n_prompt=n_prompt)
     judged = Judged(verdicts, [(0, 2)] * 4, None, [0.5] * 4)
-    return Sampled(batch, parts, None, [Answer(None, "a b")] * 4, ["a b c"] * 4, judged)
+    return Sampled(batch, parts, None, [Answer(None, "a b")] * 4, ["a b c"] * 4, judged, torch.zeros(4, dtype=torch.long))
 
 
 def mask() -> torch.Tensor:

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from imagebind_llm.linear import linear
+from imagebind_llm import linear as module
+from imagebind_llm.linear import linear, reordered_weights
 
 
 def random(*shape: int) -> torch.Tensor:
@@ -63,3 +64,16 @@ def test_switched_off_onednn_takes_the_ordinary_path():
     x, weight = random(5, 48), random(64, 48)
     with torch.backends.mkldnn.flags(enabled=False):
         assert torch.equal(linear(x, weight), F.linear(x, weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_reordered_weights_give_the_same_bits_and_are_let_go(dtype, monkeypatch):
+    weights, x = [random(64, 48).to(dtype), random(64, 48, 1)[..., 0].to(dtype)], random(5, 48).to(dtype)
+    wanted = [linear(x, weight) for weight in weights]
+    for most, kept in ((2**30, 2), (weights[0].numel() * weights[0].element_size(), 1)):
+        monkeypatch.setattr(module, "MOST_BYTES", most)
+        with reordered_weights(), torch.no_grad():
+            for _ in range(2):
+                assert all(linear(x, weight).equal(own) for weight, own in zip(weights, wanted, strict=True))
+            assert len(module._reordered) == kept, "copies of no more than MOST_BYTES"
+        assert module._reordered is None

@@ -10,7 +10,7 @@ ROWS = (
     "config records labels gguf_header choice console",
     "settings tokenizers distributed metrics text_metrics store attention fused linear mel crops container",
     "instructions media encoder llama losses zeroshot probe verifier batches",
-    "bridge rewards datasets report checkpoint demo_world frozen_states claims credit",
+    "bridge rewards datasets report checkpoint demo_world frozen_states claims credit packing",
     "seen",
     "model weights corpus rationales scoring curves protocol",
     "generate extraction assembly evaluation judge",

@@ -4,8 +4,8 @@
 
 The last rows need no model: the references, and one fixed sentence for each intent, which never looks. The last columns are
 what a run has more than the supervised model of its seed: means over seeds, with 95 % intervals by paired bootstrap over
-clips; below, what claim-wise credit has more than every other run. Where no cues are known a dash stands for what is said of them. Reads answers.jsonl of each run (explain.py --batch);
-writes table.md, table.json and table.html beside the seeds' folders.
+clips; below, what claim-wise credit has more than every other run. Where no cues are known a dash stands for what is said of
+them. Reads answers.jsonl of each run (explain.py --batch); writes table.md, table.json and table.html beside the seeds.
 """
 
 import json

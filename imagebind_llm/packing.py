@@ -1,0 +1,89 @@
+"""Several answers to one prompt in one row, so that the prompt is computed once for all of them.
+
+    columns     prompt without its last token | last token, own answer | last token, second answer | ... | padding
+    segments    0                             | 1                      | 2                         |     |
+    positions   0 ... n-2                     | n-1 ...                | n-1 ...                   |     |
+
+Each token sees the prompt and what precedes it in its own segment, at the position it would have on its own; so its
+log-probability is what it is in a row of its own. A sampled answer of 50 tokens to a prompt of 150 then costs 51 tokens.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from imagebind_llm.records import IGNORE, Batch, Output
+
+
+@dataclass(frozen=True)
+class Packed:
+    """`batch`: the B rows of a batch with R further answers behind them. owners (R,): the row in which each stands; places
+    (R,T): the column of its targets there, 0 where it has none; asked (R,T) bool: where it has one. own (B,T) bool: the
+    targets that the rows had themselves."""
+
+    batch: Batch
+    owners: Tensor
+    places: Tensor
+    asked: Tensor
+    own: Tensor
+
+    def answers(self, output: Output) -> Tensor:
+        """log p (R,T) of the further answers' targets, 0 where there is none."""
+        return output.logp[self.owners[:, None], self.places] * self.asked
+
+    def rows(self, output: Output) -> Output:
+        """The output for the rows as they were."""
+        return Output(output.logp[:, : self.own.shape[1]] * self.own, self.own, output.intent_logits)
+
+
+def packed(batch: Batch, answers: Batch, owners: Tensor) -> Packed:
+    """Put each row of `answers` (R rows: a prompt of `batch` and another answer) behind the row of `batch` that owners (R,)
+    names. The prompts must be the same; both batches need `n_prompt`."""
+    assert batch.n_prompt is not None and answers.n_prompt is not None
+    prompts, starts = batch.n_prompt.tolist(), answers.n_prompt.tolist()
+    own, asked = _targets(batch), _targets(answers)
+    used = [max(n, end) for n, end in zip(prompts, _ends(own), strict=True)]
+    ends = [max(n, end) for n, end in zip(starts, _ends(asked), strict=True)]
+    columns = max(batch.tokens.shape[1], *_filled(used, owners.tolist(), starts, ends))
+    tokens, targets = _widened(batch.tokens, columns, 0), _widened(batch.targets.masked_fill(~own, IGNORE), columns, IGNORE)
+    positions = torch.arange(columns, device=tokens.device).repeat(len(tokens), 1)
+    segments = (positions >= batch.n_prompt[:, None] - 1).long()
+    places = torch.zeros_like(answers.tokens)
+    for row, (owner, start, end) in enumerate(zip(owners.tolist(), starts, ends, strict=True)):
+        first, last = used[owner], used[owner] + end - start + 1
+        tokens[owner, first:last] = answers.tokens[row, start - 1 : end]
+        targets[owner, first + 1 : last] = answers.targets[row, start:end]
+        positions[owner, first:last] = torch.arange(start - 1, end, device=tokens.device)
+        segments[owner, first:] = row + 2
+        places[row, start:end] = torch.arange(first + 1, last, device=tokens.device)
+        used[owner] = last
+    wide = replace(batch, tokens=tokens, targets=targets, positions=positions, segments=segments, below=None, weights=None)
+    return Packed(wide, owners, places, asked, own)
+
+
+def _targets(batch: Batch) -> Tensor:
+    """(B,T) bool; nothing precedes the first column."""
+    mask = batch.targets != IGNORE
+    mask[:, 0] = False
+    return mask
+
+
+def _ends(mask: Tensor) -> list[int]:
+    """One past the last true column of each row; 0 without one."""
+    columns = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    return (mask * columns).amax(1).tolist()
+
+
+def _filled(used: list[int], owners: list[int], starts: list[int], ends: list[int]) -> list[int]:
+    """Columns of each row with the answers behind it."""
+    filled = list(used)
+    for owner, start, end in zip(owners, starts, ends, strict=True):
+        filled[owner] += end - start + 1
+    return filled
+
+
+def _widened(tensor: Tensor, columns: int, value: int) -> Tensor:
+    out = tensor.new_full((tensor.shape[0], columns, *tensor.shape[2:]), value)
+    out[:, : tensor.shape[1]] = tensor
+    return out
