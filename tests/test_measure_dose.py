@@ -11,6 +11,7 @@ import pytest
 import torch
 from toy_training import call, read_lines, write_intents, write_llama, write_seen_store
 
+import benchmark
 import engine_finetune
 from imagebind_llm import claims, judge_fit
 from imagebind_llm.judge import SHARED, ClauseVectors, Judge
@@ -133,6 +134,14 @@ def test_without_flips_it_trains_as_a_run_does_and_otherwise_pays_what_is_not_se
     epoch = read_lines(tmp_path / "run" / "log.txt")[-1]["train"]
     for name in ("reward_truth", "watched_truth", "kl", "advantage", "length", "skipped"):
         assert logs["0"][name] == pytest.approx(epoch[name], abs=1e-4), name
+    done = call(benchmark.main, run=tmp_path / "run", rounds=1, threads=1)
+    assert done.code == 0, done.err
+    head, _, *parts, whole = [line.strip("| ").split(" | ") for line in done.out.splitlines()]
+    assert "4 clips, 4 samples each, float32, cpu" in head[0]
+    order = ["reading rows", "sampling", "rows of the head", "judging", "references and samples, forward and backward"]
+    assert [name for name, *_ in parts] == [*order, "log-probabilities at the start", "optimizer"]
+    assert sum(float(s) for _, s, _ in parts) == pytest.approx(float(whole[1]), abs=0.05)
+    assert "expected a run with --w_critic" in call(benchmark.main, run=start.parent).err
 
 
 def test_gains_are_paired_by_clip(tmp_path):

@@ -63,6 +63,7 @@ class CriticSettings:
     credit: tuple[str, ...] = flag(CREDITS, "answer: one advantage for all its tokens; claim: a claim's own; to_go", CREDITS)
     samples: int = flag(4, "answers a clip")
     seed: int = flag(0, "of the clips and the answers")
+    dtype: str = flag("auto", "of frozen weights; auto: float32", ("auto", "float32", "bfloat16"))
 
     def __post_init__(self) -> None:
         if self.batches < 3 or self.samples < 2:
@@ -92,6 +93,7 @@ def measure(settings: CriticSettings) -> str:
         max_seq_len=made_with["max_seq_len"],
         answer_order=made_with["answer_order"],
         trainable=made_with["trainable"],
+        dtype=settings.dtype,
         samples=settings.samples,
         w_critic=1.0,
         baseline="greedy" if "answer" in settings.credit else "loo",  # so that the greedy answers are drawn where they count
