@@ -2,15 +2,19 @@
 
 Each row runs ours and the peer in turn in processes of their own and prints the ratio ours / peer of their medians: wall
 and CPU-seconds for the same work, and peak memory above the loaded model. Below 1 is better than the peer.
+
+    python benchmark.py --run runs/demo/ablation/blind/seed0/claims     a self-critical step of that run by part, and no rows
 """
 
 import importlib
 import platform
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from benchmarks.critic import step_by_part
 from benchmarks.runner import Case, Measurement, compare, named
 from imagebind_llm.config import flag, parse
 
@@ -25,10 +29,13 @@ class BenchmarkSettings:
     match: str = flag("", "only the cases whose name contains this")
     rounds: int = flag(3, "counted runs of each contender, after one warm-up")
     threads: int = flag(2, "threads of each contender")
+    run: str = flag("", "output folder of a run with --credit claim: its step by part, means over --rounds steps")
 
 
 def main() -> int:
     settings = parse(BenchmarkSettings, description=__doc__)
+    if settings.run:
+        return by_part(settings)
     cases = [case for subject in settings.only for case in importlib.import_module(f"benchmarks.{subject}").CASES]
     cases = [case for case in cases if settings.match in case.name]
     if not cases:
@@ -41,6 +48,17 @@ def main() -> int:
         print_case(case, *compare(case, settings.rounds, settings.threads))
         if case.note:
             print(f"  {named(case.note)()}", flush=True)
+    return 0
+
+
+def by_part(settings: BenchmarkSettings) -> int:
+    """Where a step of a run spends its time."""
+    torch.set_num_threads(settings.threads)
+    try:
+        print(step_by_part(Path(settings.run), settings.rounds))
+    except (ValueError, OSError) as error:
+        print(f"benchmark.py: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

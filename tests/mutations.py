@@ -300,6 +300,8 @@ MUTATIONS = [
     M("the intent part goes to all tokens", "self_critical.py", "values[row, first:last] += intent[row]",
       "values[row] += intent[row]",
       "test_claim_credit.py::test_the_intent_part_goes_to_the_label_and_the_others_to_all_tokens"),
+    M("the watching judge is not asked", "choice.py", "and watch < watch_error", "and False",
+      "test_dose.py::test_five_times_too_strong_the_guard_stops_before_the_watching_judge_sees_less_than_at_first"),
     M("an answer's truth has no weight", "self_critical.py", 'self.weights["truth"] * values', "values",
       "test_claim_credit.py::test_truth_weighs_the_claims"),
     M("no claim is doubted", "self_critical.py", "[max(p, LEAST_WEIGHT)] * (last - first)", "[1.0] * (last - first)",

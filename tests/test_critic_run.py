@@ -11,17 +11,25 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy_training import CUES, INTENTS, Done, apart, call, interrupted, read_lines, write_intents, write_llama, write_store
+from toy_training import (
+    Done,
+    apart,
+    call,
+    interrupted,
+    read_lines,
+    write_intents,
+    write_llama,
+    write_seen_store,
+    write_store,
+)
 
 import engine_finetune
 import explain
 from imagebind_llm import claims, judge_fit, self_critical
 from imagebind_llm.checkpoint import read_info
 from imagebind_llm.choice import WINDOW, Guard
-from imagebind_llm.config import MODALITIES, REWARD_WEIGHTS
-from imagebind_llm.judge import ClauseVectors
+from imagebind_llm.config import REWARD_WEIGHTS
 from imagebind_llm.records import Answer
-from imagebind_llm.store import Store, StoreWriter
 
 
 @pytest.fixture(scope="module")
@@ -167,17 +175,11 @@ def test_rationales_of_one_intent_make_no_verifier_and_cost_no_checkpoint(world,
 def seen(tmp_path_factory) -> Iterator[dict[str, object]]:
     """Flags of a run that credits claims: the pictures of its clips are near to the captions, its sounds are noise."""
     root = tmp_path_factory.mktemp("seen")
-    data, store = write_intents(root / "MIntRec"), Store(write_store(root / "noise"))
-    vectors = ClauseVectors.load(store.identity)
-    rows, present = store.read(store.keys)
-    for i, key in enumerate(store.keys):
-        rows[i, MODALITIES.index("vision")] = vectors([CUES[INTENTS[int(key.split("_")[2]) % 3]]])[0] + 0.01 * rows[i, 2]
-    with StoreWriter(root / "emb", store.identity) as writer:
-        writer.append(store.keys, rows, present, list(range(len(store.keys))))
+    data, emb = write_intents(root / "MIntRec"), write_seen_store(root)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(judge_fit, "STEPS", 60)
         patch.setattr(judge_fit, "PAIRS", 32)
-        yield {"data_path": data, "emb_path": root / "emb", "captions": data / "captions.json", "credit": "claim"}
+        yield {"data_path": data, "emb_path": emb, "captions": data / "captions.json", "credit": "claim"}
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ import engine_finetune
 from imagebind_llm.config import EMBEDDING_WIDTH, MODALITIES, LlamaConfig
 from imagebind_llm.demo_world.cues import TYPICAL
 from imagebind_llm.extraction import NUMBERS
+from imagebind_llm.judge import ClauseVectors
 from imagebind_llm.run import Run
-from imagebind_llm.store import Identity, StoreWriter
+from imagebind_llm.store import Identity, Store, StoreWriter
 from imagebind_llm.weights.imagebind import file_sha256, find_imagebind
 from imagebind_llm.weights.llama_checkpoint import expected_shapes
 
@@ -98,6 +99,18 @@ def write_store(root: Path, keys: list[str] | None = None, encoder: str = "image
     with StoreWriter(root, identity) as store:
         store.append(keys, vectors, torch.ones(shape, dtype=torch.bool), list(range(len(keys))))
     return root
+
+
+def write_seen_store(root: Path) -> Path:
+    """A store in root/emb whose pictures are near to the captions of write_intents; its sounds are noise."""
+    store = Store(write_store(root / "noise"))
+    vectors = ClauseVectors.load(store.identity)
+    rows, present = store.read(store.keys)
+    for i, key in enumerate(store.keys):
+        rows[i, MODALITIES.index("vision")] = vectors([CUES[INTENTS[int(key.split("_")[2]) % 3]]])[0] + 0.01 * rows[i, 2]
+    with StoreWriter(root / "emb", store.identity) as writer:
+        writer.append(store.keys, rows, present, list(range(len(store.keys))))
+    return root / "emb"
 
 
 # --- commands, in this process ---

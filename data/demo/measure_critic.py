@@ -1,12 +1,13 @@
 """How much of a self-critical gradient is signal, part of the reward by part, and does it point where the truth does?
 
     python data/demo/measure_critic.py --checkpoint runs/demo/itsl/best
+    python data/demo/measure_critic.py --checkpoint runs/demo/ablation/blind/seed0/supervised/best --credit claim --batches 16
 
 Answers to train clips are sampled as in training; every baseline, and every part of the reward, gives a gradient of the
 trained tensors, batch by batch. Gradients of different batches share their signal and nothing else, so the mean product of two
 of them is the squared signal, and what a batch's own square has beyond that is noise. Beside the parts of the reward stand
 what no training sees, the cue F1 of each answer against the truth about its clip, and what the supervised loss makes of the
-same clips.
+same clips. Where --credit is claim or to_go alone, no gradients of whole answers are taken, which saves most of the time.
 """
 
 import sys
@@ -23,9 +24,10 @@ from tqdm import tqdm
 from imagebind_llm.assembly import build, open_language
 from imagebind_llm.batches import Collator
 from imagebind_llm.checkpoint import CheckpointError, read_info
-from imagebind_llm.config import REWARD_WEIGHTS, flag, parse
+from imagebind_llm.config import CREDITS, REWARD_WEIGHTS, flag, parse
 from imagebind_llm.corpus import Corpus, load_corpus
 from imagebind_llm.datasets import DataError
+from imagebind_llm.judge import Judge
 from imagebind_llm.judge_fit import open_judges
 from imagebind_llm.losses import rationale_nll, self_critical
 from imagebind_llm.model import ITSL
@@ -45,7 +47,7 @@ WAYS: dict[str, tuple[dict[str, float], str, str]] = {  # weights, baseline, nor
     "all parts, loo, summed raw": (REWARD_WEIGHTS, "loo", "none"),
     **{name: ({name: 1.0}, "loo", "group") for name in (*REWARD_WEIGHTS, TRUTH)},
 }
-BY_TOKEN = {"truth, a claim's own tokens": "claim", "truth, reward to go": "to_go"}  # credit, baseline loo
+BY_TOKEN = {"claim": "truth, a claim's own tokens", "to_go": "truth, reward to go"}  # by credit; baseline loo
 CLIPS = 8  # a batch
 
 
@@ -57,9 +59,11 @@ class CriticSettings:
     data_path: str = flag("data/demo/clips", "the demo world")
     emb_path: str = flag("runs/demo/emb", "its embedding store")
     captions: str = flag("", "what the judge is fitted on; if not given, captions.json in the data folder")
-    batches: int = flag(10, "batches of 8 clips; a dozen gradients of each are held in memory")
+    batches: int = flag(12, "batches of 8 clips; a gradient of each by every row of the table is held in memory")
+    credit: tuple[str, ...] = flag(CREDITS, "answer: one advantage for all its tokens; claim: a claim's own; to_go", CREDITS)
     samples: int = flag(4, "answers a clip")
     seed: int = flag(0, "of the clips and the answers")
+    dtype: str = flag("auto", "of frozen weights; auto: float32", ("auto", "float32", "bfloat16"))
 
     def __post_init__(self) -> None:
         if self.batches < 3 or self.samples < 2:
@@ -89,9 +93,10 @@ def measure(settings: CriticSettings) -> str:
         max_seq_len=made_with["max_seq_len"],
         answer_order=made_with["answer_order"],
         trainable=made_with["trainable"],
+        dtype=settings.dtype,
         samples=settings.samples,
         w_critic=1.0,
-        baseline="greedy",  # so that the greedy answers are drawn too
+        baseline="greedy" if "answer" in settings.credit else "loo",  # so that the greedy answers are drawn where they count
         credit="claim",
         captions=settings.captions or str(Path(settings.data_path, "captions.json")),
     )
@@ -108,32 +113,45 @@ def measure(settings: CriticSettings) -> str:
         raise DataError(f"{len(rows)} train clips are too few for --batches {settings.batches} of {CLIPS}")
     generator = torch.Generator().manual_seed(settings.seed)
     collate = Collator(corpus.store, corpus.modalities)
-    gradients: dict[str, list[Tensor]] = {name: [] for name in (*WAYS, *BY_TOKEN, SUPERVISED)}
+    gradients: dict[str, list[Tensor]] = {}
     parts: list[dict[str, Tensor]] = []
     for picked in tqdm(np.split(order, settings.batches), desc="batches", unit="batch"):
         batch = collate([rows[i] for i in picked])
-        found, worth = gradients_of(model, critic, batch, truth, generator)
+        found, worth = gradients_of(model, critic, batch, truth, generator, settings.credit)
         parts.append(worth)
         for name, gradient in found.items():
-            gradients[name].append(gradient)
+            gradients.setdefault(name, []).append(gradient)
     return table({name: torch.stack(gradients.pop(name)) for name in list(gradients)}, parts)
 
 
-def critic_of(train: TrainSettings, tokenizer, corpus: Corpus, model: ITSL) -> Critic:
-    """The critic of a training run that starts here. Raises DataError without intents or rationales."""
+def critic_of(
+    train: TrainSettings, tokenizer, corpus: Corpus, model: ITSL, judges: tuple[Judge, Judge] | None = None
+) -> Critic:
+    """The critic of a training run that starts here; judges are fitted as there, if none are given. Raises DataError without
+    intents or rationales."""
     told = [row for row in corpus.splits["train"] if row.rationale and row.intent is not None]
     if corpus.taxonomy is None or not told:
         raise DataError(f"{train.data_path}: no reference rationales to reward answers by")
     intents = [corpus.taxonomy.labels[row.intent or 0] for row in told]
     verifier = fit_verifier([row.rationale or "" for row in told], intents, corpus.taxonomy, None)
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    judges = judges or fitted_judges(train, corpus)
+    return Critic(train, tokenizer, corpus.taxonomy, corpus.splits["train"], verifier, start, 0, *judges)
+
+
+def fitted_judges(train: TrainSettings, corpus: Corpus) -> tuple[Judge, Judge]:
+    """The judge that pays and the one that watches, of a training run that starts here."""
     with TemporaryDirectory() as folder:
-        judge, watch = open_judges(Path(folder), corpus, "", train.seed, torch.device("cpu"), print)
-    return Critic(train, tokenizer, corpus.taxonomy, corpus.splits["train"], verifier, start, judge=judge, watch=watch)
+        return open_judges(Path(folder), corpus, train.encoder_weights, train.seed, torch.device("cpu"), print)
 
 
 def gradients_of(
-    model: ITSL, critic: Critic, batch: Batch, truth: dict[str, Rationale], generator: torch.Generator
+    model: ITSL,
+    critic: Critic,
+    batch: Batch,
+    truth: dict[str, Rationale],
+    generator: torch.Generator,
+    credits: tuple[str, ...],
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """One batch: the gradient (parameters,) by each reward and the supervised loss, and what each answer is worth, (B,K)."""
     sampled = critic.sample(model, batch, generator)
@@ -144,11 +162,14 @@ def gradients_of(
     worth = sampled.parts | {TRUTH: torch.tensor(facts).view(shape)}
     output = model(with_below(model, sampled.batch))
     found = {}
-    for name, (weights, baseline, norm) in WAYS.items():
+    ways = WAYS if "answer" in credits else {TRUTH: WAYS[TRUTH]}
+    for name, (weights, baseline, norm) in ways.items():
         greedy = sampled.greedy if baseline == "greedy" else None
         value = advantage(worth, baseline, weights, greedy, norm).value.flatten()
         found[name] = gradient(model, self_critical(output.logp, output.mask, value, critic.max_new))
-    for name, credit in BY_TOKEN.items():
+    for credit, name in BY_TOKEN.items():
+        if credit not in credits:
+            continue
         by_claim = copy(critic)
         by_claim.settings = replace(critic.settings, credit=credit, baseline="loo")
         value = by_claim.by_token(sampled, output.mask)

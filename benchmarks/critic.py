@@ -1,0 +1,123 @@
+"""A self-critical step of a run by part, on the run's own model, data and judges: sampling, judging, log-probabilities ...
+
+    python benchmark.py --run runs/demo/ablation/blind/seed0/claims --rounds 3
+
+The step is training.train_step itself, its parts timed from outside. One process takes all rows of a step; states below the
+adapted layers are kept on disk as in a run, those of sampled answers computed in every step.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from imagebind_llm import distributed
+from imagebind_llm.assembly import build, open_language
+from imagebind_llm.batches import Collator
+from imagebind_llm.checkpoint import read_info
+from imagebind_llm.corpus import load_corpus
+from imagebind_llm.frozen_states import compute_states
+from imagebind_llm.judge import ClauseVectors, Judge
+from imagebind_llm.judge_fit import NAMES
+from imagebind_llm.self_critical import Critic
+from imagebind_llm.settings import TrainSettings
+from imagebind_llm.training import Beside, Position, make_optimizer, train_one_epoch
+from imagebind_llm.verifier import Verifier
+
+HEAD, SAMPLING, JUDGING, SCORING = "rows of the head", "sampling", "judging", "references and samples, forward and backward"
+REFERENCE, OPTIMIZER = "log-probabilities at the start", "optimizer"
+REST = "reading rows"
+
+
+class Stopwatch:
+    """Seconds by part; of parts inside one another only the innermost runs."""
+
+    def __init__(self, device: torch.device):
+        self.spent: dict[str, float] = {}
+        self._device, self._open, self._since = device, [REST], time.perf_counter()
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        self._turn()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._turn()
+            self._open.pop()
+
+    def timed(self, name: str, work: Callable, then: Callable[[Any], str] | None = None) -> Callable:
+        """The same work, timed; `then`: which part begins after it, by what it returned (none: what ran before goes on)."""
+
+        def timed_work(*args: Any, **named: Any) -> Any:
+            with self.part(name):
+                found = work(*args, **named)
+            if then is not None:
+                self._open[-1] = then(found)
+            return found
+
+        return timed_work
+
+    def _turn(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.spent[self._open[-1]] = self.spent.get(self._open[-1], 0.0) + now - self._since
+        self._since = now
+
+
+def step_by_part(run: Path, steps: int = 3) -> str:
+    """A line of Markdown for each part: seconds of a step and share, means over `steps` after one that warms up.
+
+    `run`: the output folder of a run with --w_critic whose claims were judged. Raises ValueError for any other."""
+    info = read_info(run / "best")
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in info["settings"].items()}
+    settings, rows = TrainSettings(**given), given["batch_size"] * given["accum_iter"] * info["world_size"]
+    if not settings.w_critic or not (run / "best" / "judge.json").is_file():
+        raise ValueError(f"--run {run}: expected a run with --w_critic and --credit claim, whose checkpoint has a judge")
+    settings = replace(settings, pretrained_path=str(run / "best"), batch_size=rows, accum_iter=1, save_steps=10**9)
+    device = torch.device(distributed.choose_device(settings.device))
+    llama, tokenizer = open_language(settings.llama_model_path, settings.model)
+    corpus = load_corpus(settings, tokenizer, min(settings.max_seq_len, llama.max_seq_len))
+    assert corpus.store is not None and corpus.taxonomy is not None, "it was criticised, so there were clips and intents"
+    model = build(settings, corpus.taxonomy, corpus.store.identity.width, device).model
+    vectors = ClauseVectors.load(corpus.store.identity, settings.encoder_weights, device)
+    judges = [Judge.load(run / "best", corpus.store, vectors, name) for name in NAMES]
+    start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    verifier = Verifier.load(run / "best")
+    critic = Critic(settings, tokenizer, corpus.taxonomy, corpus.splits["train"], verifier, start, -1, *judges)
+    optimizer = make_optimizer(model, settings.weight_decay, settings.gate_lr)
+    watch = watched(critic, optimizer, device)
+    with TemporaryDirectory() as folder:
+        kept = [*corpus.taught, *corpus.mixed, *corpus.headed]
+        states = compute_states(Path(folder) / "states.tmp", kept, model.llama, device, 2 * rows)
+        collate, beside = Collator(corpus.store, corpus.modalities, states), Beside(corpus.mixed, corpus.headed)
+        trained = train_one_epoch(model, optimizer, corpus.taught, collate, settings, device, Position(), critic, beside)
+        next(trained)  # it warms up
+        watch.spent.clear()
+        done = len(list(islice(trained, steps)))
+    if not done:
+        raise ValueError(f"--run {run}: its epochs have a single step, which warms up; nothing is left to time")
+    total = sum(watch.spent.values())
+    lines = [f"| {name} | {s / done:.2f} | {100 * s / total:.0f} |" for name, s in watch.spent.items()]
+    dtype = str(model.llama.tok_embeddings.weight.dtype).removeprefix("torch.")
+    head = f"| part of a step: {rows} clips, {settings.samples} samples each, {dtype}, {device} | s | % |"
+    return "\n".join([head, "|---|---|---|", *lines, f"| all, mean of {done} | {total / done:.2f} | 100 |"])
+
+
+def watched(critic: Critic, optimizer: torch.optim.Optimizer, device: torch.device) -> Stopwatch:
+    """Times the parts of every step from now on. A pass that samples nothing is that of the rows of the head."""
+    watch = Stopwatch(device)
+    critic.sample = watch.timed(  # type: ignore[method-assign]
+        SAMPLING, critic.sample, lambda found: HEAD if found is None else SCORING
+    )
+    critic._judged = watch.timed(JUDGING, critic._judged)  # type: ignore[method-assign]
+    critic.reference_logp = watch.timed(REFERENCE, critic.reference_logp)  # type: ignore[method-assign]
+    optimizer.step = watch.timed(OPTIMIZER, optimizer.step, lambda _: REST)  # type: ignore[method-assign]
+    return watch
