@@ -118,6 +118,6 @@ def watched(critic: Critic, optimizer: torch.optim.Optimizer, device: torch.devi
         SAMPLING, critic.sample, lambda found: HEAD if found is None else SCORING
     )
     critic._judged = watch.timed(JUDGING, critic._judged)  # type: ignore[method-assign]
-    critic.reference_logp = watch.timed(REFERENCE, critic.reference_logp)  # type: ignore[method-assign]
+    critic.at_the_start = watch.timed(REFERENCE, critic.at_the_start)  # type: ignore[method-assign]
     optimizer.step = watch.timed(OPTIMIZER, optimizer.step, lambda _: REST)  # type: ignore[method-assign]
     return watch
