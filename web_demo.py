@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from imagebind_llm.coloured_claims import STYLE as JUDGED
 from imagebind_llm.coloured_claims import coloured
 from imagebind_llm.config import parse
 from imagebind_llm.page import view
@@ -34,7 +35,7 @@ UNEXPECTED = "Something went wrong here, not with your clip; the server's log ha
 WELCOME = view.block(
     view.note("Give a clip and its words, or take an example; then switch modalities off to see what changes.")
 )
-CSS = view.STYLE + "\nfooter { display: none !important } #clip video { max-height: 20rem; object-fit: contain }"
+CSS = f"{view.STYLE}\n{JUDGED}" + "\nfooter { display: none !important } #clip video { max-height: 20rem; object-fit: contain }"
 
 
 def main() -> int:

@@ -3,8 +3,8 @@
     check = ClaimCheck.load(Path("runs/demo/repaired/best"), identity, taxonomy)
     for claim in check("We see a broad smile.", vectors, present): print(claim.text, claim.p, claim.verdict)
 
-For any clip whose embeddings are at hand, whoever wrote the rationale; no true cues are needed. The judge (judge.py) is one that
-training with --w_critic fitted, on train clips, and left beside a checkpoint.
+For any clip whose embeddings are at hand, whoever wrote the rationale; no true cues are needed. The judge (judge.py) is one
+that training with --w_critic fitted, on train clips, and left beside a checkpoint.
 """
 
 from collections.abc import Iterable, Sequence
@@ -68,9 +68,8 @@ class ClaimCheck:
         """With the judge that a checkpoint folder holds. `identity`: of the embeddings that clips will have. Raises JudgeError
         if there is none, or it was fitted on embeddings of another encoder; WeightsError without that encoder's weights."""
         clips = GivenClips(identity)
-        return cls(
-            Judge.load(resolve(folder), clips, ClauseVectors.load(identity, encoder_weights, device)), clips, taxonomy
-        )
+        judge = Judge.load(resolve(folder), clips, ClauseVectors.load(identity, encoder_weights, device))
+        return cls(judge, clips, taxonomy)
 
     def __call__(self, rationale: str, vectors: Tensor, present: Tensor) -> list[CheckedClaim]:
         """The claims in order, for a clip with embeddings (M,E) and presence (M,)."""

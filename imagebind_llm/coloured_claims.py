@@ -16,7 +16,8 @@ STYLE = """
 mark.judged { color: inherit; border-radius: .2rem; padding: 0 .15rem }
 mark.judged.true { background: #3f8f5b38 } mark.judged.false { background: #c0392b38 }
 mark.judged.open { background: #8a93a022 }
-mark.judged sup { font-weight: bold; line-height: 0; padding-left: .1em } mark.judged.open sup { font-weight: normal; opacity: .7 }
+mark.judged sup { font-weight: bold; line-height: 0; padding-left: .1em }
+mark.judged.open sup { font-weight: normal; opacity: .7 }
 """.strip()
 LEGEND = Html(
     "<p>"
@@ -25,8 +26,8 @@ LEGEND = Html(
 )
 OFF = (
     "The judge is off: no claim is checked against picture and sound, because this model comes without a judge. Training with "
-    "engine_finetune.py --w_critic 8 --credit claim --captions FILE fits one; then type: python web_demo.py --checkpoint FOLDER "
-    "--judge FOLDER_OF_THAT_TRAINING/best"
+    "engine_finetune.py --w_critic 8 --credit claim --captions FILE fits one; then type: python web_demo.py --checkpoint "
+    "FOLDER --judge FOLDER_OF_THAT_TRAINING/best"
 )
 
 

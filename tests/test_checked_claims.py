@@ -1,4 +1,4 @@
-"""Claims of a rationale, checked against a clip and coloured: false ones as false, undecided ones as neither, all of it escaped."""
+"""Claims of a rationale, checked against a clip and coloured: false ones as false, undecided ones as neither, all escaped."""
 
 from types import SimpleNamespace
 
@@ -44,7 +44,7 @@ def marks(page: str) -> list[str]:
 def test_a_claim_says_where_it_stands_and_knows_no_label(check):
     claims = check(RATIONALE, VECTORS, PRESENT)
     assert [claim.verdict for claim in claims] == ["true", "false", "open"]
-    assert [RATIONALE[claim.start : claim.end] for claim in claims][0] == "We see a broad smile"
+    assert RATIONALE[claims[0].start : claims[0].end] == "We see a broad smile"
     assert claims[2].text == "the aim must be to"
     assert in_words(claims[:1]) == "We see a broad smile ✓ 0.97"
 
@@ -87,9 +87,7 @@ def test_who_checked_and_how_far_to_trust_it_is_said_in_words():
 def test_what_could_not_be_checked_is_said(check):
     claims = check(RATIONALE, VECTORS, PRESENT)
     assert check.missing(PRESENT.tolist()) == ["audio"]
-    assert unchecked(claims, ["audio"]) == [
-        "Nothing is known of this clip's sound: claims that hang on it have no verdict."
-    ]
+    assert unchecked(claims, ["audio"]) == ["Nothing is known of this clip's sound: claims that hang on it have no verdict."]
     assert not unchecked(claims, [])
     assert "No claim of this rationale could be judged" in unchecked(claims[2:], [])[0]
 

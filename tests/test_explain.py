@@ -74,7 +74,8 @@ def test_with_a_judge_every_row_has_its_claims_checked_and_is_not_written_anew(w
     again = read_lines(file)
     assert [row | {"claims": other["claims"]} for row, other in zip(rows, again, strict=True)] == again
     claims = [[CheckedClaim(**claim) for claim in row["claims"]] for row in again]
-    assert [[rows[0]["rationale"][c.start : c.end] for c in own] for own in claims] == [["We see a broad smile", "a deep frown"]] * 2
+    said = [[rows[0]["rationale"][c.start : c.end] for c in own] for own in claims]
+    assert said == [["We see a broad smile", "a deep frown"]] * 2
     assert claims[0] != claims[1] and all(0 <= c.p <= 1 and c.p != 0.5 for own in claims for c in own), "each of its own clip"
 
 

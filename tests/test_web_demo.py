@@ -109,7 +109,8 @@ def test_a_modality_that_cannot_be_used_is_named_and_left_out(model, tmp_path):
 
 
 def test_claims_are_held_against_the_whole_clip_also_by_an_answer_that_was_not_to_look(world, model, clip, tmp_path):
-    assert model.check is None and "The judge is off" in view.answer(answered(model, seen_of(model, clip, WORDS), ALL), ALL, model)
+    unjudged = answered(model, seen_of(model, clip, WORDS), ALL)
+    assert model.check is None and "The judge is off" in view.answer(unjudged, ALL, model)
     judged = PageModel.load(replace(model.settings, judge=str(write_judge(tmp_path / "judge", world / "emb"))))
     seen = seen_of(judged, clip, WORDS)
     said = "We see a broad smile & a deep frown"

@@ -90,7 +90,7 @@ def write_world(root: Path) -> Path:
 
 
 def write_judge(folder: Path, emb: Path) -> Path:
-    """A judge of the store's embeddings that was fitted on nothing: it knows the clauses of CUES, and what it says is random."""
+    """A judge of the store's embeddings that was fitted on nothing: it knows the clauses of CUES, and says anything of them."""
     store, draw = Store(emb), torch.Generator().manual_seed(2)
     vectors = ClauseVectors.load(store.identity)
     known = vectors(list(CUES.values()))

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from imagebind_llm.checked_claims import CheckedClaim, ClaimCheck
 from imagebind_llm.coloured_claims import LEGEND, OFF, coloured, judged_by, unchecked
-from imagebind_llm.coloured_claims import STYLE as JUDGED
 from imagebind_llm.crops import SIDE, WINDOW_S, pixels
 from imagebind_llm.inference import Explainer, Explanation
 from imagebind_llm.mel import MEL_MEAN, MEL_STD, N_FRAMES, bin_at
@@ -21,7 +20,7 @@ from imagebind_llm.scoring import claims_in, modality_of
 
 HERTZ = (250, 500, 1000, 2000, 4000)  # ticks of the mel picture
 SECONDS_OF_PICTURE = N_FRAMES / 100  # 10 ms frames
-STYLE = f"{JUDGED}\n" + """
+STYLE = """
 .itsl { font-size: 15px; line-height: 1.5 } .itsl h3 { margin: .2rem 0 .3rem; font-size: 1rem } .itsl p { margin: .3rem 0 }
 .itsl .aside { opacity: .75; font-size: .88rem } .itsl .rationale { font-size: 1.08rem }
 .itsl .note { border-left: 4px solid; border-radius: 4px; padding: .45rem .8rem; margin: .4rem 0 }
@@ -105,8 +104,8 @@ def claims(rationale: str, truth: Mapping[str, str], chosen: Sequence[str]) -> H
         said = f"{'words' if cue == 'family' else cue}: {value}" + ("" if modality_of(cue) in chosen else " (guessed)")
         verdict = "✓" if holds else f"✗ it is {truth[cue]}" if cue in truth else "✗"
         chips.append(f'<span class="claim {"true" if holds else "false"}">{text(f"{said} {verdict}")}</span>')
-    told = f'{_aside("What the clip was drawn and voiced from says of its cues:")}<p>{"".join(chips)}</p>'
-    return Html(told if chips else "<p>It names no cue of the demo world.</p>")
+    told = _aside("What the clip was drawn and voiced from says of its cues:")
+    return Html(f"{told}<p>{''.join(chips)}</p>" if chips else "<p>It names no cue of the demo world.</p>")
 
 
 def comparison(
@@ -116,7 +115,7 @@ def comparison(
     labels: Sequence[str],
     shown: Callable[[str], Html] = text,
 ) -> Html:
-    """What changes when a modality is switched off: the intent, the probability of the intent above, the rationale as `shown`."""
+    """What changes when a modality is switched off: the intent, the probability of the intent above, the rationale as shown."""
     found = seen.answers[tuple(chosen)]
     index = labels.index(found.intent)
     p = 100 * float(found.probabilities[index])
