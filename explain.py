@@ -13,14 +13,17 @@ import torch
 from imagebind_llm import distributed
 from imagebind_llm.answers import answer_split, embed_clip, open_store, scores_beside, shown
 from imagebind_llm.best_of import BestOf
+from imagebind_llm.checked_claims import ClaimCheck, has_judge
 from imagebind_llm.checkpoint import resolve
 from imagebind_llm.config import parse
 from imagebind_llm.datasets import DataError, load_dataset
 from imagebind_llm.inference import Explainer
+from imagebind_llm.judge import JudgeError
 from imagebind_llm.records import Example
 from imagebind_llm.scoring import markdown
 from imagebind_llm.settings import ExplainSettings
 from imagebind_llm.store import identity_of
+from imagebind_llm.weights.files import WeightsError
 
 
 def main() -> int:
@@ -30,13 +33,14 @@ def main() -> int:
         explainer = Explainer.load(Path(settings.checkpoint), settings.llama_model_path, device, settings.dtype)
         if settings.best_of:
             explainer.best_of = best_of(explainer, settings)
+        check = claim_check(explainer, settings)
         if settings.batch:
-            answer_split(explainer, settings)
+            answer_split(explainer, settings, check)
             scores, judge = scores_beside(settings.data_path, [Path(settings.batch)], settings.split)
             told = [part for part in (markdown(scores) if scores else "", judge) if part]
             print("\n" + "\n\n".join(told) if told else "")
         else:
-            one(explainer, settings)
+            one(explainer, settings, check)
     except (ValueError, OSError) as error:  # what is wrong with the input; all errors of our own are ValueErrors
         print(f"explain.py: {error}", file=sys.stderr)
         return 2
@@ -59,7 +63,28 @@ def best_of(explainer: Explainer, settings: ExplainSettings) -> BestOf:
     return BestOf.load(resolve(folder), identity, *how, encoder_weights=settings.encoder_weights, device=str(explainer.device))
 
 
-def one(explainer: Explainer, settings: ExplainSettings) -> None:
+def claim_check(explainer: Explainer, settings: ExplainSettings) -> ClaimCheck | None:
+    """What checks claims; None, and that is said, where there is no judge. Raises JudgeError, DataError or WeightsError where
+    --judge names one that cannot serve; the checkpoint's own need not, since embeddings can be had without the encoder."""
+    if explainer.store_identity is None:
+        if settings.judge:
+            raise DataError(f"--judge {settings.judge}: {settings.checkpoint} knows the words alone; leave --judge out")
+        return None
+    if (best := explainer.best_of) is not None:
+        return ClaimCheck(best.judge, best.clips, explainer.taxonomy)
+    if not settings.judge and not has_judge(Path(settings.checkpoint)):
+        return None
+    folder, identity = Path(settings.judge or settings.checkpoint), identity_of(explainer.store_identity)
+    try:
+        return ClaimCheck.load(folder, identity, explainer.taxonomy, settings.encoder_weights, explainer.device)
+    except (WeightsError, JudgeError) as error:
+        if settings.judge:
+            raise
+        print(f"claims are not checked: {error}", file=sys.stderr)
+        return None
+
+
+def one(explainer: Explainer, settings: ExplainSettings, check: ClaimCheck | None) -> None:
     """Explain one clip and print the answer."""
     if settings.data_path:
         examples = [e for e in load_dataset(settings.data_path).examples if e.key == settings.key]
@@ -74,7 +99,10 @@ def one(explainer: Explainer, settings: ExplainSettings) -> None:
         examples = [Example(settings.clip or "text", "all", clip, settings.text)]
         vectors, present = embed_clip(explainer, examples[0], settings)
     [explanation] = explainer.explain(examples, vectors, present, settings.max_new_tokens)
-    print(shown(explanation, explainer.taxonomy.labels, examples[0]))
+    claims = None
+    if check and vectors is not None and present is not None:
+        claims = check(explanation.rationale, vectors[0], present[0])
+    print(shown(explanation, explainer.taxonomy.labels, examples[0], claims))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A clip in the browser: upload or record it, say what is said in it, and see the intent, why, and what it depends on.
 
-python web_demo.py --checkpoint runs/demo/itsl/best
+python web_demo.py --checkpoint runs/demo/itsl/best --judge runs/demo/repaired/best
 """
 
 import logging
@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from imagebind_llm.coloured_claims import STYLE as JUDGED
+from imagebind_llm.coloured_claims import coloured
 from imagebind_llm.config import parse
 from imagebind_llm.page import view
 from imagebind_llm.page.analysis import MAX_CHARACTERS, MB, PageError, PageModel, Seen
@@ -33,7 +35,7 @@ UNEXPECTED = "Something went wrong here, not with your clip; the server's log ha
 WELCOME = view.block(
     view.note("Give a clip and its words, or take an example; then switch modalities off to see what changes.")
 )
-CSS = view.STYLE + "\nfooter { display: none !important } #clip video { max-height: 20rem; object-fit: contain }"
+CSS = f"{view.STYLE}\n{JUDGED}" + "\nfooter { display: none !important } #clip video { max-height: 20rem; object-fit: contain }"
 
 
 def main() -> int:
@@ -43,7 +45,8 @@ def main() -> int:
         model = PageModel.load(settings)
         with tempfile.TemporaryDirectory(prefix="itsl_page_") as uploads:
             page, address = serve(model, settings, Path(uploads))
-            print(f"web_demo.py: {address} (Ctrl-C ends it); {len(model.examples)} examples of {settings.data_path}")
+            checked = "claims are checked by a judge" if model.check else "no judge checks claims (--judge FOLDER)"
+            print(f"web_demo.py: {address} (Ctrl-C ends it); {len(model.examples)} examples of {settings.data_path}; {checked}")
             page.block_thread()
     except (ValueError, OSError) as error:  # what is wrong with the input; all errors of our own are ValueErrors
         print(f"web_demo.py: {error}", file=sys.stderr)
@@ -160,10 +163,10 @@ class Handlers:
         try:
             found, chosen = model.answer(seen, modalities), model.chosen(seen, modalities)
             bars = dict(zip(labels, found.probabilities.tolist(), strict=True))
-            said = (view.notes_of(seen), bars, view.answer(seen, chosen, model.explainer))
+            said = (view.notes_of(seen), bars, view.answer(seen, chosen, model))
             yield *said, view.block(view.note("Looking at what each modality adds …")), seen
             others = model.without(seen, modalities)
-            yield *said, view.comparison(seen, chosen, others, labels), seen
+            yield *said, view.comparison(seen, chosen, others, labels, lambda why: coloured(why, model.claims(seen, why))), seen
         except Exception as error:
             yield *refusal(error), seen
 

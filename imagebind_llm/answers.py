@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
 
+from imagebind_llm.checked_claims import CheckedClaim, ClaimCheck, in_words
 from imagebind_llm.clip_encoder import ClipEncoder
 from imagebind_llm.datasets import DataError, load_dataset
 from imagebind_llm.inference import Explainer, Explanation
@@ -35,11 +37,15 @@ def embed_clip(explainer: Explainer, example: Example, settings: ExplainSettings
     return encoded.vectors, encoded.present
 
 
-def shown(explanation: Explanation, labels: Sequence[str], example: Example) -> str:
-    """The answer as a person reads it."""
+def shown(
+    explanation: Explanation, labels: Sequence[str], example: Example, claims: Sequence[CheckedClaim] | None = None
+) -> str:
+    """The answer as a person reads it; `claims`: its rationale's, where a judge has checked them."""
     lines = [f"Intent:     {explanation.intent} ({float(explanation.probabilities.max()):.2f})"]
     lines.append("Or:         " + ", ".join(f"{label} ({p:.2f})" for label, p in explanation.runners_up(labels)))
     lines.append(f"Rationale:  {explanation.rationale}{'' if explanation.finished else ' ... (cut at --max_new_tokens)'}")
+    if claims is not None:
+        lines.append(f"Checked:    {in_words(claims) or 'no claim'}")
     if not explanation.consistent:
         other = labels[int(explanation.criticised.argmax())]
         lines.append(f"Careful:    the rationale speaks for {other} rather than {explanation.intent}")
@@ -48,8 +54,8 @@ def shown(explanation: Explanation, labels: Sequence[str], example: Example) -> 
     return "\n".join(lines)
 
 
-def answer_split(explainer: Explainer, settings: ExplainSettings) -> None:
-    """Write an answer a line for every clip of a split; rows that an interrupted run wrote are kept.
+def answer_split(explainer: Explainer, settings: ExplainSettings, check: ClaimCheck | None = None) -> None:
+    """Write an answer a line for every clip of a split, with its claims checked; rows that an interrupted run wrote are kept.
 
     A file of another model's answers is moved to NAME.old.jsonl (or .old2, .old3 ...), and that is said. Raises DataError for
     a file that holds anything but answers about clips of this split. `seen` in a line says whether the model was trained or
@@ -78,6 +84,11 @@ def answer_split(explainer: Explainer, settings: ExplainSettings) -> None:
                 done[example.key] = row(explainer, example, found) | stamp | {"seen": example.key in known}
             _write(path, whole, done)
             bar.update(len(part))
+    if check and store:
+        for example in examples:
+            vectors, present = store.read([example.key])
+            done[example.key]["claims"] = [asdict(c) for c in check(done[example.key]["rationale"], vectors[0], present[0])]
+        _write(path, whole, done)
     unfinished = sum(not done[example.key]["finished"] for example in examples)
     doubtful = sum(not done[example.key]["consistent"] for example in examples)
     print(f"{len(examples)} answers in {path}; {doubtful} whose rationale speaks for another intent (consistent: false)")

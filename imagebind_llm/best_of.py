@@ -4,6 +4,7 @@ No training is needed for it, and it adds to what the self-critical loss has bro
 What an answer is worth is `credit.truth`: true claims up to a cap, less all false ones, less what is missing.
 """
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,12 +26,17 @@ class GivenClips:
     def __init__(self, identity: Identity):
         self.identity = identity
         self._rows: dict[str, tuple[Tensor, Tensor]] = {}
+        self._numbers = itertools.count()
 
     def add(self, vectors: Tensor, present: Tensor) -> str:
         """Remember one clip, (M,E) and (M,); returns the key to ask for it by."""
-        key = str(len(self._rows))
+        key = str(next(self._numbers))
         self._rows[key] = vectors, present
         return key
+
+    def remove(self, key: str) -> None:
+        """Forget a clip; its number is not given to another."""
+        del self._rows[key]
 
     def read(self, keys: Sequence[str]) -> tuple[Tensor, Tensor]:
         """(n,M,E) and (n,M)."""

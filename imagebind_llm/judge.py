@@ -6,8 +6,8 @@
 The clause goes through the frozen text tower of the encoder whose embeddings the clip has, and both are L2-normalised. Centred
 on the train clips, a score cannot be raised by a clause that is near to every clip. A clause is read as that ending of it, of
 two words or more, that is nearest to a clause which the judge was fitted on ("we notice a broad smile" as "a broad smile"). One
-of which no ending is near enough is none that it can judge, nor is one that hangs most on a modality that is switched off: P is
-0.5, no verdict. Stored without pickle:
+of which no ending is near enough is none that it can judge, nor is one that hangs most on a modality that is switched off or
+that the clip has not: P is 0.5, no verdict. Stored without pickle:
     FOLDER/NAME.json           what it was fitted on, which modalities it looks at, what it scored on dev
     FOLDER/NAME.safetensors    the maps and means above, float32
 """
@@ -34,6 +34,7 @@ FITTED, SHARED = "fitted", "shared"
 UNDECIDED = 0.5  # P where there is nothing to tell by
 FEWEST_WORDS = 2  # of the ending that a clause is read as
 CLAUSES_PER_PASS = 256
+KEPT = 50_000  # texts whose vectors are remembered, about 200 MB: whoever serves a page for weeks sees no end of them
 NEARLY = 1e-3  # cosines this close are one
 
 
@@ -75,6 +76,8 @@ class ClauseVectors:
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> Tensor:
+        if len(self._known) > KEPT:
+            self._known.clear()
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         for start in range(0, len(new), CLAUSES_PER_PASS):
             part = new[start : start + CLAUSES_PER_PASS]
@@ -150,8 +153,11 @@ class Judge:
             found = own.nan_to_num(0.0).sum(1).masked_fill(own.isnan().all(1), torch.nan)
         else:
             found = own.nan_to_num(-torch.inf).amax(1).masked_fill(own.isnan().all(1), torch.nan)
-        deciding = self.hangs_on(claims)
-        judged = [self.read(claim)[1] and name in self.modalities for claim, name in zip(claims, deciding, strict=True)]
+        there = {name: ~part.isnan() for name, part in zip(self.modalities, own.T, strict=True)}
+        judged = [
+            self.read(claim)[1] and name in there and bool(there[name][i])
+            for i, (claim, name) in enumerate(zip(claims, self.hangs_on(claims), strict=True))
+        ]
         return found.masked_fill(~torch.tensor(judged), torch.nan)
 
     def similarity_by(self, modalities: Sequence[str], claims: Sequence[str], keys: Sequence[str]) -> Tensor:
@@ -176,6 +182,10 @@ class Judge:
             best = int((near >= near.max() - NEARLY).nonzero()[0])  # the longest of equally near ones
             self._endings[claim] = endings[best], bool(near[best] >= self.tensors["familiar"])
         return self._endings[claim]
+
+    def forget(self, key: str) -> None:
+        """Drop what is kept of a clip that will not be asked about again."""
+        self._clips.pop(key, None)
 
     def claim_vectors(self, claims: Sequence[str]) -> Tensor:
         """Vectors (n,E) of length 1 of claims as they are read."""

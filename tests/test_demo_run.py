@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,12 +15,18 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "data" / "demo"))
 
 import make_report  # noqa: E402
+import repaired  # noqa: E402
 import run  # noqa: E402
+from toy_training import read_lines  # noqa: E402
 
+from imagebind_llm.config import parse  # noqa: E402
 from imagebind_llm.demo_world import write  # noqa: E402
+from imagebind_llm.demo_world.cues import TYPICAL  # noqa: E402
+from imagebind_llm.demo_world.phrases import PHRASES  # noqa: E402
 from imagebind_llm.faithfulness import Change  # noqa: E402
+from imagebind_llm.judge import Figures  # noqa: E402
 from imagebind_llm.scoring import read_rationales  # noqa: E402
-from imagebind_llm.settings import DemoWorldSettings  # noqa: E402
+from imagebind_llm.settings import DemoWorldSettings, TrainSettings  # noqa: E402
 
 
 def append(name: str) -> str:
@@ -60,7 +67,7 @@ def test_stages_run_once_unless_their_command_their_result_or_one_before_them_ch
 def test_one_gpu_gets_one_rank_and_the_same_rows_a_step_and_what_two_have_done_stays_done(stages, monkeypatch, capsys):
     def training(name: str) -> str:
         wanted = "sys.argv[2], int(sys.argv[2]) * int(sys.argv[4])"
-        return f"""-c "import sys; print({wanted}, file=open('{name}', 'a'))" {run.RANKS} {run.ROWS}"""
+        return f"""-c "import sys; print({wanted}, file=open('{name}', 'a'))" {run.RANKS} --batch_size 8"""
 
     stages(("one", training("one")))
     monkeypatch.setattr(run, "ranks_here", lambda: 2)
@@ -77,10 +84,12 @@ def test_one_gpu_gets_one_rank_and_the_same_rows_a_step_and_what_two_have_done_s
 
 def test_every_training_stage_can_be_typed_for_one_rank():
     trainings = [stage for stage in run.STAGES if "engine_finetune.py" in stage.command]
-    assert len(trainings) == 3
+    rows = {"captions": "16", "supervised": "16", "blind references": "16", "self-critical": "8"}
+    assert [stage.name for stage in trainings] == list(rows)
     for stage in trainings:
         words = run.typed(stage, 1, bfloat16=False).split()
-        assert [words[words.index(flag) + 1] for flag in ("--nproc_per_node", "--batch_size")] == ["1", "16"]
+        assert [words[words.index(flag) + 1] for flag in ("--nproc_per_node", "--batch_size")] == ["1", rows[stage.name]]
+        parse(TrainSettings, words[words.index("engine_finetune.py") + 1 :])  # flags that go together
         assert run.typed(stage, 2, bfloat16=False) == stage.command
         assert run.typed(stage, 2, bfloat16=True) == f"{stage.command} --dtype bfloat16"
         assert int(run.environment(stage, 1)["OMP_NUM_THREADS"]) == (os.cpu_count() or 2)
@@ -139,15 +148,67 @@ def world(tmp_path_factory) -> Path:
     return root
 
 
-def test_the_page_marks_true_and_false_claims_and_holds_its_clips(world):
+def test_the_third_stage_starts_from_blind_references_and_the_explained_model_never_saw_them():
+    named = {stage.name: stage.command for stage in run.STAGES}
+    assert "--references blind" in named["clips"] and "rationales-blind" not in named["supervised"]
+    assert "rationales-blind.jsonl" in named["blind references"] and "runs/demo/blind/best" in named["self-critical"]
+    explained = [name for name, command in named.items() if "--checkpoint runs/demo/itsl/best" in command]
+    assert explained == ["explanations", "swaps"]
+
+
+def test_the_page_underlines_true_and_false_claims_and_holds_its_clips(world):
     path = make_report.write(make_report.ReportSettings(str(world / "clips"), str(world / "runs")))
     page = path.read_text()
     assert page.count("data:video/mp4;base64,") == page.count("data:image/jpeg;base64,") == 3  # of eight
-    assert page.count('<mark class="false"') == 2 and "&amp; &lt;more&gt;." in page  # one claim, one in the legend
-    assert page.count('<mark class="true"') > 4 and "Careful: the rationale speaks for Greet." in page
+    assert page.count('<u class="false"') == 2 and "&amp; &lt;more&gt;." in page  # one claim, one in the legend
+    assert page.count('<u class="true"') > 4 and '<mark class="judged' not in page
+    assert "Careful: the rationale speaks for Greet." in page
     assert "http://" not in page and "https://" not in page
     assert "not recorded: the stages were not run" in page
     assert "atypical P" in page and "template of the intents of answers" in page
+
+
+def answer_of(row: dict, rationale: str, p: float) -> dict:
+    """Another answer to a row's clip: one claim, of which a judge thinks this."""
+    claim = {"text": rationale.strip("."), "start": 0, "end": len(rationale) - 1, "p": p}
+    return row | {"rationale": rationale, "claims": [claim]}
+
+
+def test_before_and_after_are_shown_for_clips_chosen_by_the_rule(world, tmp_path):
+    """Of four clips the first says no more what was false, the second is spoilt, the others mended: these come first."""
+    shutil.copytree(world / "runs", tmp_path, dirs_exist_ok=True)
+    known = {row["key"]: row for row in read_lines(world / "clips" / "rationales.jsonl")}
+    unusual = {key: [c for c, v in row["cues"].items() if v != TYPICAL[row["intent"]][c]] for key, row in known.items()}
+    rows = [row for row in read_lines(tmp_path / "answers.jsonl") if unusual[row["key"]]][-4:]
+    said: dict[str, list[dict]] = {"before": [], "after": []}
+    for row, change in zip(rows, ("silenced", "spoilt", "mended", "mended"), strict=True):
+        truth, usual = known[row["key"]]["cues"], TYPICAL[known[row["key"]]["intent"]]
+        cue = unusual[row["key"]][0]
+        true, false = PHRASES[cue][truth[cue]][0], PHRASES[cue][usual[cue]][0]
+        said["before"].append(answer_of(row, f"We find {true if change == 'spoilt' else false}.", 0.1))
+        then = {"silenced": "nothing", "spoilt": false, "mended": true}[change]
+        said["after"].append(answer_of(row, f"We find {then} <now>.", 0.9))
+    for name, some in said.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    page = make_report.write(make_report.ReportSettings(str(world / "clips"), str(tmp_path))).read_text()
+    section = page.split("Blind references repaired</h2>")[1].split("<h2>")[0]
+    assert [rows[i]["key"] for i in (2, 3, 0)] == re.findall(r"<code>(\w+)</code>", section)
+    assert "4 got another rationale" in section and "In 2 what was claimed of atypical cues" in section
+    assert "in 1 the other way round" in section and "then the first others" in section
+    first = section.split('class="clip turned"')[1]
+    before, after = first.split("<h4>After</h4>")
+    assert 'class="judged false"' in before and '<u class="false">' in before and "<small>[" in before
+    assert 'class="judged true"' in after and '<u class="true">' in after and "&lt;now&gt;" in after
+    assert "not made yet" in section, "of the judge that is not there"
+
+
+def test_how_good_the_judge_is_is_shown_beside_its_colours(tmp_path):
+    dev = Figures(90, 0.965, 0.947, {"text": 0.5, "vision": 0.951}, ["vision"], 0.87, 0.13, 1.0)
+    state = {"kind": "fitted", "source": "captions", "modalities": ["vision"], "dev": asdict(dev)}
+    (tmp_path / "judge.json").write_text(json.dumps(state))
+    shown = " ".join(map(str, repaired.judge(tmp_path)))
+    assert "Checked against picture by a judge" in shown and "nothing by words, which is switched off" in shown
+    assert re.findall(r"<td>(.*?)</td>", shown) == ["all it looks at", "0.965", "0.947", "by picture alone", "–", "0.951"]
 
 
 def test_a_world_of_another_version_has_no_page(world, tmp_path):

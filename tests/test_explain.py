@@ -9,11 +9,12 @@ import pytest
 import torch
 from media_files import write_clip
 from safetensors.torch import load_file, save_file
-from toy_training import INTENTS, ROWS, Done, call, key_of, read_lines, write_llama, write_store, write_world
+from toy_training import INTENTS, ROWS, Done, call, key_of, read_lines, write_judge, write_llama, write_store, write_world
 
 import classifier
 import explain
 from imagebind_llm import assembly, methods, scoring
+from imagebind_llm.checked_claims import CheckedClaim
 from imagebind_llm.config import MODALITIES
 from imagebind_llm.demo_world import cues
 from imagebind_llm.labels import MINTREC
@@ -61,6 +62,40 @@ def test_a_split_is_answered_line_by_line_and_continues(world, tmp_path):
     assert answers(world, **data_of(world), batch=file).code == 0
     again = read_lines(file)
     assert again[:-1] == kept and again[-1]["key"] == rows[-1]["key"] and again[-1]["intent"] == rows[-1]["intent"]
+
+
+def test_with_a_judge_every_row_has_its_claims_checked_and_is_not_written_anew(world, tmp_path):
+    file, judge = tmp_path / "answers.jsonl", write_judge(tmp_path / "judge", world / "emb")
+    assert answers(world, **data_of(world), batch=file, limit=2).code == 0
+    rows = [row | {"rationale": "We see a broad smile, and a deep frown; praise."} for row in read_lines(file)]
+    assert not any("claims" in row for row in rows)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert answers(world, **data_of(world), batch=file, limit=2, judge=judge).code == 0
+    again = read_lines(file)
+    assert [row | {"claims": other["claims"]} for row, other in zip(rows, again, strict=True)] == again
+    claims = [[CheckedClaim(**claim) for claim in row["claims"]] for row in again]
+    said = [[rows[0]["rationale"][c.start : c.end] for c in own] for own in claims]
+    assert said == [["We see a broad smile", "a deep frown"]] * 2
+    assert claims[0] != claims[1] and all(0 <= c.p <= 1 and c.p != 0.5 for own in claims for c in own), "each of its own clip"
+
+
+def test_one_answer_is_checked_where_a_judge_is_named_and_a_judge_that_is_not_there_is_refused(world, tmp_path):
+    judge = write_judge(tmp_path / "judge", world / "emb")
+    assert "Checked:    " in answers(world, **data_of(world), key=key_of("test", 1), judge=judge).out
+    assert "Checked:" not in answers(world, **data_of(world), key=key_of("test", 1)).out
+    said = refused(answers(world, **data_of(world), key=key_of("test", 1), judge=tmp_path / "none"))
+    assert "no judge can be read" in said
+
+
+def test_a_checkpoints_own_judge_is_no_reason_to_fail(world, tmp_path):
+    """Embeddings in a store can be had without the weights of the encoder that made them."""
+    folder = another_checkpoint(world, tmp_path)
+    for path in write_judge(tmp_path / "judge", world / "emb").iterdir():
+        shutil.copy(path, folder)
+    flags = {"key": key_of("test", 1), "max_new_tokens": 4, "device": "cpu"} | data_of(world)
+    assert "Checked:    " in call(explain.main, checkpoint=folder, **flags).out
+    done = call(explain.main, checkpoint=folder, encoder_weights=tmp_path / "none", **flags)
+    assert done.code == 0 and "claims are not checked: " in done.err and "Rationale:" in done.out
 
 
 def test_answers_of_another_model_are_moved_and_not_lost(world, tmp_path):

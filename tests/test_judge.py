@@ -111,6 +111,32 @@ def test_without_a_modality_it_looks_at_a_claim_is_undecided(world, vectors, tmp
     assert judge.score(list(SEEN), keys[0]).tolist() == [0.5] * 3 and (judge.score(list(SEEN), keys[1]) != 0.5).any()
 
 
+def test_no_other_modality_speaks_for_one_that_the_clip_has_not(world, vectors, tmp_path):
+    store, told, _, intents = world
+    keys = list(told["dev"])
+    rows, present = store.read(keys)
+    present[:, 1] = False
+    rows[:, 1] = 0
+    silent = Store(write_store(tmp_path / "emb", keys, rows, present))
+    judge, _ = fit_judges(told, "captions", store, vectors, ("audio", "vision"), None, intents)
+    judge.store = silent
+    judge.forget(keys[0])  # as it was with sound, on which the judge was calibrated
+    assert judge.score(HEARD, keys[0]).tolist() == [0.5] * 3, "of a clip without sound"
+    assert (judge.score(SEEN, keys[0]) != 0.5).all()
+
+
+def test_texts_are_forgotten_in_time_and_clips_on_demand(world, judges, monkeypatch):
+    monkeypatch.setattr("imagebind_llm.judge.KEPT", 2)
+    some = ClauseVectors(encode)
+    for text in (*SEEN, *HEARD):
+        assert torch.equal(some([text, SEEN[0]])[1], some([SEEN[0]])[0])
+        assert len(some._known) <= 4
+    judge = judges[0]
+    judge.score(SEEN, "dev_2")
+    judge.forget("dev_2")
+    assert "dev_2" not in judge._clips
+
+
 def test_the_same_texts_and_seed_fit_the_same_judge(world, vectors, judges):
     store, told, _, intents = world
     again = fit_judges(told, "captions", store, vectors, MODALITIES, None, intents)

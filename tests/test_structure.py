@@ -15,8 +15,8 @@ ROWS = (
     "model weights corpus rationales scoring curves protocol",
     "generate extraction assembly evaluation judge",
     "best_of",
-    "inference self_critical intent_report clip_encoder captions continuation judge_fit",
-    "answers training faithfulness methods",
+    "inference self_critical intent_report clip_encoder captions continuation judge_fit checked_claims",
+    "answers training faithfulness methods coloured_claims",
     "run rehearsal page",
     "results",
 )

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 from media_files import write_clip, write_sound
-from toy_training import INTENTS, call, write_world
+from toy_training import INTENTS, call, write_judge, write_world
 
 import explain
 from imagebind_llm.config import MODALITIES
 from imagebind_llm.container import MediaError
 from imagebind_llm.demo_world.cues import TYPICAL
 from imagebind_llm.inference import Explanation
+from imagebind_llm.judge import JudgeError
 from imagebind_llm.page import analysis, view
 from imagebind_llm.page.analysis import MAX_CHARACTERS, Known, PageError, PageModel, Seen
 from imagebind_llm.records import Example
@@ -105,6 +106,34 @@ def test_a_modality_that_cannot_be_used_is_named_and_left_out(model, tmp_path):
     seen = seen_of(model, tmp_path / "silent.mp4", "hello")
     assert seen.there == ("text", "vision") and seen.notes == ("audio is not used: no audio stream",)
     assert "Audio is not used: no audio stream." in view.notes_of(seen)
+
+
+def test_claims_are_held_against_the_whole_clip_also_by_an_answer_that_was_not_to_look(world, model, clip, tmp_path):
+    unjudged = answered(model, seen_of(model, clip, WORDS), ALL)
+    assert model.check is None and "The judge is off" in view.answer(unjudged, ALL, model)
+    judged = PageModel.load(replace(model.settings, judge=str(write_judge(tmp_path / "judge", world / "emb"))))
+    seen = seen_of(judged, clip, WORDS)
+    said = "We see a broad smile & a deep frown"
+    claims = judged.claims(seen, said)
+    assert [claim.text for claim in claims] == [said] and claims[0].p not in (0.5, 0, 1)
+    for chosen in (MODALITIES, ("text",)):
+        seen = answered(judged, seen, chosen)
+        seen.answers[chosen] = replace(seen.answers[chosen], rationale=said)
+        page = view.answer(seen, chosen, judged)
+        assert f'<mark class="judged {claims[0].verdict}" title=' in page and f"P {claims[0].p:.2f}" in page
+        assert "a broad smile &amp; a deep frown" in page and "Checked against picture and sound by a judge" in page
+    words = view.answer(answered(judged, seen_of(judged, None, "hello"), ALL), ("text",), judged)
+    assert "Nothing is known of this clip&#x27;s picture and sound" in words and "could be judged" in words
+
+
+def answered(model: PageModel, seen: Seen, chosen) -> Seen:
+    model.answer(seen, chosen)
+    return seen
+
+
+def test_a_judge_that_cannot_serve_is_refused_before_anyone_comes(model, tmp_path):
+    with pytest.raises(JudgeError, match="no judge can be read"):
+        PageModel.load(replace(model.settings, judge=str(tmp_path)))
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import engine_finetune
 from imagebind_llm.config import EMBEDDING_WIDTH, MODALITIES, LlamaConfig
 from imagebind_llm.demo_world.cues import TYPICAL
 from imagebind_llm.extraction import NUMBERS
-from imagebind_llm.judge import ClauseVectors
+from imagebind_llm.judge import FITTED, ClauseVectors, Judge
 from imagebind_llm.run import Run
 from imagebind_llm.store import Identity, Store, StoreWriter
 from imagebind_llm.weights.imagebind import file_sha256, find_imagebind
@@ -87,6 +87,24 @@ def write_world(root: Path) -> Path:
     done = call(engine_finetune.main, **data, **shape, **pace, output_dir=root / "run")
     assert done.code == 0, done.err
     return root
+
+
+def write_judge(folder: Path, emb: Path) -> Path:
+    """A judge of the store's embeddings that was fitted on nothing: it knows the clauses of CUES, and says anything of them."""
+    store, draw = Store(emb), torch.Generator().manual_seed(2)
+    vectors = ClauseVectors.load(store.identity)
+    known = vectors(list(CUES.values()))
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=draw)
+
+    tensors = {"clip_mean": torch.zeros(3, EMBEDDING_WIDTH), "clip_map": random(3, 4, EMBEDDING_WIDTH)}
+    tensors |= {"clause_mean": torch.zeros(EMBEDDING_WIDTH), "clause_map": random(4, EMBEDDING_WIDTH), "known": known}
+    tensors |= {"slope": torch.tensor(1.0), "offset": torch.tensor(0.0), "familiar": torch.tensor(0.9)}
+    tensors["sample"] = random(8, 3, EMBEDDING_WIDTH)
+    folder.mkdir()
+    Judge(vectors, store, FITTED, tensors, ("audio", "vision")).save(folder)
+    return folder
 
 
 def write_store(root: Path, keys: list[str] | None = None, encoder: str = "imagebind_tiny") -> Path:

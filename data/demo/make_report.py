@@ -2,46 +2,35 @@
 
     python data/demo/make_report.py
 
-Clips that play, with intents, probabilities and rationales in which true and false claims are marked; scores beside what
-anyone can reach; curves of the training; how long each stage took. What a stage has not made yet is left out, and named.
+Clips that play, with intents, probabilities and rationales whose claims are coloured by a judge and underlined by the truth;
+scores beside what anyone can reach; what self-criticism repairs; curves of the training; how long each stage took. What a stage
+has not made yet is left out, and named.
 """
 
-import base64
-import html
 import json
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+from clip_cards import STYLE, TRUTH, card
+from repaired import FILES, section
 
+from imagebind_llm.coloured_claims import LEGEND
 from imagebind_llm.config import flag, parse
-from imagebind_llm.container import open_container
 from imagebind_llm.curves import pictures
 from imagebind_llm.datasets import DataError, load_dataset
 from imagebind_llm.demo_world import cues
-from imagebind_llm.demo_world.phrases import claims, cues_in
+from imagebind_llm.demo_world.phrases import cues_in
 from imagebind_llm.faithfulness import change_cells
 from imagebind_llm.intent_report import subset_table
 from imagebind_llm.records import Example
-from imagebind_llm.report import Html, bars, figure, jpeg, link, page, paragraph, table, text
+from imagebind_llm.report import Html, bars, figure, link, page, paragraph, table, text
 from imagebind_llm.scoring import COLUMNS, Rationale, read_rationales, score_cells, side_by_side
 from imagebind_llm.settings import ScoringSettings
 from imagebind_llm.store import write_atomic
 
 N_SHOWN = 3  # clips of each kind
-POSTER = 240  # pixels, the longer side
-CARD_STYLE = """<style>
-.clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 1rem }
-.clip { border: 1px solid #d9dee5; border-radius: .5rem; padding: .8rem; font-size: .92rem }
-.clip video { width: 100%; max-height: 15rem; background: #10151c; border-radius: .3rem }
-.clip p { margin: .4rem 0 } .bar { display: grid; grid-template-columns: 7rem 1fr 3rem; gap: .5rem; align-items: center }
-.bar div { background: #e6eaef; border-radius: .2rem } .bar div div { background: #3b6ea5; height: .7rem }
-mark { border-radius: .2rem; padding: 0 .15rem } mark.true { background: #cfead6 } mark.false { background: #f6cfc9 }
-figure { display: inline-block; width: min(34rem, 48%); margin-right: 1%; vertical-align: top }
-.wrong { color: #a3341f } .right { color: #2d7a43 }
-</style>"""
 
 
 @dataclass(frozen=True)
@@ -77,18 +66,24 @@ def write(settings: ReportSettings) -> Path:
         ("In numbers", headline(runs, len(test))),
         ("Clips and answers", cards(test, answers, truth)),
         ("Are the explanations true?", rationale_scores(settings, runs / "answers.jsonl")),
+        ("Blind references repaired", repaired(settings, runs, test, truth)),
         ("Do they follow what is seen and heard?", swaps(runs / "swaps.json")),
         ("Intents from embeddings alone", classifier(runs / "probe")),
         *((f"Training: {name}", training(runs / folder)) for name, folder in TRAININGS.items()),
         ("Time", times(runs / "stages.json")),
     ]
     subtitle = "Clips drawn and voiced by program: the best reachable accuracy and every true cue are known"
-    content = page("ITSL: the demo", sections, subtitle).replace("</head>", f"{CARD_STYLE}\n</head>")
+    content = page("ITSL: the demo", sections, subtitle).replace("</head>", f"{STYLE}\n</head>")
     write_atomic(runs / "report.html", content.encode())
     return runs / "report.html"
 
 
-TRAININGS = {"captions": "pretrain", "intent and rationale": "itsl", "self-critical": "critic"}
+TRAININGS = {
+    "captions": "pretrain",
+    "intent and rationale": "itsl",
+    "blind references": "blind",
+    "blind references, then self-critical": "repaired",
+}
 
 
 def read_answers(path: Path) -> dict[str, dict]:
@@ -130,7 +125,7 @@ def cards(test: list[Example], answers: dict[str, dict], truth: dict[str, Ration
         return sum(known.get(cue) != value for cue, value in cues_in(answers[example.key]["rationale"]).items())
 
     shown: set[str] = set()
-    parts: list[object] = [Html(LEGEND)]
+    parts: list[object] = [LEGEND, TRUTH] if any("claims" in answer for answer in answers.values()) else [TRUTH]
     kinds = {
         "The first of the test split": asked,
         "The first whose intent is wrong": [e for e in asked if answers[e.key]["intent"] != e.intent],
@@ -143,57 +138,6 @@ def cards(test: list[Example], answers: dict[str, dict], truth: dict[str, Ration
             body = "".join(card(example, answers[example.key], truth[example.key]) for example in chosen)
             parts += [Html(f"<h3>{text(title)}</h3>"), Html(f'<div class="clips">{body}</div>')]
     return parts
-
-
-LEGEND = (
-    '<p>In a rationale, <mark class="true">what is true of the clip</mark> and <mark class="false">what is not</mark> are '
-    "marked: the cues that each clip was drawn and voiced from are known.</p>"
-)
-
-
-def card(example: Example, answer: dict, known: Rationale) -> str:
-    """One clip: it plays; what is said in it; intents with probabilities; the rationale, its claims marked."""
-    assert example.clip is not None
-    video = base64.b64encode(example.clip.read_bytes()).decode()
-    said = [(answer["intent"], answer["probability"]), *answer["runners_up"]]
-    bars_shown = "".join(
-        f'<div class="bar"><span>{text(label)}</span><div><div style="width:{100 * p:.1f}%"></div></div>'
-        f"<span>{p:.2f}</span></div>"
-        for label, p in said
-    )
-    right = answer["intent"] == example.intent
-    verdict = f'<span class="{"right" if right else "wrong"}">{"right" if right else f"labelled {text(example.intent)}"}</span>'
-    lines = [
-        f'<video controls preload="none" poster="{poster(example.clip)}" src="data:video/mp4;base64,{video}"></video>',
-        f"<p>“{text(example.text)}”</p>",
-        f"<p><b>{text(answer['intent'])}</b> {verdict} <code>{text(example.key)}</code></p>",
-        bars_shown,
-        f"<p>{marked(answer['rationale'], known.cues or {})}</p>",
-    ]
-    if not answer["consistent"]:
-        lines.append(f'<p class="wrong">Careful: the rationale speaks for {text(answer["criticised"])}.</p>')
-    return f'<div class="clip">{"".join(lines)}</div>'
-
-
-def marked(rationale: str, truth: dict[str, str]) -> Html:
-    """A rationale with every claim about a cue marked as true or false."""
-    shown, at = "", 0
-    for start, end, cue, value in claims(rationale):
-        right = truth.get(cue) == value
-        hint = html.escape(f"{cue}: {value}" if right else f"{cue} is {truth.get(cue)}", quote=True)
-        phrase = html.escape(rationale[start:end])
-        shown += html.escape(rationale[at:start]) + f'<mark class="{str(right).lower()}" title="{hint}">{phrase}</mark>'
-        at = end
-    return Html(shown + html.escape(rationale[at:]))
-
-
-def poster(clip: Path) -> str:
-    """A frame from the middle of a clip, as a data address."""
-    with open_container(clip) as container:
-        frames = [frame for frame in container.decode(video=0)]
-    picture: Image.Image = frames[len(frames) // 2].to_image()
-    picture.thumbnail((POSTER, POSTER))
-    return jpeg(picture)
 
 
 def rationale_scores(settings: ReportSettings, answers: Path) -> list[object]:
@@ -212,6 +156,14 @@ def rationale_scores(settings: ReportSettings, answers: Path) -> list[object]:
         figure(drawn, "Claims that are true, claims about atypical cues that are true, cues of the reference that are named"),
         check,
     ]
+
+
+def repaired(settings: ReportSettings, runs: Path, test: list[Example], truth: dict[str, Rationale]) -> list[object]:
+    """The model of blind references before and after it criticised itself."""
+    if not all((runs / file).is_file() for file in FILES.values()):
+        return ["not made yet"]
+    before, after = (read_answers(runs / file) for file in FILES.values())
+    return section(settings.data_path, runs, test, before, after, truth)
 
 
 def swaps(path: Path) -> list[object]:

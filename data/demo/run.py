@@ -1,4 +1,5 @@
-"""The demo, stage by stage: clips -> embeddings -> classifier -> training in three steps -> explanations -> one report.
+"""The demo, stage by stage: clips -> embeddings -> classifier -> training in three steps, the third on references that are
+often wrong -> explanations -> one report.
 
     python data/demo/run.py            (or: make demo)
 
@@ -10,6 +11,7 @@ what the other began. Where the processor multiplies in bfloat16, it trains in i
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -23,9 +25,12 @@ from imagebind_llm.store import write_atomic
 
 CLIPS, RUNS = "data/demo/clips", "runs/demo"
 EMB = f"--emb_path {RUNS}/emb"
-RANKS, ROWS = "--nproc_per_node 2", "--batch_size 8"  # as written below and remembered; `typed` says it for this machine
+RANKS = "--nproc_per_node 2"  # as written below and remembered, and rows for each; `typed` says it for this machine
 TORCHRUN = f"-m torch.distributed.run {RANKS} engine_finetune.py"
-TRAIN = f"{TORCHRUN} {EMB} --trainable all {ROWS} --warmup_epochs 0.2"
+TRAIN = f"{TORCHRUN} {EMB} --trainable all --warmup_epochs 0.2"
+SUPERVISED = f"--pretrained_path {RUNS}/pretrain/best --batch_size 8 --epochs 2 --lr 1e-3 --gate_lr 20"
+BLIND = f"--data_path {CLIPS} --rationales {CLIPS}/rationales-blind.jsonl"
+EXPLAIN = f"explain.py --data_path {CLIPS} {EMB} --judge {RUNS}/repaired/best"
 
 
 @dataclass(frozen=True)
@@ -41,9 +46,9 @@ class Stage:
 STAGES = (
     Stage(
         "clips",
-        "drawing and voicing 1,200 clips of 20 intents",
-        f"-m imagebind_llm.demo_world --output_dir {CLIPS} --seed 0",
-        f"{CLIPS}/world.json",
+        "drawing and voicing 1,200 clips of 20 intents; rationales by one who saw them, and by one who did not (blind)",
+        f"-m imagebind_llm.demo_world --output_dir {CLIPS} --seed 0 --references blind",
+        f"{CLIPS}/rationales-blind.jsonl",
     ),
     Stage(
         "embeddings",
@@ -60,34 +65,52 @@ STAGES = (
     Stage(
         "captions",
         "first stage of training: the language model learns to say what is seen and heard",
-        f"{TRAIN} --stage pretrain --data_path {CLIPS}/captions.json --output_dir {RUNS}/pretrain"
+        f"{TRAIN} --stage pretrain --data_path {CLIPS}/captions.json --output_dir {RUNS}/pretrain --batch_size 8"
         " --adapter_layer 12 --adapter_len 1 --lora_rank 8 --bridge_width 2 --epochs 6 --lr 3e-3 --gate_lr 20",
         f"{RUNS}/pretrain/best",
     ),
     Stage(
         "supervised",
         "second stage: intent and rationale together",
-        f"{TRAIN} --data_path {CLIPS} --output_dir {RUNS}/itsl --pretrained_path {RUNS}/pretrain/best"
-        " --epochs 3 --lr 1e-3 --gate_lr 20",
+        f"{TRAIN} --data_path {CLIPS} --output_dir {RUNS}/itsl {SUPERVISED}",
         f"{RUNS}/itsl/results.json",
     ),
     Stage(
+        "blind references",
+        "the same second stage on references by one who never saw the clips: a third of their claims is false",
+        f"{TRAIN} {BLIND} --output_dir {RUNS}/blind {SUPERVISED}",
+        f"{RUNS}/blind/results.json",
+    ),
+    Stage(
         "self-critical",
-        "third stage: answers are sampled and weighed against each other (shortened: 24 clips)",
-        f"{TRAIN} --data_path {CLIPS} --output_dir {RUNS}/critic --pretrained_path {RUNS}/itsl/best"
-        " --w_critic 2 --limit 24 --epochs 1 --lr 3e-4",
-        f"{RUNS}/critic/results.json",
+        "third stage: repairs that; answers are sampled, and each claim is paid for what a judge sees in the clip (64 clips)",
+        f"{TRAIN} {BLIND} --output_dir {RUNS}/repaired --pretrained_path {RUNS}/blind/best --batch_size 4"
+        f" --credit claim --w_critic 8 --w_rationale 0.2 --captions {CLIPS}/captions.json --reward_weights truth=1"
+        " --limit 64 --epochs 2 --lr 3e-4 --min_lr 2e-4",
+        f"{RUNS}/repaired/results.json",
     ),
     Stage(
         "explanations",
-        "the intent of the first test clips, and why",
-        f"explain.py --checkpoint {RUNS}/critic/best --data_path {CLIPS} {EMB} --batch {RUNS}/answers.jsonl --limit 100",
+        "the intent of the first test clips, and why, claim by claim checked by the judge",
+        f"{EXPLAIN} --checkpoint {RUNS}/itsl/best --batch {RUNS}/answers.jsonl --limit 100",
         f"{RUNS}/answers.jsonl",
+    ),
+    Stage(
+        "before",
+        "the same by the model of the blind references",
+        f"{EXPLAIN} --checkpoint {RUNS}/blind/best --batch {RUNS}/before.jsonl --limit 60",
+        f"{RUNS}/before.jsonl",
+    ),
+    Stage(
+        "after",
+        "the same once that model has criticised itself",
+        f"{EXPLAIN} --checkpoint {RUNS}/repaired/best --batch {RUNS}/after.jsonl --limit 60",
+        f"{RUNS}/after.jsonl",
     ),
     Stage(
         "swaps",
         "whether the explanations follow when a clip gets the words, sound or pictures of another",
-        f"-m imagebind_llm.faithfulness --checkpoint {RUNS}/critic/best --data_path {CLIPS} {EMB} --how swap --limit 32"
+        f"-m imagebind_llm.faithfulness --checkpoint {RUNS}/itsl/best --data_path {CLIPS} {EMB} --how swap --limit 32"
         f" --output {RUNS}/swaps.json",
         f"{RUNS}/swaps.json",
     ),
@@ -143,7 +166,8 @@ def note(record: Path, done: dict[str, dict], stage: Stage, seconds: float, fini
 def typed(stage: Stage, ranks: int, bfloat16: bool) -> str:
     """A stage's command on one or two ranks, with as many rows a step. What is remembered is always that of two, in the default
     dtype: the machine may change, the stage is the same."""
-    command = stage.command.replace(RANKS, f"--nproc_per_node {ranks}").replace(ROWS, f"--batch_size {16 // ranks}")
+    command = stage.command.replace(RANKS, f"--nproc_per_node {ranks}")
+    command = re.sub(r"--batch_size (\d+)", lambda rows: f"--batch_size {2 * int(rows[1]) // ranks}", command)
     return f"{command} --dtype bfloat16" if bfloat16 and stage.command.startswith(TORCHRUN) else command
 
 

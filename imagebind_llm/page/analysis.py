@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from imagebind_llm import distributed
+from imagebind_llm.checked_claims import CheckedClaim, ClaimCheck, has_judge
 from imagebind_llm.clip_encoder import ClipEncoder
 from imagebind_llm.config import EMBEDDING_WIDTH, MODALITIES
 from imagebind_llm.container import MediaError, clip_seconds
@@ -28,6 +29,7 @@ from imagebind_llm.inference import Explainer, Explanation
 from imagebind_llm.records import Example
 from imagebind_llm.scoring import read_rationales
 from imagebind_llm.settings import WebSettings
+from imagebind_llm.store import identity_of
 from imagebind_llm.weights.imagebind import file_sha256
 
 MAX_CHARACTERS = 500  # of what is said
@@ -81,8 +83,16 @@ class Seen:
 class PageModel:
     """A trained model, the encoder of its embeddings and the limits of the page."""
 
-    def __init__(self, explainer: Explainer, encoder: ClipEncoder | None, settings: WebSettings, examples: Sequence[Example]):
-        self.explainer, self.encoder, self.settings = explainer, encoder, settings
+    def __init__(
+        self,
+        explainer: Explainer,
+        encoder: ClipEncoder | None,
+        settings: WebSettings,
+        examples: Sequence[Example],
+        check: ClaimCheck | None = None,
+    ):
+        """`check`: what holds claims against a clip; None: nothing does."""
+        self.explainer, self.encoder, self.settings, self.check = explainer, encoder, settings, check
         self.modalities = explainer.modalities if encoder else ("text",)  # without embeddings: the words in the prompt
         self.examples = list(examples)
         self._known = _known_by_content(examples, Path(settings.data_path))
@@ -92,10 +102,16 @@ class PageModel:
         """Raises CheckpointError, DataError, WeightsError, ValueError: all of it before the first visitor comes."""
         device = distributed.choose_device(settings.device)
         explainer = Explainer.load(Path(settings.checkpoint), settings.llama_model_path, device, settings.dtype)
-        encoder = None
+        encoder = check = None
         if explainer.needs_embeddings and explainer.store_identity is not None:
-            encoder = ClipEncoder.load(explainer.store_identity, settings.encoder_weights, explainer.device)
-        return cls(explainer, encoder, settings, find_examples(Path(settings.data_path)))
+            weights, place = settings.encoder_weights, explainer.device
+            encoder = ClipEncoder.load(explainer.store_identity, weights, place)
+            if settings.judge or has_judge(Path(settings.checkpoint)):
+                folder, identity = Path(settings.judge or settings.checkpoint), identity_of(explainer.store_identity)
+                check = ClaimCheck.load(folder, identity, explainer.taxonomy, weights, place)
+        elif settings.judge:
+            raise DataError(f"--judge {settings.judge}: {settings.checkpoint} knows the words alone; leave --judge out")
+        return cls(explainer, encoder, settings, find_examples(Path(settings.data_path)), check)
 
     @property
     def takes_files(self) -> bool:
@@ -182,6 +198,11 @@ class PageModel:
         if not chosen:
             raise PageError(f"Nothing is left to look at: choose at least one of {', '.join(seen.there)}.")
         return chosen
+
+    def claims(self, seen: Seen, rationale: str) -> list[CheckedClaim]:
+        """The claims of a rationale held against all that is known of the clip, also what the answer was not to look at; none
+        without a judge."""
+        return self.check(rationale, seen.vectors[0], seen.present[0]) if self.check else []
 
     def _explain(self, seen: Seen, subsets: Sequence[tuple[str, ...]]) -> None:
         """Fill in the answers that are not there yet, side by side. Without the text its words leave the prompt, too."""

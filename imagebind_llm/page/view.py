@@ -4,15 +4,17 @@ Pictures are inside the HTML (data URIs), so that none is ever a file on the ser
 escaped by report.py.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from PIL import Image
 from torch import Tensor
 
+from imagebind_llm.checked_claims import CheckedClaim, ClaimCheck
+from imagebind_llm.coloured_claims import LEGEND, OFF, coloured, judged_by, unchecked
 from imagebind_llm.crops import SIDE, WINDOW_S, pixels
 from imagebind_llm.inference import Explainer, Explanation
 from imagebind_llm.mel import MEL_MEAN, MEL_STD, N_FRAMES, bin_at
-from imagebind_llm.page.analysis import Inputs, Seen
+from imagebind_llm.page.analysis import Inputs, PageModel, Seen
 from imagebind_llm.report import Html, figure, jpeg, paragraph, raster, table, text
 from imagebind_llm.scoring import claims_in, modality_of
 
@@ -56,12 +58,14 @@ def notes_of(seen: Seen) -> Html:
 # --- the answer -------------------------------------------------------------------------------------------------------------
 
 
-def answer(seen: Seen, chosen: Sequence[str], explainer: Explainer) -> Html:
-    """The rationale, whether it argues for the intent, and, of a clip whose truth is known, which of its claims hold."""
+def answer(seen: Seen, chosen: Sequence[str], model: PageModel) -> Html:
+    """The rationale, its claims coloured by the judge; whether it argues for the intent; and, of a clip whose truth is known,
+    which of its claims hold."""
     found, known = seen.answers[tuple(chosen)], seen.truth
+    checked = model.claims(seen, found.rationale)
     ending = "" if found.finished else " … (cut at the longest that is written)"
-    why = f'<h3>Why</h3><p class="rationale">{text(found.rationale + ending)}</p>'
-    parts: list[str] = [why, consistency(found, explainer)]
+    why = f'<h3>Why</h3><p class="rationale">{coloured(found.rationale, checked)}{ending}</p>'
+    parts: list[str] = [why, judged(seen, checked, model.check), consistency(found, model.explainer)]
     if known is not None:
         if known.intent is not None:
             right = known.intent == found.intent
@@ -69,6 +73,16 @@ def answer(seen: Seen, chosen: Sequence[str], explainer: Explainer) -> Html:
         if known.cues:
             parts.append(claims(found.rationale, known.cues, chosen))
     return block(*parts)
+
+
+def judged(seen: Seen, claims: Sequence[CheckedClaim], check: ClaimCheck | None) -> Html:
+    """Who coloured the claims, how far to trust it, and why some have no verdict; or that the judge is off."""
+    if check is None:
+        return note(OFF)
+    judge = check.judge
+    who = judged_by(judge.kind, judge.source, judge.modalities, judge.figures)
+    doubts = [note(sentence, "doubt") for sentence in unchecked(claims, check.missing(seen.present[0].tolist()))]
+    return Html("".join([LEGEND, *doubts, _aside(who)]))
 
 
 def consistency(found: Explanation, explainer: Explainer) -> Html:
@@ -90,18 +104,25 @@ def claims(rationale: str, truth: Mapping[str, str], chosen: Sequence[str]) -> H
         said = f"{'words' if cue == 'family' else cue}: {value}" + ("" if modality_of(cue) in chosen else " (guessed)")
         verdict = "✓" if holds else f"✗ it is {truth[cue]}" if cue in truth else "✗"
         chips.append(f'<span class="claim {"true" if holds else "false"}">{text(f"{said} {verdict}")}</span>')
-    return Html("<p>" + ("".join(chips) or "It names no cue of the demo world.") + "</p>")
+    told = _aside("What the clip was drawn and voiced from says of its cues:")
+    return Html(f"{told}<p>{''.join(chips)}</p>" if chips else "<p>It names no cue of the demo world.</p>")
 
 
-def comparison(seen: Seen, chosen: Sequence[str], others: Mapping[str, Explanation], labels: Sequence[str]) -> Html:
-    """What changes when a modality is switched off: the intent, the probability of the intent above, the rationale."""
+def comparison(
+    seen: Seen,
+    chosen: Sequence[str],
+    others: Mapping[str, Explanation],
+    labels: Sequence[str],
+    shown: Callable[[str], Html] = text,
+) -> Html:
+    """What changes when a modality is switched off: the intent, the probability of the intent above, the rationale as shown."""
     found = seen.answers[tuple(chosen)]
     index = labels.index(found.intent)
     p = 100 * float(found.probabilities[index])
 
     def row(name: str, other: Explanation) -> list[object]:
         now = 100 * float(other.probabilities[index])
-        return [name, other.intent, now, now - p, other.rationale]
+        return [name, other.intent, now, now - p, shown(other.rationale)]
 
     rows = [[f"{_listed(chosen)} (above)", found.intent, p, None, "as above"]]
     if tuple(chosen) != seen.there and seen.there in seen.answers:
