@@ -6,14 +6,17 @@
 
 Each token sees the prompt and what precedes it in its own segment, at the position it would have on its own; so its
 log-probability is what it is in a row of its own. A sampled answer of 50 tokens to a prompt of 150 then costs 51 tokens.
+Rows whose clips differ share nothing; `joined` puts them below each other, so that one forward pass serves them.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from imagebind_llm.records import IGNORE, Batch, Output
+
+UNREAD = ("weights", "contrasted", "swapped", "swapped_present")  # fields of a batch that no forward pass reads
 
 
 @dataclass(frozen=True)
@@ -87,3 +90,32 @@ def _widened(tensor: Tensor, columns: int, value: int) -> Tensor:
     out = tensor.new_full((tensor.shape[0], columns, *tensor.shape[2:]), value)
     out[:, : tensor.shape[1]] = tensor
     return out
+
+
+def joined(first: Batch, second: Batch) -> Batch:
+    """The rows of both batches in one, so that one forward pass serves them; without what that does not need."""
+    longest = max(first.tokens.shape[1], second.tokens.shape[1])
+
+    def both(name: str) -> Tensor | None:
+        own, other = getattr(first, name), getattr(second, name)
+        if name == "captions" and own is not None:
+            other = own.new_zeros(len(second.tokens))  # those of another clip are answers
+        if own is None or other is None:
+            assert own is other, f"{name} is in one of the batches alone"
+            return None
+        if name in ("tokens", "targets", "below"):
+            own, other = (_widened(t, longest, IGNORE if name == "targets" else 0) for t in (own, other))
+        return torch.cat([own, other])
+
+    found = {f.name: both(f.name) for f in fields(Batch) if f.name not in ("keys", *UNREAD)}
+    return Batch(**found, keys=first.keys + second.keys)  # type: ignore[arg-type]
+
+
+def split(output: Output, rows: int, columns: int) -> tuple[Output, Tensor, Tensor]:
+    """Undo `joined`: the output of the first `rows` rows and `columns`, and logp and mask of the others."""
+    head = None if output.intent_logits is None else output.intent_logits[:rows]
+    return (
+        Output(output.logp[:rows, :columns], output.mask[:rows, :columns], head),
+        output.logp[rows:],
+        output.mask[rows:],
+    )

@@ -47,6 +47,7 @@ class Sequence:
 
     `caption`: a caption mixed into the second stage, whose loss has a weight of its own.
     `weights`: how much each token's likelihood counts in training; None: all alike.
+    `other`: key of a clip with another intent, with whose sound and picture the answer is to be less likely (--w_contrast).
     """
 
     key: str
@@ -58,6 +59,7 @@ class Sequence:
     rationale: str | None = None
     caption: bool = False
     weights: tuple[float, ...] | None = None
+    other: str | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ class Batch:
     weights: (B, T) float32, how much each token's likelihood counts in training; None: all alike.
     positions, segments: (B, T) where several answers share the prompt of a row (packing.py): each token's position, and 0 for
         the prompt, else which answer it belongs to, for answers do not see each other. None: one answer a row.
+    contrasted: (C,) the rows whose answers are held against another clip; None if there are none.
+    swapped, swapped_present: (C, M, E) and (C, M), as `embeddings` and `present`, with that clip's sound and picture.
     """
 
     tokens: Tensor
@@ -114,6 +118,9 @@ class Batch:
     weights: Tensor | None = None
     positions: Tensor | None = None
     segments: Tensor | None = None
+    contrasted: Tensor | None = None
+    swapped: Tensor | None = None
+    swapped_present: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""

@@ -35,7 +35,8 @@ from imagebind_llm.store import write_atomic
 from imagebind_llm.verifier import VerifierError
 
 ROWS = (
-    *("supervised", "supervised longer", "captions mixed in", "believed references", "claims", "whole answer", "claims to go"),
+    *("supervised", "supervised longer", "captions mixed in", "contrast", "believed references"),
+    *("claims", "whole answer", "claims to go"),
     *("supervised best of 4", "supervised best of 8", "claims best of 4", "claims best of 8"),
     *("intent only", "rationale only", "greedy", "loo", "group"),
     *("without consistency", "summed rewards", "rationale first supervised", "rationale first"),
