@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from imagebind_llm.batches import answer_batch
 from imagebind_llm.claims import claims_in_answer, label_in_answer
 from imagebind_llm.credit import DEAD_ZONE, Verdict, claim_advantages, counting, repeats, spread_over_tokens, truth
+from imagebind_llm.critic_sums import CriticSums
 from imagebind_llm.generate import GREEDY, Sampling, generate, uniform
 from imagebind_llm.instructions import LEAD, parse_answer
 from imagebind_llm.judge import Judge
@@ -61,54 +63,6 @@ class Judged:
     labels: list[tuple[int, int]]
     greedy: list[list[Verdict]] | None
     watched: list[float]
-
-
-@dataclass
-class CriticSums:
-    """Running sums of one rank, over answers or clips; what the guards of the method look at."""
-
-    answers: float = 0.0
-    clips: float = 0.0
-    intent: float = 0.0
-    rationale: float = 0.0
-    consistency: float = 0.0
-    format: float = 0.0
-    skipped: float = 0.0  # clips whose answers were all worth the same
-    unfinished: float = 0.0
-    tokens: float = 0.0
-    surprise: float = 0.0  # -log p of the sampled tokens: their mean is the entropy
-    divergence: float = 0.0  # log p - log p_ref, summed over an answer
-    distinct: float = 0.0  # distinct-2 of a step's answers, times their number
-    advantage: float = 0.0  # its absolute value; a mean over an answer's tokens where they have one each
-    truth: float = 0.0  # of the claims, as the paying judge sees it
-    watched: float = 0.0  # and as the watching one does
-    judged: float = 0.0  # answers whose claims were judged
-    claims: float = 0.0
-    undecided: float = 0.0  # claims without a verdict
-    probability: float = 0.0  # of the claims, by the paying judge
-
-    def means(self) -> dict[str, float]:
-        """By answer, by clip (skipped) and by token (entropy); empty if nothing was sampled."""
-        if not self.answers:
-            return {}
-        n = self.answers
-        names = ("intent", "rationale", "consistency", "format", "unfinished", "advantage")
-        found = {f"reward_{name}" if name in names[:4] else name: getattr(self, name) / n for name in names}
-        if self.judged:
-            found |= {
-                "reward_truth": self.truth / self.judged,
-                "watched_truth": self.watched / self.judged,
-                "claims": self.claims / self.judged,
-                "undecided": self.undecided / max(self.claims, 1.0),
-                "claim_p": self.probability / max(self.claims, 1.0),
-            }
-        return found | {
-            "skipped": self.skipped / self.clips,
-            "length": self.tokens / n,
-            "entropy": self.surprise / max(self.tokens, 1.0),
-            "kl": self.divergence / n,
-            "distinct_2": self.distinct / n,
-        }
 
 
 class Critic:
@@ -190,7 +144,11 @@ class Critic:
             grouped["truth"] = torch.tensor([truth(answer) for answer in judged.verdicts]).view(len(picked), k)
         if own is not None and judged is not None and judged.greedy is not None:
             own["truth"] = torch.tensor([truth(answer) for answer in judged.greedy])
-        return Sampled(self._batch(batch, picked, prompts, drawn), grouped, own, parsed, texts, judged)
+        eos = [self.tokenizer.eos_id]
+        ended = [[*ids, *(eos if len(ids) < self.max_new else [])] for ids in drawn]  # as they were drawn
+        owners = [i for i in range(len(picked)) for _ in range(k)]
+        rows = answer_batch(batch, [picked[i] for i in owners], [prompts[i] for i in owners], ended)
+        return Sampled(rows, grouped, own, parsed, texts, judged)
 
     def _judged(
         self, drawn: Sequence[list[int]], texts: Sequence[str], keys: Sequence[str], greedy: Sequence[list[int]] | None
@@ -233,29 +191,6 @@ class Critic:
 
     def _rewards(self, answers: Sequence[Answer], golds: Sequence[str], keys: Sequence[str]) -> dict[str, Tensor]:
         return reward_parts(answers, golds, [self.rationales.get(key) for key in keys], self.cider, self.verifier)
-
-    def _batch(self, batch: Batch, picked: Sequence[int], prompts: Sequence[list[int]], drawn: Sequence[list[int]]) -> Batch:
-        """The sampled answers as rows to be scored: prompt, answer and, where it ended by itself, its end token."""
-        k = self.settings.samples
-        eos = [self.tokenizer.eos_id]
-        rows = [[*prompts[i // k], *ids, *(eos if len(ids) < self.max_new else [])] for i, ids in enumerate(drawn)]
-        longest = max(map(len, rows))
-        device = batch.tokens.device
-        tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
-        n_prompt = torch.tensor([len(prompts[i // k]) for i in range(len(rows))], device=device)
-        ends = torch.tensor([len(row) for row in rows], device=device)
-        columns = torch.arange(longest, device=device)
-        answer = (columns >= n_prompt[:, None]) & (columns < ends[:, None])
-        repeated = torch.tensor(picked, device=device).repeat_interleave(k)
-        return Batch(
-            tokens,
-            tokens.masked_fill(~answer, IGNORE),
-            None if batch.embeddings is None else batch.embeddings[repeated],
-            None if batch.present is None else batch.present[repeated],
-            n_prompt,
-            torch.full_like(n_prompt, IGNORE),
-            tuple(batch.keys[i] for i in repeated.tolist()),
-        )
 
     @torch.no_grad()
     def reference_logp(self, model: ITSL, batch: Batch) -> Tensor:

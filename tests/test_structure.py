@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "imagebind_llm"
 ROWS = (
-    "config records labels gguf_header choice console",
+    "config records labels gguf_header choice console critic_sums",
     "settings tokenizers distributed metrics text_metrics store attention fused linear mel crops container",
     "instructions media encoder llama losses zeroshot probe verifier batches",
     "bridge rewards datasets report checkpoint demo_world frozen_states claims credit",
