@@ -7,7 +7,8 @@ a frozen copy of the trained tensors.
 
 With --credit claim a judge looks at the clip: each claim's tokens get what that claim is worth beside those of the other
 answers (credit.py), the label's tokens the intent part, all tokens the other parts, and the divergence is taken off token by
-token.
+token. With --credit best the truest answer of each clip is learnt as if it were a reference, without a divergence: there is
+no reward that it could be taken off.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from torch.func import functional_call
 
 from imagebind_llm.batches import answer_batch
 from imagebind_llm.claims import claims_in_answer, label_in_answer
-from imagebind_llm.credit import DEAD_ZONE, Verdict, claim_advantages, counting, repeats, spread_over_tokens, truth
+from imagebind_llm.credit import DEAD_ZONE, Verdict, best, claim_advantages, counting, repeats, spread_over_tokens, truth
 from imagebind_llm.critic_sums import CriticSums
 from imagebind_llm.generate import GREEDY, Sampling, generate, uniform
 from imagebind_llm.instructions import LEAD, parse_answer
@@ -204,6 +205,9 @@ class Critic:
         if self.settings.credit == "answer":
             found = self._compared(sampled, logp.device, self.weights, self.settings.kl * log_ratio.sum(1).view(shape))
             value, skipped = found.value.flatten(), found.skipped
+        elif self.settings.credit == "best":
+            chosen = self.weights["truth"] * best(sampled.parts["truth"].to(logp.device))
+            value, skipped = chosen.flatten(), (chosen == 0).all(1)
         else:
             value = self.by_token(sampled, mask)  # (R,T)
             skipped = (value == 0).view(shape[0], -1).all(1)  # (B,)
