@@ -14,7 +14,7 @@ ROWS = (
     "seen",
     "model weights corpus rationales scoring curves protocol",
     "generate extraction assembly evaluation judge",
-    "best_of",
+    "best_of alternatives",
     "inference self_critical intent_report clip_encoder captions continuation judge_fit",
     "answers training faithfulness methods",
     "run rehearsal page",
