@@ -10,14 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
+from imagebind_llm.batches import answer_batch
 from imagebind_llm.claims import Claim, characters_of, claims_of, claims_of_answer, separator_end, tokens_of
 from imagebind_llm.credit import DEAD_ZONE, repeats
-from imagebind_llm.generate import score_answers
+from imagebind_llm.generate import score_answers, uniform
 from imagebind_llm.judge import Judge
 from imagebind_llm.labels import Taxonomy
 from imagebind_llm.model import ITSL
+from imagebind_llm.records import Batch
 from imagebind_llm.tokenizers import LlamaTokenizer
 
 MOST = 6  # alternatives of a claim that are compared, its own wording included
@@ -45,14 +48,21 @@ class Place:
 
 @dataclass(frozen=True)
 class Clip:
-    """What answers to one clip begin with and what they say: their tokens, without an end token, and their texts."""
+    """A row of a batch and answers to it: their tokens, without an end token, and their texts."""
 
-    key: str
-    prompt: list[int]
-    embeddings: Tensor | None  # (1,M,E)
-    present: Tensor | None  # (1,M)
+    batch: Batch
+    row: int
     ids: Sequence[list[int]]
     texts: Sequence[str]
+
+    @property
+    def key(self) -> str:
+        return self.batch.keys[self.row]
+
+    @cached_property
+    def prompt(self) -> list[int]:
+        assert self.batch.n_prompt is not None
+        return self.batch.tokens[self.row, : int(self.batch.n_prompt[self.row])].tolist()
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,16 @@ class Continuation:
 
     given: list[int]
     said: Alternative
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """N continuations that are scored in place of sampled answers: their rows, the value (N,) of each and which of the clips
+    it is about. Where there is nothing to score, one row is there that is worth 0."""
+
+    batch: Batch
+    values: Tensor
+    clips: list[int]
 
 
 class Alternatives:
@@ -79,6 +99,21 @@ class Alternatives:
         self.judge, self.tokenizer, self.taxonomy = judge, tokenizer, taxonomy
         self.lead, self.references, self.longest = lead, references, longest
         self._favourites: dict[str, list[tuple[str, float]]] = {}
+
+    def replaced(self, model: ITSL, clips: Sequence[Clip], seed: int, whole: bool = False) -> Replaced:
+        """What is scored in place of these clips' answers. `whole`: as many rows as can be, as long as an answer can be."""
+        rows = [(i, row) for i, clip in enumerate(clips) for row in self._continuations(model, clip, seed, whole)]
+        if not rows:
+            rows = [(0, Continuation(clips[0].prompt, Alternative((self.tokenizer.eos_id,), 0.0)))]
+        about = [i for i, _ in rows]
+        said = [[*row.said.ids] for _, row in rows]
+        batch = answer_batch(clips[0].batch, [clips[i].row for i in about], [row.given for _, row in rows], said)
+        return Replaced(batch, torch.tensor([row.said.value for _, row in rows]), about)
+
+    def _continuations(self, model: ITSL, clip: Clip, seed: int, whole: bool) -> list[Continuation]:
+        if whole:
+            return [Continuation(clip.prompt, Alternative((*clip.ids[0],), (-1.0) ** i)) for i in range(MOST)]
+        return self.compared(model, clip, uniform((seed, clip.key, clip.prompt, "claim"), (1,)))
 
     # --- rows for the losses --------------------------------------------------------------------------------------------
 
@@ -230,7 +265,8 @@ def likeliest(
         return list(alternatives)
     said = [alternative.ids for alternative in alternatives]
     given = [[*clip.prompt, *before]]
-    logp = score_answers(model, given, said, embeddings=clip.embeddings, present=clip.present)[0]  # (P,)
+    own = [None if part is None else part[clip.row : clip.row + 1] for part in (clip.batch.embeddings, clip.batch.present)]
+    logp = score_answers(model, given, said, embeddings=own[0], present=own[1])[0]  # (P,)
     return [alternatives[i] for i in logp.topk(min(count, len(said))).indices.tolist()]
 
 

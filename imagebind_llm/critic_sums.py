@@ -28,7 +28,8 @@ class CriticSums:
     probability: float = 0.0  # of the claims, by the paying judge
 
     def means(self) -> dict[str, float]:
-        """By answer, by clip (skipped) and by token (entropy); empty if nothing was sampled."""
+        """By answer, by clip (skipped) and by token (entropy); empty if nothing was sampled. Entropy and divergence are left
+        out where the sampled answers were not scored."""
         if not self.answers:
             return {}
         n = self.answers
@@ -42,10 +43,6 @@ class CriticSums:
                 "undecided": self.undecided / max(self.claims, 1.0),
                 "claim_p": self.probability / max(self.claims, 1.0),
             }
-        return found | {
-            "skipped": self.skipped / self.clips,
-            "length": self.tokens / n,
-            "entropy": self.surprise / max(self.tokens, 1.0),
-            "kl": self.divergence / n,
-            "distinct_2": self.distinct / n,
-        }
+        if self.surprise:
+            found |= {"entropy": self.surprise / max(self.tokens, 1.0), "kl": self.divergence / n}
+        return found | {"skipped": self.skipped / self.clips, "length": self.tokens / n, "distinct_2": self.distinct / n}

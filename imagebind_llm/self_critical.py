@@ -8,7 +8,8 @@ a frozen copy of the trained tensors.
 With --credit claim a judge looks at the clip: each claim's tokens get what that claim is worth beside those of the other
 answers (credit.py), the label's tokens the intent part, all tokens the other parts, and the divergence is taken off token by
 token. With --credit best the truest answer of each clip is learnt as if it were a reference, without a divergence: there is
-no reward that it could be taken off.
+no reward that it could be taken off. With --credit local other rows are scored instead of the sampled answers: one claim of one
+answer of each clip, and what else could be said there (alternatives.py). What is logged is that of the sampled answers.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from imagebind_llm.alternatives import Alternatives, Clip, Replaced
 from imagebind_llm.batches import answer_batch
 from imagebind_llm.claims import claims_in_answer, label_in_answer
 from imagebind_llm.credit import DEAD_ZONE, Verdict, best, claim_advantages, counting, repeats, spread_over_tokens, truth
@@ -26,7 +28,7 @@ from imagebind_llm.generate import GREEDY, Sampling, generate, uniform
 from imagebind_llm.instructions import LEAD, parse_answer
 from imagebind_llm.judge import Judge
 from imagebind_llm.labels import Taxonomy
-from imagebind_llm.losses import self_critical
+from imagebind_llm.losses import local_expectation, self_critical
 from imagebind_llm.model import ITSL
 from imagebind_llm.records import IGNORE, Answer, Batch, Output
 from imagebind_llm.records import Sequence as Ids
@@ -53,6 +55,12 @@ class Sampled:
     answers: list[Answer]
     texts: list[str]
     judged: "Judged | None" = None
+    replaced: Replaced | None = None
+
+    @property
+    def scored(self) -> Batch:
+        """The rows that the loss is of."""
+        return self.batch if self.replaced is None else self.replaced.batch
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,11 @@ class Critic:
         self.cider = CiderD([text for text in self.rationales.values() if text])
         self.eos: int | None = tokenizer.eos_id  # None: no answer ends before its limit, as when memory is tried (rehearsal.py)
         self.max_new = max(len(row.ids) - row.n_prompt for row in rows) + SPARE_TOKENS  # with the end token
+        self.alternatives: Alternatives | None = None
+        if settings.credit == "local":
+            assert judge is not None
+            told = [text for text in self.rationales.values() if text]
+            self.alternatives = Alternatives(judge, tokenizer, taxonomy, self._lead, told, self.max_new)
 
     def weight(self, epoch: float) -> float:
         """lambda: 0 at the start, then rising in a line to --w_critic within an epoch."""
@@ -133,7 +146,6 @@ class Critic:
         draws = draws.to(batch.tokens.device)  # (B*K, max_new)
         drawn = answers(ON_POLICY, k)
         greedy = answers(GREEDY, 1) if self.settings.baseline == "greedy" else None
-        model.train()
         keys = [batch.keys[i] for i in picked]
         golds = [self.taxonomy.labels[int(batch.intents[i])] for i in picked]
         parsed, texts = self._parse(drawn)
@@ -149,7 +161,12 @@ class Critic:
         ended = [[*ids, *(eos if len(ids) < self.max_new else [])] for ids in drawn]  # as they were drawn
         owners = [i for i in range(len(picked)) for _ in range(k)]
         rows = answer_batch(batch, [picked[i] for i in owners], [prompts[i] for i in owners], ended)
-        return Sampled(rows, grouped, own, parsed, texts, judged)
+        replaced = None
+        if self.alternatives is not None:
+            clips = [Clip(batch, row, drawn[i * k : (i + 1) * k], texts[i * k : (i + 1) * k]) for i, row in enumerate(picked)]
+            replaced = self.alternatives.replaced(model, clips, seed, whole=self.eos is None)
+        model.train()
+        return Sampled(rows, grouped, own, parsed, texts, judged, replaced)
 
     def _judged(
         self, drawn: Sequence[list[int]], texts: Sequence[str], keys: Sequence[str], greedy: Sequence[list[int]] | None
@@ -202,6 +219,8 @@ class Critic:
         """The self-critical loss of R sampled answers, logp and mask (R,T), averaged over them; adds to `sums`."""
         shape = next(iter(sampled.parts.values())).shape  # (B,K)
         log_ratio = (logp.detach() - reference) * mask  # (R,T)
+        if sampled.replaced is not None:
+            return self._loss_of_replaced(sampled, sampled.replaced, logp, mask, log_ratio, sums)
         if self.settings.credit == "answer":
             found = self._compared(sampled, logp.device, self.weights, self.settings.kl * log_ratio.sum(1).view(shape))
             value, skipped = found.value.flatten(), found.skipped
@@ -221,6 +240,28 @@ class Critic:
         size = value.abs() if value.ndim == 1 else (value.abs() * mask).sum(1) / mask.sum(1).clamp(min=1)
         sums.advantage += float(size.sum())
         return self_critical(logp, mask, value, self.max_new)
+
+    def _loss_of_replaced(
+        self, sampled: Sampled, replaced: Replaced, logp: Tensor, mask: Tensor, drift: Tensor, sums: CriticSums
+    ) -> Tensor:
+        """The mean over clips of the local expectation at one place of each, 0 where nothing is compared. The divergence of an
+        alternative's tokens is taken off its value. logp, mask and drift, the log-ratio to the start, (N,T) of the rows of `replaced`."""
+        n_clips = len(next(iter(sampled.parts.values())))
+        ratio = drift.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).sum(1)  # (N,)
+        value = self.weights["truth"] * replaced.values.to(logp.device) - self.settings.kl * ratio
+        total = (logp * mask).sum(1)  # (N,)
+        owners = torch.tensor(replaced.clips, device=logp.device)
+        groups = [owners == clip for clip in sorted(set(replaced.clips))]
+        losses = torch.stack([local_expectation(total[group], value[group]) for group in groups])
+        self._count(sampled, sums)
+        sums.tokens += int((sampled.batch.targets != IGNORE).sum())
+        learnt = {clip for clip, v in zip(replaced.clips, replaced.values.tolist(), strict=True) if v}
+        sums.skipped += n_clips - len(learnt)
+        for group in groups:
+            share, own = total[group].detach().softmax(0), value[group]
+            size = (share * (own - (share * own).sum()).abs()).sum()
+            sums.advantage += float(size) * self.settings.samples  # of each answer, as the others' is
+        return losses.sum() / n_clips
 
     def _compared(
         self, sampled: Sampled, device: torch.device, weights: dict[str, float], penalty: Tensor | None = None

@@ -217,7 +217,7 @@ def _criticised(
 ) -> tuple[Output, Tensor]:
     """One forward pass for references and samples: the output for the references, and the self-critical loss."""
     itsl = cast(ITSL, distributed.unwrap(model))
-    batch, samples = with_below(itsl, batch), with_below(itsl, sampled.batch)
+    batch, samples = with_below(itsl, batch), with_below(itsl, sampled.scored)
     output = model(joined(batch, samples), checkpoint=settings.checkpoint_activations)
     own, logp, mask = split(output, *batch.tokens.shape)
     logp, mask = logp[:, : samples.tokens.shape[1]], mask[:, : samples.tokens.shape[1]]

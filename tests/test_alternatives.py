@@ -15,6 +15,7 @@ from imagebind_llm.config import PromptConfig
 from imagebind_llm.generate import score_answers
 from imagebind_llm.labels import DEMO
 from imagebind_llm.model import ITSL
+from imagebind_llm.records import Batch
 from imagebind_llm.tokenizers import load_tokenizer
 
 BELIEVED = {"smile": 0.9, "frown": 0.1, "palm": 0.95, "murmur": 0.8, "sob": 0.05, "shrug": 0.55}
@@ -50,7 +51,12 @@ def made(tokenizer, longest: int = 200) -> Alternatives:
 def answered(tokenizer, *answers: str, lead: str = "Intent:") -> Clip:
     prompt = tokenizer.encode(f"Why? {lead}", bos=True)
     ids = [tokenizer.encode(f"Why? {lead}{answer}", bos=True)[len(prompt) :] for answer in answers]
-    return Clip("k", prompt, None, None, ids, [lead + tokenizer.decode(answer) for answer in ids])
+    return Clip(row_of(prompt), 0, ids, [lead + tokenizer.decode(answer) for answer in ids])
+
+
+def row_of(prompt: list[int], keys: tuple[str, ...] = ("k",)) -> Batch:
+    tokens = torch.tensor([prompt] * len(keys))
+    return Batch(tokens, tokens, n_prompt=torch.tensor([len(prompt)] * len(keys)), keys=keys)
 
 
 def shown(tokenizer, place) -> dict[str, float]:
@@ -149,7 +155,7 @@ def model() -> ITSL:
 
 
 def test_the_likeliest_are_taken(model):
-    clip = Clip("k", [1, 5, 9], None, None, [], [])
+    clip = Clip(row_of([1, 5, 9]), 0, [], [])
     some = [Alternative((i, 20 - i, 7), 0.0) for i in range(3, 9)]
     scores = [float(score_answers(model, [[1, 5, 9, 4]], [one.ids])) for one in some]
     best = sorted(range(6), key=lambda i: -scores[i])
@@ -176,6 +182,17 @@ def test_every_claim_with_a_verdict_is_drawn_alike_and_compared_with_the_likelie
     best = likeliest(model, clip, place.before, place.alternatives[1:], 2)
     rows = some.compared(model, clip, torch.tensor([0.0]))
     assert [row.said for row in rows] == [place.alternatives[0], *best]
+
+
+def test_clips_with_the_same_prompt_and_answers_are_compared_at_places_of_their_own(model):
+    tokenizer = load_tokenizer(TOKENIZER)
+    one = answered(tokenizer, ANSWER, *OTHERS)
+    batch = row_of(one.prompt, tuple("abcdef"))
+    clips = [replace(one, batch=batch, row=i) for i in range(6)]
+    found = made(tokenizer).replaced(model, clips, seed=0)
+    places = [set(found.batch.n_prompt[[i for i, clip in enumerate(found.clips) if clip == c]].tolist()) for c in range(6)]
+    assert all(len(place) == 1 for place in places) and len({place.pop() for place in places}) > 1
+    assert made(tokenizer).replaced(model, clips[::-1], seed=0).batch.n_prompt.sum() == found.batch.n_prompt.sum()
 
 
 def test_nothing_is_compared_where_all_are_worth_the_same_or_nothing_else_is_said(model, monkeypatch):
