@@ -54,6 +54,7 @@ class Clip:
     row: int
     ids: Sequence[list[int]]
     texts: Sequence[str]
+    others: Sequence[str] = ()  # texts of further answers: what they say are alternatives
 
     @property
     def key(self) -> str:
@@ -94,10 +95,12 @@ class Alternatives:
         lead: int,
         references: Sequence[str],
         longest: int,
+        corrects: bool = False,
     ):
-        """`lead`: characters of an answer's text before what its tokens say. `references`: rationales of the train split."""
+        """`lead`: characters of an answer's text before what its tokens say. `references`: rationales of the train split.
+        `corrects`: rows are the corrections of a clip's answers, else the alternatives of one claim."""
         self.judge, self.tokenizer, self.taxonomy = judge, tokenizer, taxonomy
-        self.lead, self.references, self.longest = lead, references, longest
+        self.lead, self.references, self.longest, self.corrects = lead, references, longest, corrects
         self._favourites: dict[str, list[tuple[str, float]]] = {}
 
     def replaced(self, model: ITSL, clips: Sequence[Clip], seed: int, whole: bool = False) -> Replaced:
@@ -112,7 +115,10 @@ class Alternatives:
 
     def _continuations(self, model: ITSL, clip: Clip, seed: int, whole: bool) -> list[Continuation]:
         if whole:
-            return [Continuation(clip.prompt, Alternative((*clip.ids[0],), (-1.0) ** i)) for i in range(MOST)]
+            values = [1.0] * CORRECTED if self.corrects else [(-1.0) ** i for i in range(MOST)]
+            return [Continuation(clip.prompt, Alternative((*clip.ids[0],), value)) for value in values]
+        if self.corrects:
+            return self.corrections(model, clip)
         return self.compared(model, clip, uniform((seed, clip.key, clip.prompt, "claim"), (1,)))
 
     # --- rows for the losses --------------------------------------------------------------------------------------------
@@ -162,7 +168,7 @@ class Alternatives:
         if span is None:
             return None
         first, last, start, end, after = span
-        others = [other for i, other in enumerate(clip.texts) if i != answer]
+        others = [*(other for i, other in enumerate(clip.texts) if i != answer), *clip.others]
         wordings = self._wordings(text, claims[:number], claim, others, clip.key)
         own = Alternative((*ids[first:last], *after), wordings.pop(text[claim.start : claim.end]))
         head, tail = text[start : claim.start], text[claim.end : end]

@@ -9,7 +9,8 @@ With --credit claim a judge looks at the clip: each claim's tokens get what that
 answers (credit.py), the label's tokens the intent part, all tokens the other parts, and the divergence is taken off token by
 token. With --credit best the truest answer of each clip is learnt as if it were a reference, without a divergence: there is
 no reward that it could be taken off. With --credit local other rows are scored instead of the sampled answers: one claim of one
-answer of each clip, and what else could be said there (alternatives.py). What is logged is that of the sampled answers.
+answer of each clip, and what else could be said there (alternatives.py). With --credit corrected these are the false claims of
+the greedy answer, each replaced by a true one and learnt. What is logged is that of the sampled answers.
 """
 
 from collections.abc import Sequence
@@ -101,10 +102,11 @@ class Critic:
         self.eos: int | None = tokenizer.eos_id  # None: no answer ends before its limit, as when memory is tried (rehearsal.py)
         self.max_new = max(len(row.ids) - row.n_prompt for row in rows) + SPARE_TOKENS  # with the end token
         self.alternatives: Alternatives | None = None
-        if settings.credit == "local":
+        if settings.credit in ("local", "corrected"):
             assert judge is not None
             told = [text for text in self.rationales.values() if text]
-            self.alternatives = Alternatives(judge, tokenizer, taxonomy, self._lead, told, self.max_new)
+            corrects = settings.credit == "corrected"
+            self.alternatives = Alternatives(judge, tokenizer, taxonomy, self._lead, told, self.max_new, corrects)
 
     def weight(self, epoch: float) -> float:
         """lambda: 0 at the start, then rising in a line to --w_critic within an epoch."""
@@ -145,13 +147,14 @@ class Critic:
         draws = torch.cat([uniform((seed, batch.keys[i], p), shape) for i, p in zip(picked, prompts, strict=True)])
         draws = draws.to(batch.tokens.device)  # (B*K, max_new)
         drawn = answers(ON_POLICY, k)
-        greedy = answers(GREEDY, 1) if self.settings.baseline == "greedy" else None
+        compares, corrects = self.settings.baseline == "greedy", self.settings.credit == "corrected"
+        greedy = answers(GREEDY, 1) if compares or corrects else None
         keys = [batch.keys[i] for i in picked]
         golds = [self.taxonomy.labels[int(batch.intents[i])] for i in picked]
         parsed, texts = self._parse(drawn)
         parts = self._rewards(parsed, [g for g in golds for _ in range(k)], [key for key in keys for _ in range(k)])
         grouped = {name: values.view(len(picked), k) for name, values in parts.items()}
-        own = self._rewards(self._parse(greedy)[0], golds, keys) if greedy is not None else None
+        own = self._rewards(self._parse(greedy)[0], golds, keys) if greedy is not None and compares else None
         judged = self._judged(drawn, texts, keys, greedy) if self.judge is not None else None
         if judged is not None:
             grouped["truth"] = torch.tensor([truth(answer) for answer in judged.verdicts]).view(len(picked), k)
@@ -163,10 +166,26 @@ class Critic:
         rows = answer_batch(batch, [picked[i] for i in owners], [prompts[i] for i in owners], ended)
         replaced = None
         if self.alternatives is not None:
-            clips = [Clip(batch, row, drawn[i * k : (i + 1) * k], texts[i * k : (i + 1) * k]) for i, row in enumerate(picked)]
+            clips = self._clips(batch, picked, drawn, texts, greedy)
             replaced = self.alternatives.replaced(model, clips, seed, whole=self.eos is None)
         model.train()
         return Sampled(rows, grouped, own, parsed, texts, judged, replaced)
+
+    def _clips(
+        self,
+        batch: Batch,
+        picked: Sequence[int],
+        drawn: Sequence[list[int]],
+        texts: Sequence[str],
+        greedy: Sequence[list[int]] | None,
+    ) -> list[Clip]:
+        """The answers whose claims are replaced: the sampled ones or, where these are corrected, the greedy one; what the
+        others say are alternatives."""
+        k, told = self.settings.samples, [] if greedy is None else self._parse(greedy)[1]
+        parts = [slice(i * k, (i + 1) * k) for i in range(len(picked))]
+        if greedy is not None and self.settings.credit == "corrected":
+            return [Clip(batch, row, [greedy[i]], [told[i]], texts[parts[i]]) for i, row in enumerate(picked)]
+        return [Clip(batch, row, drawn[parts[i]], texts[parts[i]], told[i : i + 1]) for i, row in enumerate(picked)]
 
     def _judged(
         self, drawn: Sequence[list[int]], texts: Sequence[str], keys: Sequence[str], greedy: Sequence[list[int]] | None
@@ -212,7 +231,9 @@ class Critic:
 
     @torch.no_grad()
     def reference_logp(self, model: ITSL, batch: Batch) -> Tensor:
-        """log p (R,T) of the sampled tokens under the model at the start."""
+        """log p (R,T) of the scored tokens under the model at the start; 0 where nothing is held against it."""
+        if self.settings.credit == "corrected":
+            return torch.zeros(batch.tokens.shape, device=batch.tokens.device)
         return functional_call(model, self.reference, (batch,)).logp
 
     def loss(self, sampled: Sampled, logp: Tensor, mask: Tensor, reference: Tensor, sums: CriticSums) -> Tensor:
@@ -244,24 +265,29 @@ class Critic:
     def _loss_of_replaced(
         self, sampled: Sampled, replaced: Replaced, logp: Tensor, mask: Tensor, drift: Tensor, sums: CriticSums
     ) -> Tensor:
-        """The mean over clips of the local expectation at one place of each, 0 where nothing is compared. The divergence of an
-        alternative's tokens is taken off its value. logp, mask and drift, the log-ratio to the start, (N,T) of the rows of `replaced`."""
+        """Of the rows of `replaced`, the mean over the pass's clips. logp, mask and drift, the log-ratio to the start, (N,T).
+
+        local: the expectation at one place of each clip, an alternative's divergence off its value. corrected: cross-entropy of
+        the corrections, each sum of tokens over max_new, without a divergence. 0 for a clip without rows.
+        """
         n_clips = len(next(iter(sampled.parts.values())))
-        ratio = drift.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).sum(1)  # (N,)
-        value = self.weights["truth"] * replaced.values.to(logp.device) - self.settings.kl * ratio
-        total = (logp * mask).sum(1)  # (N,)
-        owners = torch.tensor(replaced.clips, device=logp.device)
-        groups = [owners == clip for clip in sorted(set(replaced.clips))]
-        losses = torch.stack([local_expectation(total[group], value[group]) for group in groups])
+        values = self.weights["truth"] * replaced.values.to(logp.device)  # (N,)
         self._count(sampled, sums)
         sums.tokens += int((sampled.batch.targets != IGNORE).sum())
         learnt = {clip for clip, v in zip(replaced.clips, replaced.values.tolist(), strict=True) if v}
         sums.skipped += n_clips - len(learnt)
+        if self.settings.credit == "corrected":
+            sums.advantage += float(values.sum()) * self.settings.samples
+            return self_critical(logp, mask, values, self.max_new) * len(values) / n_clips
+        values = values - self.settings.kl * drift.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).sum(1)
+        total, owners = (logp * mask).sum(1), torch.tensor(replaced.clips, device=logp.device)  # (N,), (N,)
+        groups = [owners == clip for clip in sorted(set(replaced.clips))]
         for group in groups:
-            share, own = total[group].detach().softmax(0), value[group]
+            share, own = total[group].detach().softmax(0), values[group]
             size = (share * (own - (share * own).sum()).abs()).sum()
             sums.advantage += float(size) * self.settings.samples  # of each answer, as the others' is
-        return losses.sum() / n_clips
+        losses = [local_expectation(total[group], values[group]) for group in groups]
+        return torch.stack(losses).sum() / n_clips
 
     def _compared(
         self, sampled: Sampled, device: torch.device, weights: dict[str, float], penalty: Tensor | None = None

@@ -177,7 +177,8 @@ class TrainSettings:
     credit: str = flag(
         "answer",
         "answer: one advantage for all its tokens; claim: a claim's own tokens; to_go: those before it too; best: learn the "
-        "truest of a clip's answers; local: one claim against what else could be said there, by their probabilities",
+        "truest of a clip's answers; local: one claim against what else could be said there, by their probabilities; "
+        "corrected: learn true claims in place of the greedy answer's false ones",
         CREDITS,
     )
     captions: str = flag("", "JSON of captions of the same clips: what the judge is fitted on, and --w_caption mixes in")

@@ -119,6 +119,8 @@ def test_flags_of_training_and_explaining_are_frozen():
         (["--credit", "best", "--reward_weights", "truth=1,intent=1"], "truth=1,intent=1: it goes by truth alone"),
         (["--credit", "local", "--reward_weights", "intent=1"], "--reward_weights intent=1: truth must weigh more"),
         (["--credit", "local", "--reward_weights", "truth=1,format=1"], "truth=1,format=1: it goes by truth alone"),
+        (["--credit", "corrected", "--reward_weights", "intent=1"], "--reward_weights intent=1: truth must weigh more"),
+        (["--credit", "corrected", "--reward_weights", "truth=1,format=1"], "truth=1,format=1: it goes by truth alone"),
         (["--credit", "best", "--samples", "1", "--baseline", "greedy"], "--credit best --samples 1: at least 2"),
         (["--stage", "both"], "invalid choice: 'both'"),
     ],

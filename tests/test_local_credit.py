@@ -1,15 +1,15 @@
-"""The exact local expectation: its gradient against the enumerated policy gradient, a policy that learns by it, and the rows
-and the loss of a step against their definition."""
+"""Rows that stand for sampled answers. The exact local expectation: its gradient against the enumerated policy gradient, a
+policy that learns by it. It and corrections: the rows and the loss of a step against their definition."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 from test_alternatives import Believer
-from test_critic import LAMBDA, SAMPLES, World, given, world  # noqa: F401 (fixtures)
+from test_critic import LAMBDA, SAMPLES, World, given, said, world  # noqa: F401 (fixtures)
 
 from imagebind_llm import self_critical
-from imagebind_llm.alternatives import MOST, Clip, Replaced
+from imagebind_llm.alternatives import CORRECTED, MOST, Clip, Replaced
 from imagebind_llm.config import REWARD_WEIGHTS
 from imagebind_llm.generate import uniform
 from imagebind_llm.losses import local_expectation
@@ -113,6 +113,16 @@ def test_nothing_to_compare_gives_exactly_zero_gradient_also_with_the_divergence
     assert logits.grad.abs().max() == 0 and sums.skipped == 3
 
 
+def test_corrections_are_learnt_as_references_are_over_the_clips_and_without_a_divergence():
+    logp = -torch.rand(2, COLUMNS, generator=torch.Generator().manual_seed(0))
+    mask, sums = torch.arange(COLUMNS) >= torch.tensor([[2], [4]]), CriticSums()
+    made = critic(credit="corrected", kl=0.5, reward_weights="truth=2")
+    loss = made.loss(sampled((1.0, 1.0), [0, 2]), logp, mask, torch.zeros(2, COLUMNS), sums)
+    assert float(loss) == pytest.approx(-2 * float((logp * mask).sum()) / (3 * 48))
+    assert sums.means()["skipped"] == pytest.approx(1 / 3)
+    assert float(made.loss(sampled((0.0,), [0]), logp[:1], mask[:1], torch.zeros(1, COLUMNS), sums)) == 0
+
+
 class Doubter(Believer):
     """Believes in hands more than in what else the toy's answers say."""
 
@@ -127,7 +137,7 @@ class Doubter(Believer):
 
 
 def of(world: World, **flags) -> Critic:  # noqa: F811
-    settings = replace(world.settings, credit="local", w_critic=1.0, **flags)
+    settings = replace(world.settings, **{"credit": "local", "w_critic": 1.0} | flags)
     return Critic(
         settings, world.tokenizer, world.taxonomy, world.train, world.verifier, world.start, judge=Doubter(), watch=Doubter()
     )
@@ -170,9 +180,34 @@ def test_a_steps_gradient_is_the_definition_however_it_is_split_into_passes(worl
             torch.testing.assert_close(seen[name], grad, atol=1e-6, rtol=1e-3)
 
 
-def test_no_answer_is_longer_when_memory_is_tried(world):  # noqa: F811
-    critic = of(world)
+def test_a_steps_corrections_are_those_of_the_greedy_answer_however_it_is_split_into_passes(world, given):  # noqa: F811
+    critic = of(world, credit="corrected")
+    total, corrected = torch.zeros(()), 0
+    for row in (row for row in world.rows if row.intent is not None):
+        batch, prompt = world.collate([row]), list(row.ids[: row.n_prompt])
+        greedy, *drawn = (said(world.tokenizer, prompt, number, critic.max_new) for number in (9, *range(SAMPLES)))
+        texts = ["Intent:" + world.tokenizer.decode(ids) for ids in (greedy, *drawn)]
+        for one in critic.alternatives.corrections(world.model.eval(), Clip(batch, 0, [greedy], texts[:1], texts[1:])):
+            ids = torch.tensor([[*one.given, *one.said.ids]])
+            hidden = world.model.llama(ids, world.model.prompts(batch.embeddings, batch.present))
+            every = world.model.llama.logits(hidden)[0, len(one.given) - 1 : -1].log_softmax(-1)
+            total = total - every[range(len(one.said.ids)), list(one.said.ids)].sum() / (4 * critic.max_new)
+            corrected += 1
+    assert corrected >= 2
+    found = torch.autograd.grad(LAMBDA * total, world.trained.values(), allow_unused=True)
+    wanted = {name: grad for name, grad in zip(world.trained, found, strict=True) if grad is not None}
+    assert max(float(grad.abs().max()) for grad in wanted.values()) > 1e-3
+    for sizes in ((5,), (1, 1, 3)):
+        seen = world.gradient(critic, sizes)
+        for name, grad in wanted.items():
+            torch.testing.assert_close(seen[name], grad, atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("credit", "rows"), [("local", MOST), ("corrected", CORRECTED)])
+def test_no_answer_is_longer_and_no_clip_has_more_rows_when_memory_is_tried(world, credit, rows):  # noqa: F811
+    critic = of(world, credit=credit)
     critic.eos = None
-    batch = world.collate(world.rows)
-    tried = critic.sample(world.model, batch, torch.Generator()).scored
-    assert len(tried.tokens) == 4 * MOST and (tried.targets >= 0).sum(1).tolist() == [critic.max_new] * 4 * MOST
+    tried = critic.sample(world.model, world.collate(world.rows), torch.Generator())
+    scored = tried.scored
+    assert len(scored.tokens) == 4 * rows and (scored.targets >= 0).sum(1).tolist() == [critic.max_new] * 4 * rows
+    assert tried.replaced.values.abs().min() == 1
