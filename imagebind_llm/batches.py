@@ -136,6 +136,29 @@ class Collator:
         return self([Ids(row.key, row.ids, len(row.ids), None, row.embedded)])
 
 
+def answer_batch(batch: Batch, rows: Sequence[int], prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> Batch:
+    """Answers to clips of a batch as rows to be scored, each behind its prompt; no intent head is asked. `rows`: which row of
+    the batch each answers, with its clip and key."""
+    device = batch.tokens.device
+    both = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+    longest = max(map(len, both))
+    tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in both], device=device)
+    n_prompt = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    ends = torch.tensor([len(row) for row in both], device=device)
+    columns = torch.arange(longest, device=device)
+    answer = (columns >= n_prompt[:, None]) & (columns < ends[:, None])
+    owners = torch.tensor(rows, device=device)
+    return Batch(
+        tokens,
+        tokens.masked_fill(~answer, IGNORE),
+        None if batch.embeddings is None else batch.embeddings[owners],
+        None if batch.present is None else batch.present[owners],
+        n_prompt,
+        torch.full_like(n_prompt, IGNORE),
+        tuple(batch.keys[row] for row in rows),
+    )
+
+
 class _Planned(TorchDataset):
     def __init__(self, sequences: Sequence[Ids], plan: list[list[int]], collate: Collator):
         self.sequences, self.plan, self.collate = sequences, plan, collate

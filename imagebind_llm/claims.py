@@ -48,13 +48,24 @@ def claims_of(text: str, taxonomy: Taxonomy | None = None, start: int = 0) -> li
     return found
 
 
+def claims_of_answer(text: str, taxonomy: Taxonomy | None) -> list[Claim]:
+    """The claims of a whole answer's rationale, at their places in the answer."""
+    start, end = answer_spans(text)[1]
+    return claims_of(text[start:end], taxonomy, start)
+
+
+def separator_end(text: str, end: int) -> int | None:
+    """Where the punctuation or joint stops that closes the clause before `end`; None if the text stops or goes on otherwise."""
+    found = _BOUNDARY.match(text, end + len(text[end:]) - len(text[end:].lstrip()))
+    return found.end() if found else None
+
+
 def claims_in_answer(
     ids: Sequence[int], text: str, lead: int, tokenizer: LlamaTokenizer, taxonomy: Taxonomy | None
 ) -> tuple[list[Claim], list[Span]]:
     """The claims of an answer's rationale, and the tokens [first, last) that write each. `text`: what `ids` say, behind `lead`
     characters that they do not."""
-    start, end = answer_spans(text)[1]
-    claims = claims_of(text[start:end], taxonomy, start)
+    claims = claims_of_answer(text, taxonomy)
     characters = [(a + lead, b + lead) for a, b in characters_of(ids, tokenizer)] if claims else []
     return claims, [tokens_of((claim.start, claim.end), characters) for claim in claims]
 

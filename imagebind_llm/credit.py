@@ -99,6 +99,13 @@ def claim_advantages(
     return claims, [_less(own, rest) / scale for own, rest in zip(floors, others, strict=True)]
 
 
+def best(truths: Tensor) -> Tensor:
+    """1 for the truest of a clip's K answers (of equal ones the first), 0 for all others: (B,K) of (B,K); 0 for all of a clip
+    whose answers are worth the same. As an advantage it is supervision on the best of K (RAFT, arXiv:2304.06767)."""
+    chosen = torch.zeros_like(truths).scatter(1, truths.argmax(1, keepdim=True), 1.0)
+    return chosen.masked_fill((truths == truths[:, :1]).all(1, keepdim=True), 0.0)
+
+
 def _less(value: float, others: Sequence[float]) -> float:
     """value less the mean of others, 0 for no others; exactly 0 where all are equal."""
     if others and min(others) == max(others):

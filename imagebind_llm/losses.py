@@ -82,3 +82,14 @@ def self_critical(logp: Tensor, mask: Tensor, advantage: Tensor, max_tokens: int
     by_token = advantage if advantage.ndim == 2 else advantage[:, None]
     weighted = by_token.detach().to(logp.dtype) * logp.masked_fill(~mask, 0)  # (R,T)
     return -weighted.sum() / (len(advantage) * max_tokens)
+
+
+def local_expectation(logp: Tensor, values: Tensor) -> Tensor:
+    """- sg(sum_P pi) * sum_P softmax_P(log pi(p)) * v(p): how much what is said at one place is worth on average, negated.
+
+    logp (P,): log pi of the alternatives there, events that exclude each other; values (P,) v of each. sg: no gradient. With
+    all that could be said among them its gradient is the policy gradient without sampling; with some missing it is that in
+    which the missing ones are worth the mean of those present.
+    """
+    share = logp.detach().exp().sum()  # of the probability
+    return -share * (logp.softmax(0) * values.detach().to(logp.dtype)).sum()

@@ -41,10 +41,11 @@ class Packed:
 
 
 def packed(batch: Batch, answers: Batch, owners: Tensor) -> Packed:
-    """Put each row of `answers` (R rows: a prompt of `batch` and another answer) behind the row of `batch` that owners (R,)
-    names. The prompts must be the same; both batches need `n_prompt`."""
-    assert batch.n_prompt is not None and answers.n_prompt is not None
-    prompts, starts = batch.n_prompt.tolist(), answers.n_prompt.tolist()
+    """Put each row of `answers` (R rows) behind the row of `batch`, which needs `n_prompt`, that owners (R,) names. It must begin
+    with the same prompt; what follows is another answer, all or some of whose tokens are targets."""
+    assert batch.n_prompt is not None
+    prompts = batch.n_prompt.tolist()
+    starts = [prompts[owner] for owner in owners.tolist()]
     own, asked = _targets(batch), _targets(answers)
     used = [max(n, end) for n, end in zip(prompts, _ends(own), strict=True)]
     ends = [max(n, end) for n, end in zip(starts, _ends(asked), strict=True)]

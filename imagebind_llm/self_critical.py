@@ -7,23 +7,29 @@ a frozen copy of the trained tensors.
 
 With --credit claim a judge looks at the clip: each claim's tokens get what that claim is worth beside those of the other
 answers (credit.py), the label's tokens the intent part, all tokens the other parts, and the divergence is taken off token by
-token.
+token. With --credit best the truest answer of each clip is learnt as if it were a reference, without a divergence: there is
+no reward that it could be taken off. With --credit local other rows are scored instead of the sampled answers: one claim of one
+answer of each clip, and what else could be said there (alternatives.py). With --credit corrected these are the false claims of
+the greedy answer, each replaced by a true one and learnt. What is logged is that of the sampled answers.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from imagebind_llm.alternatives import Alternatives, Clip, Replaced
+from imagebind_llm.batches import answer_batch
 from imagebind_llm.claims import claims_in_answer, label_in_answer
-from imagebind_llm.credit import DEAD_ZONE, Verdict, claim_advantages, counting, repeats, spread_over_tokens, truth
+from imagebind_llm.credit import DEAD_ZONE, Verdict, best, claim_advantages, counting, repeats, spread_over_tokens, truth
+from imagebind_llm.critic_sums import CriticSums
 from imagebind_llm.generate import GREEDY, Sampling, generate, uniform
 from imagebind_llm.instructions import LEAD, parse_answer
 from imagebind_llm.judge import Judge
 from imagebind_llm.labels import Taxonomy
-from imagebind_llm.losses import self_critical
+from imagebind_llm.losses import local_expectation, self_critical
 from imagebind_llm.model import ITSL
 from imagebind_llm.records import IGNORE, Answer, Batch, Output
 from imagebind_llm.records import Sequence as Ids
@@ -41,8 +47,8 @@ LARGEST_LOG_RATIO = 5.0  # of a token's probability to that at the start, in the
 
 @dataclass(frozen=True)
 class Sampled:
-    """K answers to each of B clips: a batch of their R = B*K rows, the row (R,) of the step's batch that each answers, reward
-    parts (B,K) each, those of the greedy answers (B,) where they were drawn, and the texts."""
+    """K answers to each of B clips: a batch of their R = B*K rows, reward parts (B,K) each, those of the greedy answers (B,)
+    where they were drawn, and the texts. owners: the row of the step's batch that each of the `scored` rows answers."""
 
     batch: Batch
     parts: dict[str, Tensor]
@@ -51,6 +57,12 @@ class Sampled:
     texts: list[str]
     judged: "Judged | None"
     owners: Tensor
+    replaced: Replaced | None = None
+
+    @property
+    def scored(self) -> Batch:
+        """The rows that the loss is of."""
+        return self.batch if self.replaced is None else self.replaced.batch
 
 
 @dataclass(frozen=True)
@@ -62,54 +74,6 @@ class Judged:
     labels: list[tuple[int, int]]
     greedy: list[list[Verdict]] | None
     watched: list[float]
-
-
-@dataclass
-class CriticSums:
-    """Running sums of one rank, over answers or clips; what the guards of the method look at."""
-
-    answers: float = 0.0
-    clips: float = 0.0
-    intent: float = 0.0
-    rationale: float = 0.0
-    consistency: float = 0.0
-    format: float = 0.0
-    skipped: float = 0.0  # clips whose answers were all worth the same
-    unfinished: float = 0.0
-    tokens: float = 0.0
-    surprise: float = 0.0  # -log p of the sampled tokens: their mean is the entropy
-    divergence: float = 0.0  # log p - log p_ref, summed over an answer
-    distinct: float = 0.0  # distinct-2 of a step's answers, times their number
-    advantage: float = 0.0  # its absolute value; a mean over an answer's tokens where they have one each
-    truth: float = 0.0  # of the claims, as the paying judge sees it
-    watched: float = 0.0  # and as the watching one does
-    judged: float = 0.0  # answers whose claims were judged
-    claims: float = 0.0
-    undecided: float = 0.0  # claims without a verdict
-    probability: float = 0.0  # of the claims, by the paying judge
-
-    def means(self) -> dict[str, float]:
-        """By answer, by clip (skipped) and by token (entropy); empty if nothing was sampled."""
-        if not self.answers:
-            return {}
-        n = self.answers
-        names = ("intent", "rationale", "consistency", "format", "unfinished", "advantage")
-        found = {f"reward_{name}" if name in names[:4] else name: getattr(self, name) / n for name in names}
-        if self.judged:
-            found |= {
-                "reward_truth": self.truth / self.judged,
-                "watched_truth": self.watched / self.judged,
-                "claims": self.claims / self.judged,
-                "undecided": self.undecided / max(self.claims, 1.0),
-                "claim_p": self.probability / max(self.claims, 1.0),
-            }
-        return found | {
-            "skipped": self.skipped / self.clips,
-            "length": self.tokens / n,
-            "entropy": self.surprise / max(self.tokens, 1.0),
-            "kl": self.divergence / n,
-            "distinct_2": self.distinct / n,
-        }
 
 
 class Critic:
@@ -138,6 +102,12 @@ class Critic:
         self.cider = CiderD([text for text in self.rationales.values() if text])
         self.eos: int | None = tokenizer.eos_id  # None: no answer ends before its limit, as when memory is tried (rehearsal.py)
         self.max_new = max(len(row.ids) - row.n_prompt for row in rows) + SPARE_TOKENS  # with the end token
+        self.alternatives: Alternatives | None = None
+        if settings.credit in ("local", "corrected"):
+            assert judge is not None
+            told = [text for text in self.rationales.values() if text]
+            corrects = settings.credit == "corrected"
+            self.alternatives = Alternatives(judge, tokenizer, taxonomy, self._lead, told, self.max_new, corrects)
 
     def weight(self, epoch: float) -> float:
         """lambda: 0 at the start, then rising in a line to --w_critic within an epoch."""
@@ -178,21 +148,47 @@ class Critic:
         draws = torch.cat([uniform((seed, batch.keys[i], p), shape) for i, p in zip(picked, prompts, strict=True)])
         draws = draws.to(batch.tokens.device)  # (B*K, max_new)
         drawn = answers(ON_POLICY, k)
-        greedy = answers(GREEDY, 1) if self.settings.baseline == "greedy" else None
-        model.train()
+        compares, corrects = self.settings.baseline == "greedy", self.settings.credit == "corrected"
+        greedy = answers(GREEDY, 1) if compares or corrects else None
         keys = [batch.keys[i] for i in picked]
         golds = [self.taxonomy.labels[int(batch.intents[i])] for i in picked]
         parsed, texts = self._parse(drawn)
         parts = self._rewards(parsed, [g for g in golds for _ in range(k)], [key for key in keys for _ in range(k)])
         grouped = {name: values.view(len(picked), k) for name, values in parts.items()}
-        own = self._rewards(self._parse(greedy)[0], golds, keys) if greedy is not None else None
+        own = self._rewards(self._parse(greedy)[0], golds, keys) if greedy is not None and compares else None
         judged = self._judged(drawn, texts, keys, greedy) if self.judge is not None else None
         if judged is not None:
             grouped["truth"] = torch.tensor([truth(answer) for answer in judged.verdicts]).view(len(picked), k)
         if own is not None and judged is not None and judged.greedy is not None:
             own["truth"] = torch.tensor([truth(answer) for answer in judged.greedy])
-        owners = torch.tensor(picked, device=batch.tokens.device).repeat_interleave(k)  # (R,)
-        return Sampled(self._batch(batch, owners, prompts, drawn), grouped, own, parsed, texts, judged, owners)
+        eos = [self.tokenizer.eos_id]
+        ended = [[*ids, *(eos if len(ids) < self.max_new else [])] for ids in drawn]  # as they were drawn
+        owners = [i for i in range(len(picked)) for _ in range(k)]
+        rows = answer_batch(batch, [picked[i] for i in owners], [prompts[i] for i in owners], ended)
+        replaced = None
+        if self.alternatives is not None:
+            clips = self._clips(batch, picked, drawn, texts, greedy)
+            replaced = self.alternatives.replaced(model, clips, seed, whole=self.eos is None)
+            owners = replaced.clips
+        model.train()
+        answered = torch.tensor([picked[i] for i in owners], device=batch.tokens.device)
+        return Sampled(rows, grouped, own, parsed, texts, judged, answered, replaced)
+
+    def _clips(
+        self,
+        batch: Batch,
+        picked: Sequence[int],
+        drawn: Sequence[list[int]],
+        texts: Sequence[str],
+        greedy: Sequence[list[int]] | None,
+    ) -> list[Clip]:
+        """The answers whose claims are replaced: the sampled ones or, where these are corrected, the greedy one; what the
+        others say are alternatives."""
+        k, told = self.settings.samples, [] if greedy is None else self._parse(greedy)[1]
+        parts = [slice(i * k, (i + 1) * k) for i in range(len(picked))]
+        if greedy is not None and self.settings.credit == "corrected":
+            return [Clip(batch, row, [greedy[i]], [told[i]], texts[parts[i]]) for i, row in enumerate(picked)]
+        return [Clip(batch, row, drawn[parts[i]], texts[parts[i]], told[i : i + 1]) for i, row in enumerate(picked)]
 
     def _judged(
         self, drawn: Sequence[list[int]], texts: Sequence[str], keys: Sequence[str], greedy: Sequence[list[int]] | None
@@ -236,40 +232,25 @@ class Critic:
     def _rewards(self, answers: Sequence[Answer], golds: Sequence[str], keys: Sequence[str]) -> dict[str, Tensor]:
         return reward_parts(answers, golds, [self.rationales.get(key) for key in keys], self.cider, self.verifier)
 
-    def _batch(self, batch: Batch, owners: Tensor, prompts: Sequence[list[int]], drawn: Sequence[list[int]]) -> Batch:
-        """The sampled answers as rows to be scored: prompt, answer and, where it ended by itself, its end token."""
-        k = self.settings.samples
-        eos = [self.tokenizer.eos_id]
-        rows = [[*prompts[i // k], *ids, *(eos if len(ids) < self.max_new else [])] for i, ids in enumerate(drawn)]
-        longest = max(map(len, rows))
-        device = batch.tokens.device
-        tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
-        n_prompt = torch.tensor([len(prompts[i // k]) for i in range(len(rows))], device=device)
-        ends = torch.tensor([len(row) for row in rows], device=device)
-        columns = torch.arange(longest, device=device)
-        answer = (columns >= n_prompt[:, None]) & (columns < ends[:, None])
-        return Batch(
-            tokens,
-            tokens.masked_fill(~answer, IGNORE),
-            None if batch.embeddings is None else batch.embeddings[owners],
-            None if batch.present is None else batch.present[owners],
-            n_prompt,
-            torch.full_like(n_prompt, IGNORE),
-            tuple(batch.keys[i] for i in owners.tolist()),
-        )
-
     @torch.no_grad()
     def at_the_start(self, model: ITSL, batch: Batch) -> Output:
-        """What the model said of a batch when the self-critical loss began."""
+        """What the model said of a batch when the self-critical loss began; nothing where nothing is held against it."""
+        if self.settings.credit == "corrected":
+            return Output(torch.zeros(batch.tokens.shape, device=batch.tokens.device), batch.targets != IGNORE)
         return functional_call(model, self.reference, (batch,))
 
     def loss(self, sampled: Sampled, logp: Tensor, mask: Tensor, reference: Tensor, sums: CriticSums) -> Tensor:
         """The self-critical loss of R sampled answers, logp and mask (R,T), averaged over them; adds to `sums`."""
         shape = next(iter(sampled.parts.values())).shape  # (B,K)
         log_ratio = (logp.detach() - reference) * mask  # (R,T)
+        if sampled.replaced is not None:
+            return self._loss_of_replaced(sampled, sampled.replaced, logp, mask, log_ratio, sums)
         if self.settings.credit == "answer":
             found = self._compared(sampled, logp.device, self.weights, self.settings.kl * log_ratio.sum(1).view(shape))
             value, skipped = found.value.flatten(), found.skipped
+        elif self.settings.credit == "best":
+            chosen = self.weights["truth"] * best(sampled.parts["truth"].to(logp.device))
+            value, skipped = chosen.flatten(), (chosen == 0).all(1)
         else:
             value = self.by_token(sampled, mask)  # (R,T)
             skipped = (value == 0).view(shape[0], -1).all(1)  # (B,)
@@ -283,6 +264,33 @@ class Critic:
         size = value.abs() if value.ndim == 1 else (value.abs() * mask).sum(1) / mask.sum(1).clamp(min=1)
         sums.advantage += float(size.sum())
         return self_critical(logp, mask, value, self.max_new)
+
+    def _loss_of_replaced(
+        self, sampled: Sampled, replaced: Replaced, logp: Tensor, mask: Tensor, drift: Tensor, sums: CriticSums
+    ) -> Tensor:
+        """Of the rows of `replaced`, the mean over the pass's clips. logp, mask and drift, the log-ratio to the start, (N,T).
+
+        local: the expectation at one place of each clip, an alternative's divergence off its value. corrected: cross-entropy of
+        the corrections, each sum of tokens over max_new, without a divergence. 0 for a clip without rows.
+        """
+        n_clips = len(next(iter(sampled.parts.values())))
+        values = self.weights["truth"] * replaced.values.to(logp.device)  # (N,)
+        self._count(sampled, sums)
+        sums.tokens += int((sampled.batch.targets != IGNORE).sum())
+        learnt = {clip for clip, v in zip(replaced.clips, replaced.values.tolist(), strict=True) if v}
+        sums.skipped += n_clips - len(learnt)
+        if self.settings.credit == "corrected":
+            sums.advantage += float(values.sum()) * self.settings.samples
+            return self_critical(logp, mask, values, self.max_new) * len(values) / n_clips
+        values = values - self.settings.kl * drift.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).sum(1)
+        total, owners = (logp * mask).sum(1), torch.tensor(replaced.clips, device=logp.device)  # (N,), (N,)
+        groups = [owners == clip for clip in sorted(set(replaced.clips))]
+        for group in groups:
+            share, own = total[group].detach().softmax(0), values[group]
+            size = (share * (own - (share * own).sum()).abs()).sum()
+            sums.advantage += float(size) * self.settings.samples  # of each answer, as the others' is
+        losses = [local_expectation(total[group], values[group]) for group in groups]
+        return torch.stack(losses).sum() / n_clips
 
     def _compared(
         self, sampled: Sampled, device: torch.device, weights: dict[str, float], penalty: Tensor | None = None
@@ -348,3 +356,38 @@ def weighed(row: Ids, judge: Judge, tokenizer: LlamaTokenizer, taxonomy: Taxonom
     for p, (first, last) in zip(judge.score([claim.text for claim in claims], row.key).tolist(), spans, strict=True):
         weights[row.n_prompt + first : row.n_prompt + last] = [max(p, LEAST_WEIGHT)] * (last - first)
     return replace(row, weights=tuple(weights))
+
+
+def joined(first: Batch, second: Batch) -> Batch:
+    """The rows of both batches in one, so that one forward pass serves them; without weights, which that does not need."""
+    longest = max(first.tokens.shape[1], second.tokens.shape[1])
+
+    def both(name: str) -> Tensor | None:
+        own, other = getattr(first, name), getattr(second, name)
+        if name == "captions" and own is not None:
+            other = own.new_zeros(len(second.tokens))  # no sampled answer is a caption
+        if own is None or other is None:
+            assert own is other, f"{name} is in one of the batches alone"
+            return None
+        if name in ("tokens", "targets", "below"):
+            own, other = (_widened(t, longest, IGNORE if name == "targets" else 0) for t in (own, other))
+        return torch.cat([own, other])
+
+    found = {f.name: both(f.name) for f in fields(Batch) if f.name not in ("keys", "weights")}
+    return Batch(**found, keys=first.keys + second.keys)  # type: ignore[arg-type]
+
+
+def _widened(tensor: Tensor, columns: int, value: int) -> Tensor:
+    out = tensor.new_full((tensor.shape[0], columns, *tensor.shape[2:]), value)
+    out[:, : tensor.shape[1]] = tensor
+    return out
+
+
+def split(output: Output, rows: int, columns: int) -> tuple[Output, Tensor, Tensor]:
+    """Undo `joined`: the output of the first `rows` rows and `columns`, and logp and mask of the others."""
+    head = None if output.intent_logits is None else output.intent_logits[:rows]
+    return (
+        Output(output.logp[:rows, :columns], output.mask[:rows, :columns], head),
+        output.logp[rows:],
+        output.mask[rows:],
+    )

@@ -23,6 +23,7 @@ from imagebind_llm.config import (
     REWARD_WEIGHTS,
     STAGES,
     TRAINABLE,
+    TRUTH_ALONE,
     WINDOW_RULES,
     flag,
 )
@@ -175,7 +176,11 @@ class TrainSettings:
         "and truth=1 alone unless --credit is answer",
     )
     credit: str = flag(
-        "answer", "answer: one advantage for all its tokens; claim: a claim's own tokens; to_go: those before it too", CREDITS
+        "answer",
+        "answer: one advantage for all its tokens; claim: a claim's own tokens; to_go: those before it too; best: learn the "
+        "truest of a clip's answers; local: one claim against what else could be said there, by their probabilities; "
+        "corrected: learn true claims in place of the greedy answer's false ones",
+        CREDITS,
     )
     captions: str = flag("", "JSON of captions of the same clips: what the judge is fitted on, and --w_caption mixes in")
     trust_references: str = flag(
@@ -211,6 +216,10 @@ class TrainSettings:
             )
         if self.credit != "answer" and not self.rewards().get("truth"):
             raise ValueError(f"--credit {self.credit} --reward_weights {self.reward_weights}: truth must weigh more than 0")
+        if self.credit in TRUTH_ALONE and any(w for part, w in self.rewards().items() if part != "truth"):
+            raise ValueError(f"--credit {self.credit} --reward_weights {self.reward_weights}: it goes by truth alone")
+        if self.credit == "best" and self.samples < 2:
+            raise ValueError(f"--credit best --samples {self.samples}: at least 2, of which the truest is learnt")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"--warmup_epochs {self.warmup_epochs:g} --epochs {self.epochs}: the warm-up must end before the last"

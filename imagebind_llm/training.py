@@ -233,7 +233,7 @@ def _criticised(
 ) -> tuple[Output, Tensor]:
     """One forward pass for references and samples: the output for the references, and the self-critical loss."""
     itsl = cast(ITSL, distributed.unwrap(model))
-    rows = packed(batch, sampled.batch, sampled.owners)
+    rows = packed(batch, sampled.scored, sampled.owners)
     wide = with_below(itsl, rows.batch)
     output = model(wide, checkpoint=settings.checkpoint_activations)
     before = rows.answers(critic.critic.at_the_start(itsl, wide))

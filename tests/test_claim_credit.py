@@ -98,6 +98,15 @@ def test_the_divergence_is_taken_off_token_by_token_and_within_bounds():
     torch.testing.assert_close(with_it - without, expected)
 
 
+def test_the_best_answer_is_learnt_whole_without_a_divergence_and_clips_of_equal_answers_are_skipped():
+    some, (_, logp) = sampled(DIFFERENT), logits()
+    some.parts["truth"] = torch.tensor([[-0.2, 0.1], [0.3, 0.3]])
+    sums = CriticSums()
+    loss = critic(credit="best", kl=0.5, reward_weights="truth=2").loss(some, logp, mask(), torch.zeros(4, COLUMNS), sums)
+    logp, loss = logp.detach(), loss.detach()
+    assert float(loss) == pytest.approx(-2 * float((logp * mask())[1].sum()) / (4 * 48)) and sums.skipped == 1
+
+
 def test_a_step_says_what_the_judges_said():
     sums = CriticSums()
     some = sampled(((0.9, 0.1), (-0.3, 0.5), (0.4, 0.4), (0.4, 0.4)))

@@ -115,6 +115,13 @@ def test_flags_of_training_and_explaining_are_frozen():
         (["--reward_weights", "luck=1"], "--reward_weights: luck=1; expected weights >= 0 of intent, rationale, "),
         (["--reward_weights", "intent=0"], "--reward_weights intent=0: every part weighs 0"),
         (["--credit", "claim", "--reward_weights", "intent=1"], "--reward_weights intent=1: truth must weigh more"),
+        (["--credit", "best", "--reward_weights", "intent=1"], "--reward_weights intent=1: truth must weigh more"),
+        (["--credit", "best", "--reward_weights", "truth=1,intent=1"], "truth=1,intent=1: it goes by truth alone"),
+        (["--credit", "local", "--reward_weights", "intent=1"], "--reward_weights intent=1: truth must weigh more"),
+        (["--credit", "local", "--reward_weights", "truth=1,format=1"], "truth=1,format=1: it goes by truth alone"),
+        (["--credit", "corrected", "--reward_weights", "intent=1"], "--reward_weights intent=1: truth must weigh more"),
+        (["--credit", "corrected", "--reward_weights", "truth=1,format=1"], "truth=1,format=1: it goes by truth alone"),
+        (["--credit", "best", "--samples", "1", "--baseline", "greedy"], "--credit best --samples 1: at least 2"),
         (["--stage", "both"], "invalid choice: 'both'"),
     ],
 )

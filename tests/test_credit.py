@@ -9,6 +9,7 @@ from imagebind_llm.credit import (
     CAP,
     SPREAD,
     Verdict,
+    best,
     claim_advantages,
     counting,
     floor,
@@ -112,6 +113,11 @@ def test_tokens_get_their_claims_advantage_and_the_last_one_the_floors():
     assert found.tolist() == [[0, 1, 1, 0, -2, -2, 0, 0.5, 0], [0, -0.5, 0, 0, 0, 0, 0, 0, 0]]
     to_go = spread_over_tokens(verdicts, [[1.0, -2.0], []], [0.5, -0.5], [8, 2], 9, to_go=True)
     assert to_go.tolist() == [[-0.5, -0.5, -0.5, -1.5, -1.5, -1.5, 0.5, 0.5, 0], [-0.5, -0.5, 0, 0, 0, 0, 0, 0, 0]]
+
+
+def test_the_truest_of_equal_answers_the_first_is_learnt_and_of_answers_that_are_all_alike_none():
+    truths = torch.tensor([[0.1, 0.7, 0.7], [-0.5, -0.5, -0.5], [-0.2, -0.9, -0.3]])
+    assert best(truths).tolist() == [[0, 1, 0], [0, 0, 0], [1, 0, 0]]
 
 
 def test_the_loss_takes_advantages_of_answers_and_of_tokens():

@@ -7,14 +7,14 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "imagebind_llm"
 ROWS = (
-    "config records labels gguf_header choice console",
+    "config records labels gguf_header choice console critic_sums",
     "settings tokenizers distributed metrics text_metrics store attention fused linear mel crops container",
     "instructions media encoder llama losses zeroshot probe verifier batches",
     "bridge rewards datasets report checkpoint demo_world frozen_states claims credit packing",
     "seen",
     "model weights corpus rationales scoring curves protocol",
     "generate extraction assembly evaluation judge",
-    "best_of",
+    "best_of alternatives",
     "inference self_critical intent_report clip_encoder captions continuation judge_fit checked_claims",
     "answers training faithfulness methods coloured_claims",
     "run rehearsal page",
