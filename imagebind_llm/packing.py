@@ -41,7 +41,7 @@ class Packed:
 
 
 def packed(batch: Batch, answers: Batch, owners: Tensor) -> Packed:
-    """Put each row of `answers` (R rows) behind the row of `batch`, which needs `n_prompt`, that owners (R,) names. It must begin
+    """Put each row of `answers` (R rows) behind the row of `batch`, which needs `n_prompt`, that owners (R,) names. It begins
     with the same prompt; what follows is another answer, all or some of whose tokens are targets."""
     assert batch.n_prompt is not None
     prompts = batch.n_prompt.tolist()

@@ -85,7 +85,8 @@ def sampled(values: tuple[float, ...], clips: list[int]) -> Sampled:
     own = Batch(torch.zeros(len(clips), COLUMNS), torch.zeros(len(clips), COLUMNS))
     parts = {name: torch.zeros(3, 2) for name in REWARD_WEIGHTS}
     replaced = Replaced(own, torch.tensor(values), clips)
-    return Sampled(Batch(tokens, targets), parts, None, [Answer(None, "a b")] * 6, ["a b c"] * 6, None, torch.zeros(6, dtype=torch.long), replaced)
+    owners = torch.zeros(6, dtype=torch.long)
+    return Sampled(Batch(tokens, targets), parts, None, [Answer(None, "a b")] * 6, ["a b c"] * 6, None, owners, replaced)
 
 
 def test_a_step_is_the_mean_over_clips_with_the_divergence_off_the_values():
