@@ -7,6 +7,7 @@ of a shuffled epoch, and the steps are shuffled again.
 
 import itertools
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -40,6 +41,20 @@ def with_captions(steps: list[list[int]], n_rows: int, n_captions: int, seed: in
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = itertools.cycle((n_rows + torch.randperm(n_captions, generator=generator)).tolist())
     return [[*step, *itertools.islice(order, (len(step) + 1) // 2)] for step in steps]
+
+
+def with_others(steps: list[list[int]], rows: Sequence[Ids], seed: int, epoch: int) -> list[Ids]:
+    """The rows, each with the clip of a row of its step that has another intent as its `other`, drawn evenly; without one where
+    there is none, or the row has no answer, intent or clip. The same for any number of ranks and passes."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    found = list(rows)
+    for step in steps:
+        asked = [i for i in step if rows[i].intent is not None and rows[i].embedded and len(rows[i].ids) > rows[i].n_prompt]
+        for i in asked:
+            if others := [j for j in asked if rows[j].intent != rows[i].intent]:
+                drawn = others[int(torch.randint(len(others), (), generator=generator))]
+                found[i] = replace(rows[i], other=rows[drawn].key)
+    return found
 
 
 def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
@@ -90,6 +105,7 @@ class Collator:
             below=self.states.batch(rows) if self.states is not None else None,
             captions=torch.tensor([row.caption for row in rows]) if any(row.caption for row in rows) else None,
             weights=weights,
+            **self._swapped(rows, embeddings, present),
         )
 
     def embeddings(self, rows: Sequence[Ids]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -102,6 +118,18 @@ class Collator:
         if there:
             vectors[there], present[there] = self.store.read([rows[i].key for i in there])
         return vectors, present & self.known
+
+    def _swapped(
+        self, rows: Sequence[Ids], embeddings: torch.Tensor | None, present: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        """The rows that name an `other` clip, and their embeddings with that clip's sound and picture; nothing without any."""
+        picked = [i for i, row in enumerate(rows) if row.other is not None]
+        if not picked or self.store is None or embeddings is None or present is None:
+            return {}
+        vectors, there = self.store.read([rows[i].other or "" for i in picked])
+        there, text = there & self.known, MODALITIES.index("text")
+        vectors[:, text], there[:, text] = embeddings[picked, text], present[picked, text]
+        return {"contrasted": torch.tensor(picked), "swapped": vectors, "swapped_present": there}
 
     def without_targets(self, row: Ids) -> Batch:
         """A batch that has no effect: what a rank computes when a short step has no row for it."""

@@ -101,6 +101,8 @@ def load_corpus(settings: TrainSettings, tokenizer: LlamaTokenizer, max_len: int
     captions = read_captions(Path(settings.captions), splits) if settings.captions else {}
     if settings.w_caption and store is None:
         raise DataError(f"--w_caption {settings.w_caption:g}: captions say what is seen and heard, and no clip is")
+    if settings.w_contrast and (store is None or taxonomy is None):
+        raise DataError(f"--w_contrast {settings.w_contrast:g}: {path} has no clips with intents to hold answers against")
     told = [caption_exchange(key, text) for key, texts in captions.get("train", {}).items() for text in texts]
     mixed = [replace(encode_exchange(e, tokenizer, max_len), caption=True) for e in told] if settings.w_caption else []
     return Corpus(splits, taxonomy, store, modalities if store else (), taught, prompts, seen, said, captions, mixed)

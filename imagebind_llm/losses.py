@@ -61,6 +61,14 @@ def intent_cross_entropy(logits: Tensor, intents: Tensor, count: Tensor | int | 
     return total / _positive((intents != IGNORE).sum() if count is None else count)
 
 
+def contrast(logp: Tensor, swapped: Tensor, mask: Tensor, count: Tensor | int | None = None) -> Tensor:
+    """-log sigmoid(mean log p with the own clip - mean log p with another's), the means over each answer's tokens: the same
+    answer must be likelier with its own clip. log 2 where the clip makes no difference; bounded below, so that it cannot pay
+    for ever. logp, swapped and mask (R,T); summed over the rows and divided by `count`, their number if not given."""
+    gap = ((logp - swapped) * mask).sum(1) / mask.sum(1).clamp(min=1)  # (R,)
+    return -F.logsigmoid(gap).sum() / _positive(len(mask) if count is None else count)
+
+
 def _positive(count: Tensor | int) -> Tensor | int:
     return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
 

@@ -47,6 +47,7 @@ class Sequence:
 
     `caption`: a caption mixed into the second stage, whose loss has a weight of its own.
     `weights`: how much each token's likelihood counts in training; None: all alike.
+    `other`: key of a clip with another intent, with whose sound and picture the answer is to be less likely (--w_contrast).
     """
 
     key: str
@@ -58,6 +59,7 @@ class Sequence:
     rationale: str | None = None
     caption: bool = False
     weights: tuple[float, ...] | None = None
+    other: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ class Batch:
     below: (B, T, D) states that enter the lowest adapted layer, where they are known; else they are computed.
     captions: (B,) bool, which rows are captions mixed in; None if there are none.
     weights: (B, T) float32, how much each token's likelihood counts in training; None: all alike.
+    contrasted: (C,) the rows whose answers are held against another clip; None if there are none.
+    swapped, swapped_present: (C, M, E) and (C, M), as `embeddings` and `present`, with that clip's sound and picture.
     """
 
     tokens: Tensor
@@ -110,6 +114,9 @@ class Batch:
     below: Tensor | None = None
     captions: Tensor | None = None
     weights: Tensor | None = None
+    contrasted: Tensor | None = None
+    swapped: Tensor | None = None
+    swapped_present: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""

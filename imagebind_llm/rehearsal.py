@@ -6,6 +6,7 @@ Nothing is changed: weights, moments, sums, random numbers.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -52,6 +53,8 @@ def rehearse(
     ranks = distributed.world_size()
     size = -(-min(len(sequences), settings.batch_size * settings.accum_iter * ranks) // (settings.accum_iter * ranks))
     rows = sorted(sequences, key=lambda row: (_sampled_width(row) if critic else 0, len(row.ids)))[-size:]
+    if settings.w_contrast:  # as long a pass as with another clip's key
+        rows = [replace(row, other=row.key) if row.embedded else row for row in rows]
     passes = [collate(rows).to(device) for _ in range(min(settings.accum_iter, 2))]
     step = None
     if critic is not None:

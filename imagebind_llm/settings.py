@@ -155,6 +155,7 @@ class TrainSettings:
     w_intent: float = flag(1.0, "weight of the intent head's cross-entropy")
     w_rationale: float = flag(1.0, "weight of the answer's negative log-likelihood")
     w_caption: float = flag(0.0, "weight of --captions in --stage finetune: a caption beside every two rows, so sight stays")
+    w_contrast: float = flag(0.0, "weight of a contrast: an answer is to be likelier than with a clip of another intent")
     patience: int = flag(8, "epochs without a better dev score after which it stops, or begins --w_critic; 0: never")
     seed: int = flag(0, "of initial weights and of the order of the rows")
     save_steps: int = flag(500, "steps between checkpoints inside an epoch; one is written at its end anyway")
@@ -190,7 +191,7 @@ class TrainSettings:
         for name in ("max_seq_len", "batch_size", "accum_iter", "epochs", "save_steps", "log_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)}: at least 1")
-        rates = ("warmup_epochs", "blr", "gate_lr", "min_lr", "weight_decay", "clip_grad")
+        rates = ("warmup_epochs", "blr", "gate_lr", "min_lr", "weight_decay", "clip_grad", "w_contrast")
         for name in (*rates, "limit", "w_intent", "w_rationale", "w_caption", "patience", "w_critic", "critic_start", "kl"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"--{name} {getattr(self, name)}: at least 0, and finite")
@@ -203,6 +204,11 @@ class TrainSettings:
             raise ValueError(f"--reward_weights {self.reward_weights}: every part weighs 0, nothing is left to reward")
         if self.w_caption and (self.stage == "pretrain" or not self.captions):
             raise ValueError("--w_caption mixes --captions FILE into --stage finetune; --stage pretrain has nothing else")
+        if self.w_contrast and (self.stage == "pretrain" or not {"audio", "vision"} & set(self.modalities)):
+            raise ValueError(
+                f"--w_contrast swaps sounds and pictures in --stage finetune, got --stage {self.stage} --modalities "
+                f"{' '.join(self.modalities)}; name audio or vision, or take it away"
+            )
         if self.credit != "answer" and not self.rewards().get("truth"):
             raise ValueError(f"--credit {self.credit} --reward_weights {self.reward_weights}: truth must weigh more than 0")
         if self.warmup_epochs >= self.epochs:

@@ -1,7 +1,7 @@
 """The training step, the epoch, the evaluation. One wrapped forward pass for every backward pass.
 
     loss = w_intent * CE(intent head) + w_rationale * NLL(answer tokens) + w_caption * NLL(tokens of captions mixed in)
-           + lambda * self-critical loss (sampled answers)
+           + w_contrast * contrast(answers with their own clip, with another's) + lambda * self-critical loss (sampled answers)
 All are sums over all rows of a step, on every rank and in every forward pass, over their number there; so the gradient does
 not depend on how the rows were shared out. The schedule and the weight-decay groups are LLaMA-Adapter's.
 """
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from imagebind_llm import distributed, metrics
-from imagebind_llm.batches import Collator, by_length, load, shares, steps_of_epoch, with_captions
+from imagebind_llm.batches import Collator, by_length, load, shares, steps_of_epoch, with_captions, with_others
 from imagebind_llm.generate import NotFiniteError
-from imagebind_llm.losses import intent_cross_entropy, rationale_nll
+from imagebind_llm.losses import contrast, intent_cross_entropy, rationale_nll
 from imagebind_llm.model import ITSL
 from imagebind_llm.records import IGNORE, Batch, Output
 from imagebind_llm.records import Sequence as Ids
@@ -83,18 +83,21 @@ def make_optimizer(model: nn.Module, weight_decay: float, gate_lr: float = 1.0) 
 @dataclass(frozen=True)
 class Counts:
     """What a whole step's losses are divided by, over all ranks and passes: its answer tokens, its known intents, the clips
-    among these whose answers may be criticised (not those that are prompts alone), and the tokens of captions mixed in."""
+    among these whose answers may be criticised (not those that are prompts alone), the tokens of captions mixed in, and the
+    answers that are held against another clip."""
 
     tokens: int
     intents: int
     clips: int
     captions: int = 0
+    contrasted: int = 0
 
 
 def counts_of(rows: Sequence[Ids]) -> Counts:
     tokens = [sum(len(row.ids) - row.n_prompt for row in rows if row.caption == caption) for caption in (False, True)]
     known = [row for row in rows if row.intent is not None]
-    return Counts(tokens[0], len(known), sum(len(row.ids) > row.n_prompt for row in known), tokens[1])
+    contrasted = sum(row.other is not None for row in rows)
+    return Counts(tokens[0], len(known), sum(len(row.ids) > row.n_prompt for row in known), tokens[1], contrasted)
 
 
 @dataclass
@@ -109,6 +112,8 @@ class Sums:
     tokens: float = 0.0  # all, prompts too, without padding
     caption_nll: float = 0.0
     caption_tokens: float = 0.0
+    contrast: float = 0.0
+    contrasted: float = 0.0
 
     def add(self, batch: Batch, logp: Tensor, mask: Tensor, intent_logits: Tensor | None) -> None:
         answers, captions = by_kind(batch, mask)
@@ -131,6 +136,8 @@ class Sums:
             found["nll"] = self.nll / self.answer_tokens
         if self.caption_tokens:
             found["caption_nll"] = self.caption_nll / self.caption_tokens
+        if self.contrasted:
+            found["contrast"] = self.contrast / self.contrasted
         if self.intents:
             found |= {"cross_entropy": self.cross_entropy / self.intents, "accuracy": self.right / self.intents}
         return found
@@ -182,15 +189,23 @@ def train_step(
         except NotFiniteError as error:  # on this rank; torchrun ends the others
             raise _not_finite(batch.keys) from error
         with distributed.without_sync(model) if number < len(passes) - 1 else nullcontext():
+            others = with_other_clips(batch)
+            rows = batch if others is None else joined(batch, others)
             if critic and sampled:
-                output, criticism = _criticised(model, batch, sampled, critic, settings)
+                output, criticism = _criticised(model, rows, sampled, critic, settings)
             else:
-                output, criticism = model(batch, checkpoint=settings.checkpoint_activations), None
+                output, criticism = model(rows, checkpoint=settings.checkpoint_activations), None
+            output, swapped, _ = split(output, *batch.tokens.shape)
             answers, captions = by_kind(batch, output.mask)
             logp = output.logp if batch.weights is None else output.logp * batch.weights
             loss = settings.w_rationale * rationale_nll(logp, answers, counts.tokens)
             if captions is not None:
                 loss = loss + settings.w_caption * rationale_nll(logp, captions, counts.captions)
+            if (pairs := batch.contrasted) is not None:
+                held = contrast(output.logp[pairs], swapped, output.mask[pairs], counts.contrasted)
+                loss = loss + settings.w_contrast * held
+                sums.contrast += float(held.detach()) * counts.contrasted
+                sums.contrasted += len(pairs)
             if output.intent_logits is not None and batch.intents is not None:
                 ce = intent_cross_entropy(output.intent_logits, batch.intents, counts.intents)
                 loss = loss + settings.w_intent * ce
@@ -222,6 +237,22 @@ def _criticised(
     own, logp, mask = split(output, *batch.tokens.shape)
     logp, mask = logp[:, : samples.tokens.shape[1]], mask[:, : samples.tokens.shape[1]]
     return own, critic.critic.loss(sampled, logp, mask, critic.critic.reference_logp(itsl, samples), critic.sums)
+
+
+def with_other_clips(batch: Batch) -> Batch | None:
+    """The answers that are held against another clip, with its sound and picture; None if there are none. No head is taught."""
+    if (rows := batch.contrasted) is None or batch.n_prompt is None:
+        return None
+    return Batch(
+        batch.tokens[rows],
+        batch.targets[rows],
+        batch.swapped,
+        batch.swapped_present,
+        batch.n_prompt[rows],
+        torch.full_like(rows, IGNORE),
+        tuple(batch.keys[row] for row in rows.tolist()),
+        None if batch.below is None else batch.below[rows],
+    )
 
 
 def with_below(model: ITSL, batch: Batch) -> Batch:
@@ -294,6 +325,8 @@ def train_one_epoch(
     rows_a_step = settings.batch_size * settings.accum_iter * ranks
     steps = steps_of_epoch([len(row.ids) for row in sequences], rows_a_step, settings.seed, position.epoch)
     beside = beside or Beside()
+    if settings.w_contrast:
+        sequences = with_others(steps, sequences, settings.seed, position.epoch)
     if beside.captions:
         steps = with_captions(steps, len(sequences), len(beside.captions), settings.seed, position.epoch)
         sequences = [*sequences, *beside.captions]

@@ -26,7 +26,8 @@ def script(tmp_path):
 
     def start(**variables: str) -> tuple[list[str], subprocess.CompletedProcess]:
         (tmp_path / "asked").write_text("")
-        for name in ("pretrain", "supervised", "loo", "intent only"):  # what the training would have left
+        left = ("pretrain", "supervised", "loo", "intent only", "contrast", "captions mixed in")  # by trainings
+        for name in left:
             (tmp_path / "out" / "seed0" / name).mkdir(parents=True, exist_ok=True)
         for references, name in itertools.product(("blind", "10"), ("supervised", "claims")):
             (tmp_path / "out" / references / "seed0" / name).mkdir(parents=True, exist_ok=True)
@@ -44,6 +45,14 @@ def test_a_row_brings_what_it_starts_from_and_is_made_once(script):
     assert script(ONLY="loo")[0] == []
     runs, done = script(ONLY="loo", CLIPS="0")
     assert runs == [] and done.returncode == 2 and "loo was made with other flags" in done.stderr
+
+
+def test_the_contrast_is_a_rival_with_the_steps_of_the_others(script, tmp_path):
+    assert script(ONLY="contrast,captions mixed in")[0] == ["pretrain", "supervised", "captions mixed in", "contrast"]
+    lines = [line for line in (tmp_path / "asked").read_text().splitlines() if "engine_finetune.py" in line]
+    mixed, contrast = (line.split(" --epochs 3 --limit 200 --lr 3e-4 ")[1] for line in lines[2:])
+    assert contrast == "--w_contrast 0.5" and mixed.endswith("--w_caption 1")
+    assert set(ablation_table.ROWS) >= {"contrast", "captions mixed in"}
 
 
 def test_rows_of_other_references_share_the_first_stage_and_train_on_their_file(script, tmp_path):

@@ -82,6 +82,19 @@ def test_moments_that_are_there_are_left_alone_and_the_same_weights_come_out(wor
     assert logs[0] == logs[1]
 
 
+def test_a_contrast_is_tried_with_all_rows_twice(world, tried, tmp_path, monkeypatch):
+    passes, step = [], rehearsal.train_step
+
+    def noting(model, optimizer, batches, *rest):
+        passes.extend(batches)
+        return step(model, optimizer, batches, *rest)
+
+    monkeypatch.setattr(rehearsal, "train_step", noting)
+    done = train(world, tmp_path, w_critic=0, critic_start=0, epochs=1, w_contrast=1)
+    assert done.code == 0 and tried[0]["changed"] == [], done.err
+    assert [batch.contrasted.tolist() for batch in passes] == [[0, 1], [0, 1]]
+
+
 def test_memory_that_is_short_is_said_before_the_first_step(world, tried, tmp_path, monkeypatch):
     def short(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")

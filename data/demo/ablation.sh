@@ -62,6 +62,7 @@ for seed in $SEEDS; do
     train "$S/supervised" "${start[@]}"
     train "$S/supervised longer" "${from[@]}" "${AFTER[@]}"
     train "$S/captions mixed in" "${from[@]}" "${AFTER[@]}" --captions "$CAPTIONS" --w_caption 1
+    train "$S/contrast" "${from[@]}" "${AFTER[@]}" --w_contrast 0.5
     train "$S/believed references" "${from[@]}" "${AFTER[@]}" --captions "$CAPTIONS" --trust_references no
     train "$S/claims" "${from[@]}" "${JUDGED[@]}" --credit claim
     train "$S/whole answer" "${from[@]}" "${JUDGED[@]}" --credit answer

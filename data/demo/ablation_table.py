@@ -34,7 +34,8 @@ from imagebind_llm.store import write_atomic
 from imagebind_llm.verifier import VerifierError
 
 ROWS = (
-    *("supervised", "supervised longer", "captions mixed in", "believed references", "claims", "whole answer", "claims to go"),
+    *("supervised", "supervised longer", "captions mixed in", "contrast", "believed references"),
+    *("claims", "whole answer", "claims to go"),
     *("intent only", "rationale only", "greedy", "loo", "group"),
     *("without consistency", "summed rewards", "rationale first supervised", "rationale first"),
 )
