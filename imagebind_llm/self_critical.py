@@ -42,6 +42,7 @@ from imagebind_llm.verifier import Verifier
 ON_POLICY = Sampling(temperature=1.0)
 SPARE_TOKENS = 8  # an answer may be longer than the longest reference by so much
 LEAST_WEIGHT = 0.1  # of a reference's claim that is not believed
+UNREAD = ("weights", "contrasted", "swapped", "swapped_present")  # fields of a batch that no forward pass reads
 LARGEST_LOG_RATIO = 5.0  # of a token's probability to that at the start, in the divergence by token
 
 
@@ -359,7 +360,7 @@ def weighed(row: Ids, judge: Judge, tokenizer: LlamaTokenizer, taxonomy: Taxonom
 
 
 def joined(first: Batch, second: Batch) -> Batch:
-    """The rows of both batches in one, so that one forward pass serves them; without weights, which that does not need."""
+    """The rows of both batches in one, so that one forward pass serves them; without what that does not need."""
     longest = max(first.tokens.shape[1], second.tokens.shape[1])
 
     def both(name: str) -> Tensor | None:
@@ -373,7 +374,7 @@ def joined(first: Batch, second: Batch) -> Batch:
             own, other = (_widened(t, longest, IGNORE if name == "targets" else 0) for t in (own, other))
         return torch.cat([own, other])
 
-    found = {f.name: both(f.name) for f in fields(Batch) if f.name not in ("keys", "weights")}
+    found = {f.name: both(f.name) for f in fields(Batch) if f.name not in ("keys", *UNREAD)}
     return Batch(**found, keys=first.keys + second.keys)  # type: ignore[arg-type]
 
 
