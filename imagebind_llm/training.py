@@ -256,22 +256,6 @@ def with_other_clips(batch: Batch) -> Batch | None:
     )
 
 
-def with_other_clips(batch: Batch) -> Batch | None:
-    """The answers that are held against another clip, with its sound and picture; None if there are none. No head is taught."""
-    if (rows := batch.contrasted) is None or batch.n_prompt is None:
-        return None
-    return Batch(
-        batch.tokens[rows],
-        batch.targets[rows],
-        batch.swapped,
-        batch.swapped_present,
-        batch.n_prompt[rows],
-        torch.full_like(rows, IGNORE),
-        tuple(batch.keys[row] for row in rows.tolist()),
-        None if batch.below is None else batch.below[rows],
-    )
-
-
 def with_below(model: ITSL, batch: Batch) -> Batch:
     """The batch with its states below the adapted layers, so that several passes need not compute them again."""
     if batch.below is not None or not model.llama.lowest:
