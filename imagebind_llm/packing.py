@@ -93,6 +93,22 @@ def _widened(tensor: Tensor, columns: int, value: int) -> Tensor:
     return out
 
 
+def with_other_clips(batch: Batch) -> Batch | None:
+    """The answers that are held against another clip, with its sound and picture; None if there are none. No head is taught."""
+    if (rows := batch.contrasted) is None or batch.n_prompt is None:
+        return None
+    return Batch(
+        batch.tokens[rows],
+        batch.targets[rows],
+        batch.swapped,
+        batch.swapped_present,
+        batch.n_prompt[rows],
+        torch.full_like(rows, IGNORE),
+        tuple(batch.keys[row] for row in rows.tolist()),
+        None if batch.below is None else batch.below[rows],
+    )
+
+
 def joined(first: Batch, second: Batch) -> Batch:
     """The rows of both batches in one, so that one forward pass serves them; without what that does not need."""
     longest = max(first.tokens.shape[1], second.tokens.shape[1])

@@ -22,7 +22,7 @@ from imagebind_llm.batches import Collator, by_length, load, shares, steps_of_ep
 from imagebind_llm.generate import NotFiniteError
 from imagebind_llm.losses import contrast, intent_cross_entropy, rationale_nll
 from imagebind_llm.model import ITSL
-from imagebind_llm.packing import joined, packed, split
+from imagebind_llm.packing import joined, packed, split, with_other_clips
 from imagebind_llm.records import IGNORE, Batch, Output
 from imagebind_llm.records import Sequence as Ids
 from imagebind_llm.self_critical import Critic, CriticSums, Sampled
@@ -238,22 +238,6 @@ def _criticised(
     output = model(wide, checkpoint=settings.checkpoint_activations)
     before = rows.answers(critic.critic.at_the_start(itsl, wide))
     return rows.rows(output), critic.critic.loss(sampled, rows.answers(output), rows.asked, before, critic.sums)
-
-
-def with_other_clips(batch: Batch) -> Batch | None:
-    """The answers that are held against another clip, with its sound and picture; None if there are none. No head is taught."""
-    if (rows := batch.contrasted) is None or batch.n_prompt is None:
-        return None
-    return Batch(
-        batch.tokens[rows],
-        batch.targets[rows],
-        batch.swapped,
-        batch.swapped_present,
-        batch.n_prompt[rows],
-        torch.full_like(rows, IGNORE),
-        tuple(batch.keys[row] for row in rows.tolist()),
-        None if batch.below is None else batch.below[rows],
-    )
 
 
 def with_below(model: ITSL, batch: Batch) -> Batch:
