@@ -25,7 +25,8 @@ from imagebind_llm.demo_world.cues import TYPICAL  # noqa: E402
 from imagebind_llm.demo_world.phrases import PHRASES  # noqa: E402
 from imagebind_llm.faithfulness import Change  # noqa: E402
 from imagebind_llm.judge import Figures  # noqa: E402
-from imagebind_llm.scoring import read_rationales  # noqa: E402
+from imagebind_llm.records import Example  # noqa: E402
+from imagebind_llm.scoring import Rationale, read_rationales  # noqa: E402
 from imagebind_llm.settings import DemoWorldSettings, TrainSettings  # noqa: E402
 
 
@@ -200,6 +201,12 @@ def test_before_and_after_are_shown_for_clips_chosen_by_the_rule(world, tmp_path
     assert 'class="judged false"' in before and '<u class="false">' in before and "<small>[" in before
     assert 'class="judged true"' in after and '<u class="true">' in after and "&lt;now&gt;" in after
     assert "not made yet" in section, "of the judge that is not there"
+
+
+def test_where_nothing_has_changed_that_is_said():
+    asked, same = [Example("a", "test", None, "", "Joke")], {"a": {"rationale": "We find nothing."}}
+    chosen, rule = repaired.picked(asked, same, same, {"a": Rationale("a", "Joke", "", {"head": "tilted"})})
+    assert not chosen and "All 1 rationales are the same" in rule
 
 
 def test_how_good_the_judge_is_is_shown_beside_its_colours(tmp_path):

@@ -63,6 +63,8 @@ def picked(
     mended = [e for e in asked if turns(e, before, after, truth)]
     spoilt = [e for e in asked if turns(e, after, before, truth)]
     changed = [e for e in asked if before[e.key]["rationale"] != after[e.key]["rationale"]]
+    if not changed:
+        return [], f"All {len(asked)} rationales are the same before and after: self-criticism has changed nothing."
     others = [e for e in changed if e not in mended]
     rule = (
         f"Of these {len(asked)} clips, {len(changed)} got another rationale. In {len(mended)} what was claimed of atypical "
