@@ -115,8 +115,7 @@ def _change(
                 continue
             changed.append(claims_now.get(cue) != value)
         if how == "swap" and truth:
-            mine, theirs = (known_of(truth[k]) for k in (i, others[i]))
-            followed += follows(claims_now, mine, theirs, CUES_OF[modality])
+            followed += follows(claims_now, known_of(truth[i]), known_of(truth[others[i]]), CUES_OF[modality])
     pairs = list(zip(before, after, strict=True))
     return Change(
         modality,
@@ -129,6 +128,19 @@ def _change(
         intent_changed=sum(was.intent != now.intent for was, now in pairs) / len(pairs),
         text_moved=1 - sum(rouge_l(now.rationale, was.rationale) for was, now in pairs) / len(pairs),
     )
+
+
+def share_following(
+    rationales: Sequence[str], truth: Sequence[Rationale], others: Sequence[int], modality: str
+) -> float | None:
+    """Of what rationales written after a swap claim about cues in which the two clips differ, the share that is true of the
+    clip `others` whose modality was given; None without such claims."""
+    hits = [
+        hit
+        for text, own, other in zip(rationales, truth, others, strict=True)
+        for hit in follows(claims_in(text), known_of(own), known_of(truth[other]), CUES_OF[modality])
+    ]
+    return _share(hits)
 
 
 def known_of(reference: Rationale) -> dict[str, str]:

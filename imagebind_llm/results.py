@@ -1,6 +1,7 @@
 """What a training run ends with: the best checkpoint calibrated on dev, then the test split looked at once.
 
-Where the true cues of dev are known (the demo world), results.json also says how true the first dev rationales are.
+Where the true cues of dev are known (the demo world), results.json also says how true some dev rationales are, and how far they
+follow when sound or pictures are swapped.
 
 OUTPUT_DIR/best/calibration.json    OUTPUT_DIR/results.json    OUTPUT_DIR/predictions_{dev,test}.jsonl
 """
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from imagebind_llm import checkpoint, distributed
 from imagebind_llm.batches import Collator
+from imagebind_llm.faithfulness import another_clip, perturbed, share_following
 from imagebind_llm.inference import (
     CALIBRATION,
     MAX_NEW_TOKENS,
@@ -27,13 +29,14 @@ from imagebind_llm.inference import (
 from imagebind_llm.metrics import calibration_error, scores
 from imagebind_llm.records import Sequence as Ids
 from imagebind_llm.run import Run
-from imagebind_llm.scoring import COLUMNS, claim_rows, read_rationales
+from imagebind_llm.scoring import COLUMNS, Rationale, claim_rows, read_rationales
 from imagebind_llm.store import write_atomic
 from imagebind_llm.tokenizers import LlamaTokenizer
 
 RESULTS = "results.json"  # written last
 BATCH = 32  # on a GPU no more than training showed to fit
 ALPHA_ROWS = 128  # of dev, for the choice of alpha
+SWAPPED_ROWS = 32  # of these, explained again with the sound, then with the pictures of another
 Scored = tuple[Tensor, Tensor, Tensor]  # log-probabilities (N,C) by head and by decoder, gold (N,)
 
 
@@ -69,9 +72,11 @@ def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
     found = {split: _scored(explainer, rows, corpus.prompts[split], collate, batch) for split, rows in splits.items()}
     calibration = calibrate(*found["dev"]) if "dev" in found else Calibration()
     written: dict[str, str] = {}
+    following: dict[str, float | None] = {}
     if run.verifier is not None and "dev" in found:
         dev = (corpus.splits["dev"], corpus.prompts["dev"], found["dev"])
         calibration, written = _with_alpha(explainer, calibration, *dev, collate, batch, run.settings.seed)
+        following = _following(run, explainer, list(written), collate, batch)
     if not distributed.is_main():
         return
     save_calibration(checkpoint.resolve(folder), calibration)
@@ -89,6 +94,10 @@ def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
     if written and (claims := _claims(run, calibration, found["dev"], written)):
         results["dev"]["claims"] = claims
         run.say(_claims_line(claims["model"], len(written)))
+    if following:
+        results["dev"]["following"] = following
+        shares = [f"{name} {'–' if share is None else f'{share:.3f}'}" for name, share in following.items()]
+        run.say(f"claims that follow a swap, {min(SWAPPED_ROWS, len(written))} dev clips: {' '.join(shares)}")
     write_atomic(run.root / RESULTS, json.dumps(results, indent=1).encode())
 
 
@@ -139,25 +148,59 @@ def _with_alpha(
     head, decoder, gold = (part[drawn] for part in found)
     known = [known[i] for i in drawn.tolist()]
     p = calibration.probabilities(head, decoder)
-    own = list(range(len(known)))[distributed.rank() :: distributed.world_size()]
+    texts = _rationales(explainer, [prompts[i] for i in known], *collate.embeddings([sequences[i] for i in known]), batch)
+    alpha = choose_alpha(p, explainer.read(p, texts), gold)
+    return replace(calibration, alpha=alpha), {sequences[i].key: text for i, text in zip(known, texts, strict=True)}
+
+
+def _rationales(
+    explainer: Explainer, prompts: Sequence[list[int]], embeddings: Tensor | None, present: Tensor | None, batch: int
+) -> list[str]:
+    """One for each prompt, in order; ranks share them."""
+    own = list(range(len(prompts)))[distributed.rank() :: distributed.world_size()]
     written: list[tuple[int, str]] = []
     for start in range(0, len(own), batch):
         part = own[start : start + batch]
-        asked = [prompts[known[i]] for i in part]
-        embeddings = collate.embeddings([sequences[known[i]] for i in part])
-        _, texts = explainer.answer(asked, *embeddings, MAX_NEW_TOKENS)
+        clips = [None if rows is None else rows[part] for rows in (embeddings, present)]
+        _, texts = explainer.answer([prompts[i] for i in part], *clips, MAX_NEW_TOKENS)
         written += list(zip(part, (text for text, _ in texts), strict=True))
-    texts_in_order = [text for _, text in sorted(pair for rank in distributed.gather_objects(written) for pair in rank)]
-    alpha = choose_alpha(p, explainer.read(p, texts_in_order), gold)
-    return replace(calibration, alpha=alpha), {sequences[i].key: text for i, text in zip(known, texts_in_order, strict=True)}
+    return [text for _, text in sorted(pair for rank in distributed.gather_objects(written) for pair in rank)]
+
+
+def _known_cues(run: Run, keys: Sequence[str]) -> dict[str, Rationale]:
+    """The references with true cues of these clips; nothing where the data set's rationales.jsonl does not know them all."""
+    file = Path(run.settings.data_path) / "rationales.jsonl"  # faithful, whatever --rationales was trained on
+    known = read_rationales(file) if file.is_file() else {}
+    return known if all(key in known and known[key].cues for key in keys) else {}
+
+
+def _following(run: Run, explainer: Explainer, keys: Sequence[str], collate: Collator, batch: int) -> dict[str, float | None]:
+    """How far rationales follow a swap of sound and of pictures among the first SWAPPED_ROWS of these dev clips; nothing where
+    no cues are known, or the words alone."""
+    keys = keys[:SWAPPED_ROWS]
+    known = _known_cues(run, keys)
+    if not known or len(keys) < 2:
+        return {}
+    places = {row.key: i for i, row in enumerate(run.corpus.splits["dev"])}
+    rows = [places[key] for key in keys]
+    prompts = [run.corpus.prompts["dev"][i] for i in rows]
+    vectors, present = collate.embeddings([run.corpus.splits["dev"][i] for i in rows])
+    if vectors is None or present is None:
+        return {}
+    others, truth = another_clip(len(keys), run.settings.seed), [known[key] for key in keys]
+    found = {}
+    for modality in (name for name in ("audio", "vision") if name in run.settings.modalities):
+        _, *clips = perturbed([], vectors, present, modality, "swap", others)
+        texts = _rationales(explainer, prompts, *clips, batch)
+        found[modality] = share_following(texts, truth, others, modality)
+    return found
 
 
 def _claims(run: Run, calibration: Calibration, found: Scored, written: dict[str, str]) -> dict[str, dict]:
     """How true the rationales `written` for some dev rows are, beside references and clip-blind templates; nothing where the
-    data set's rationales.jsonl does not know the true cues."""
-    file = Path(run.settings.data_path) / "rationales.jsonl"  # faithful, whatever --rationales was trained on
-    known = read_rationales(file) if file.is_file() else {}
-    if not all(key in known for key in written):
+    data set does not know the true cues."""
+    known = _known_cues(run, list(written))
+    if not known:
         return {}
     places = {row.key: i for i, row in enumerate(row for row in run.corpus.splits["dev"] if row.intent is not None)}
     head, decoder, gold = (part[[places[key] for key in written]] for part in found)

@@ -177,6 +177,8 @@ def test_finetuning_ends_with_results_calibration_and_verifier(clips, tmp_path):
     assert results["dev"]["claims"]["template of the gold intent"]["cue_precision"] == 1, "of clips that are all typical"
     assert {"model", "references", "template of the predicted intent"} < results["dev"]["claims"].keys()
     assert "claims of 6 dev rationales: cue P" in done.out
+    assert set(results["dev"]["following"]) == {"audio", "vision"}
+    assert "claims that follow a swap, 6 dev clips: audio" in done.out
     rows = read_lines(tmp_path / "predictions_test.jsonl")
     assert [row["key"] for row in rows] == [key_of("test", i) for i in range(ROWS["test"])]
     assert [row["gold"] for row in rows] == [*INTENTS, *INTENTS]

@@ -11,7 +11,7 @@ from imagebind_llm.config import MODALITIES
 from imagebind_llm.demo_world.cues import CUES, CUES_OF, FAMILIES
 from imagebind_llm.demo_world.phrases import GISTS, PHRASES
 from imagebind_llm.demo_world.write import rows
-from imagebind_llm.faithfulness import another_clip, faithfulness, main, markdown, perturbed
+from imagebind_llm.faithfulness import another_clip, faithfulness, main, markdown, perturbed, share_following
 from imagebind_llm.records import Example
 from imagebind_llm.scoring import Rationale
 
@@ -114,3 +114,16 @@ def test_the_command_ends_with_a_sentence(tmp_path, capsys):
     given = ["--checkpoint", str(tmp_path / "absent"), "--data_path", str(tmp_path), "--emb_path", str(tmp_path)]
     assert main(given) == 2
     assert "imagebind_llm.faithfulness: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("modality", ["audio", "vision"])
+def test_claims_follow_a_swap_of_what_was_swapped_alone(world, modality):
+    examples, embeddings, present, truth = world
+    others = another_clip(N, 0)
+
+    def share(changed: str) -> float | None:
+        told = reads_what_is_there(*perturbed(examples, embeddings, present, changed, "swap", others))
+        return share_following([said.rationale for said in told], truth, others, modality)
+
+    assert share(modality) == 1 and share("vision" if modality == "audio" else "audio") == 0
+    assert share_following([""] * N, truth, others, modality) is None
