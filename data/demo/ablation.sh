@@ -66,6 +66,9 @@ for seed in $SEEDS; do
     train "$S/claims" "${from[@]}" "${JUDGED[@]}" --credit claim
     train "$S/whole answer" "${from[@]}" "${JUDGED[@]}" --credit answer
     train "$S/claims to go" "${from[@]}" "${JUDGED[@]}" --credit to_go
+    train "$S/best of samples" "${from[@]}" "${JUDGED[@]}" --credit best
+    train "$S/corrected" "${from[@]}" "${JUDGED[@]}" --credit corrected
+    train "$S/local" "${from[@]}" "${JUDGED[@]}" --credit local
     train "$S/loo" "${critic[@]}"
     if [ "$REFERENCES" = faithful ]; then # the parts of the method as they were before claims were judged
         train "$S/intent only" "${start[@]}" --w_rationale 0

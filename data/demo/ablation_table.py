@@ -35,6 +35,7 @@ from imagebind_llm.verifier import VerifierError
 
 ROWS = (
     *("supervised", "supervised longer", "captions mixed in", "believed references", "claims", "whole answer", "claims to go"),
+    *("best of samples", "corrected", "local"),
     *("intent only", "rationale only", "greedy", "loo", "group"),
     *("without consistency", "summed rewards", "rationale first supervised", "rationale first"),
 )
