@@ -29,7 +29,8 @@ def script(tmp_path):
         # what the training would have left
         for name in ("pretrain", "supervised", "loo", "intent only", "contrast", "captions mixed in"):
             (tmp_path / "out" / "seed0" / name).mkdir(parents=True, exist_ok=True)
-        for references, name in itertools.product(("blind", "10"), ("supervised", "claims")):
+        judged = ("supervised", "claims", "best of samples", "corrected", "local")
+        for references, name in itertools.product(("blind", "10"), judged):
             (tmp_path / "out" / references / "seed0" / name).mkdir(parents=True, exist_ok=True)
         command = ["bash", str(ROOT / "data" / "demo" / "ablation.sh"), "DATA", "EMB", str(tmp_path / "out")]
         own = {"SEEDS": "0", "PYTHON": str(python), "PLACES": "2"} | variables
@@ -77,6 +78,19 @@ def test_processor_time_is_summed_over_attempts(tmp_path):
     (tmp_path / "training_times").write_text("0m0.010s 0m0.020s\n1m2.500s 0m3.000s\n0m0.000s 0m0.000s\n2m0.500s 0m0.000s\n")
     assert ablation_table.cpu_seconds(tmp_path / "training_times") == pytest.approx(186.03)
     assert np.isnan(ablation_table.cpu_seconds(tmp_path / "answering_times"))
+
+
+def test_rivals_of_claims_differ_from_them_in_their_credit_alone_and_have_rows_in_the_table(script, tmp_path):
+    rivals = {"claims": "claim", "best of samples": "best", "corrected": "corrected", "local": "local"}
+    assert set(rivals) <= set(ablation_table.ROWS)
+    runs = script(ONLY=",".join(rivals), REFERENCES="blind")[0]
+    assert runs[-4:] == list(rivals)
+    lines = [line for line in (tmp_path / "asked").read_text().splitlines() if "engine_finetune.py" in line][-4:]
+    flags = [line.split("--emb_path")[1] for line in lines]
+    credits = list(rivals.values())
+    assert [line.removesuffix(f"--credit {credit}") for line, credit in zip(flags, credits, strict=True)] == 4 * [
+        flags[0].removesuffix("--credit claim")
+    ]
 
 
 def test_every_number_of_ranks_has_eight_rows_a_step(script, tmp_path):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from toy_training import (
+    TOKENIZER,
     Done,
     apart,
     call,
@@ -30,6 +31,7 @@ from imagebind_llm.checkpoint import read_info
 from imagebind_llm.choice import WINDOW, Guard
 from imagebind_llm.config import REWARD_WEIGHTS
 from imagebind_llm.records import Answer
+from imagebind_llm.tokenizers import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +218,28 @@ def test_claims_are_credited_and_the_run_says_by_what_judge(world, seen, talk, t
     assert done.code == 0 and [row["best_of"] for row in read_lines(tmp_path / "best.jsonl")] == [None, None], done.err
     done = call(explain.main, **asked, best_of=2, judge=tmp_path)
     assert done.code == 2 and "no judge can be read" in done.err
+
+
+def test_rivals_of_claims_run_and_each_learns_something_of_its_own(world, seen, talk, tmp_path, monkeypatch):
+    says = (" a smile, a sob, a wink.", " a frown, a cry, a shrug.", " a grin, a nod, a bow.", " a wave, a hum.")
+    tokenizer, expectation = load_tokenizer(TOKENIZER), self_critical.local_expectation
+
+    def said(model, prompts, max_new, eos, *, n_samples, **_):
+        chosen = [[says[(zlib.crc32(repr(p).encode()) + n * n_samples) % 4] for n in range(n_samples)] for p in prompts]
+        return [[tokenizer.encode(text)[: max_new - 1] for text in texts] for texts in chosen]
+
+    monkeypatch.setattr(self_critical, "generate", said)
+    monkeypatch.setattr(self_critical, "local_expectation", lambda logp, v: expectation(logp / 50, v))  # or p is 0 here
+    flags = {name: {"credit": name, "w_critic": 8} for name in ("best", "local", "corrected")}
+    for name, own in (flags | {"none": {"w_critic": 1e-9}}).items():
+        done = train(world | seen, tmp_path / name, **own, limit=8)
+        assert done.code == 0, done.err
+    for name in flags:
+        scores = read_lines(tmp_path / name / "log.txt")[0]["train"]
+        assert scores["claims"] > 2 and scores["skipped"] < 1 and scores["advantage"] > 0 and scores["length"] > 1
+        assert ("kl" in scores) == (name == "best"), "sampled answers are scored by it alone"
+    found = [weights(tmp_path / name) for name in (*flags, "none")]
+    assert all(apart(a, b) > 1e-4 for i, a in enumerate(found) for b in found[:i])
 
 
 @pytest.mark.slow

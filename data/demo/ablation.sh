@@ -88,6 +88,9 @@ for seed in $SEEDS; do
     train "$S/claims" "${from[@]}" "${JUDGED[@]}" --credit claim
     train "$S/whole answer" "${from[@]}" "${JUDGED[@]}" --credit answer
     train "$S/claims to go" "${from[@]}" "${JUDGED[@]}" --credit to_go
+    train "$S/best of samples" "${from[@]}" "${JUDGED[@]}" --credit best
+    train "$S/corrected" "${from[@]}" "${JUDGED[@]}" --credit corrected
+    train "$S/local" "${from[@]}" "${JUDGED[@]}" --credit local
     for k in 4 8; do
         best_of $k supervised
         best_of $k claims

@@ -36,7 +36,7 @@ from imagebind_llm.verifier import VerifierError
 
 ROWS = (
     *("supervised", "supervised longer", "captions mixed in", "contrast", "believed references"),
-    *("claims", "whole answer", "claims to go"),
+    *("claims", "whole answer", "claims to go", "best of samples", "corrected", "local"),
     *("supervised best of 4", "supervised best of 8", "claims best of 4", "claims best of 8"),
     *("intent only", "rationale only", "greedy", "loo", "group"),
     *("without consistency", "summed rewards", "rationale first supervised", "rationale first"),
@@ -215,7 +215,8 @@ def finite(scores: dict[str, float]) -> dict[str, float | None]:
 
 def spread(values: list[float]) -> str:
     """Mean and, of several, standard deviation; a dash for what is not known."""
-    if not np.isfinite(values).all():
+    values = [value for value in values if np.isfinite(value)]
+    if not values:
         return "–"
     return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
 
