@@ -1,6 +1,7 @@
-"""README says what is true now: its commands exist with these flags, its tree and its rows name the modules that are there.
+"""README and the pages in docs/ say what is true now: their commands exist with these flags, their links lead somewhere, the
+tree and the rows name the modules that are there.
 
-Every command is also run, at toy size, in README's order, by test_readme_commands.py.
+Every command is also run, at toy size, page by page, by test_readme_commands.py.
 """
 
 import re
@@ -13,8 +14,15 @@ import pytest
 from test_structure import FILES, ROW, concept
 
 ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+ORDER = (  # in which a reader tries them: what a page's commands need, one before it makes
+    *("results", "embeddings", "training", "explaining", "rationales", "classifier", "scoring", "weights", "demo"),
+    *("performance", "differences", "architecture"),
+)
+MOST_BYTES = 12 * 1024
 README = (ROOT / "README.md").read_text()
-LINES = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line.strip()]
+PAGES = "\n".join([README, *((DOCS / f"{name}.md").read_text() for name in ORDER)])
+LINES = [line for block in re.findall(r"```bash\n(.*?)```", PAGES, re.DOTALL) for line in block.splitlines() if line.strip()]
 COMMANDS = [shlex.split(line, comments=True) for line in LINES]
 
 
@@ -28,7 +36,44 @@ def program(command: list[str]) -> list[str] | None:
 
 
 def test_there_are_commands():
-    assert len(COMMANDS) >= 8
+    assert len(COMMANDS) >= 30
+
+
+def test_readme_is_short_and_leads_to_every_page():
+    assert len(README.encode()) <= MOST_BYTES, "the first page is read in minutes: move it to docs/"
+    assert sorted(ORDER) == sorted(path.stem for path in DOCS.glob("*.md")), "its commands are not tested"
+    assert not [name for name in ORDER if f"](docs/{name}.md" not in README]
+
+
+# --- links ------------------------------------------------------------------------------------------------------------
+
+LINKING = sorted({*ROOT.glob("*.md"), *DOCS.glob("*.md"), *ROOT.glob("data/*/README.md"), *ROOT.glob("checkpoints/*.md")})
+
+
+def anchors(page: str) -> set[str]:
+    """What GitHub makes of the headings: lower case, without punctuation, spaces as hyphens."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", page, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", LINKING, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings_that_are_there(path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        if not re.match(r"https?:", target):
+            file, _, anchor = target.partition("#")
+            there = (path.parent / file).resolve() if file else path
+            assert there.exists(), f"{path.name} links to {target}"
+            assert not anchor or anchor in anchors(there.read_text()), f"{path.name}: no heading {target}"
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda path: path.name)
+def test_files_that_pages_name_are_there(path):
+    roots = (ROOT, ROOT / "imagebind_llm", ROOT / "data" / "demo")
+    named = set(re.findall(r"`((?:[\w.]+/)*[\w]+\.(?:py|sh))`", path.read_text()))
+    assert not {name for name in named if not any((root / name).is_file() for root in roots)}
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] == "make"], ids=" ".join)
@@ -84,7 +129,8 @@ def test_flags_of_the_torchrun_lines_of_the_data_sets_are_known(path, known_flag
 
 def test_tree_and_rows_name_the_modules_that_are_there():
     modules = {concept(path) for path in FILES} - {"__init__"}
-    tree, rows = (re.search(rf"```\n({start}.*?)```", README, re.DOTALL).group(1) for start in ("avt_get_emb.py", "0  "))
+    page = (DOCS / "architecture.md").read_text()
+    tree, rows = (re.search(rf"```\n({start}.*?)```", page, re.DOTALL).group(1) for start in ("avt_get_emb.py", "0  "))
     assert not {name for name in modules if not re.search(rf"\b{name}(\.py|/)", tree)}
     written = {name: int(line.split()[0]) for line in rows.splitlines() for name in line.split()[1:]}
     assert {name: written[name] for name in modules} == {name: ROW[name] for name in modules}

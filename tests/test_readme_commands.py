@@ -1,4 +1,4 @@
-"""Every ```bash line of README does what it says, at toy size, in README's order, in a folder laid out as README has it.
+"""Every ```bash line of README and docs/ does what it says, at toy size, page by page, in a folder laid out as they have it.
 
 Nothing in a command is replaced but the number of processes; `TOY` says what is added to make it quick, and what takes the
 place of weights that are not here: the tiny encoder, a random LLaMA in Meta's layout, a chat server on this machine.
@@ -16,7 +16,7 @@ from chat_server import ChatServer
 from media_files import write_clip
 from mintrec_folder import write_mintrec
 from test_demo_run import run as demo
-from test_readme import COMMANDS, README, ROOT, program
+from test_readme import COMMANDS, PAGES, ROOT, program
 from toy_training import write_alpaca, write_llama
 
 NEEDS = {  # a command's beginning: why it is checked for its flags only
@@ -57,7 +57,7 @@ def made_small(command: list[str]) -> list[str]:
     own = command[command.index(what[-1]) + 1 :] + shlex.split(TOY[name])
     if name == "engine_finetune.py" and "--llama_model_path" not in own:
         own += ["--llama_model_path", "LLAMA_FOLDER"]
-    if "bfloat16" in own:  # README's other way to make the same store, which would be refused beside the first
+    if "bfloat16" in own:  # the pages' other way to make the same store, which would be refused beside the first
         own += ["--output_dir", "runs/bfloat16"]
     ranks = ["-m", "torch.distributed.run", "--nproc_per_node", "2"] if command[0] == "torchrun" else []
     return [sys.executable, *ranks, *what, *own]
@@ -74,14 +74,14 @@ def test_every_command_is_run_or_said_to_need_what_is_not_here():
         name = " ".join(program(command) or command[:2])
         assert not wanted(command) or name == "make demo" or name in TOY, f"neither run nor in NEEDS: {' '.join(command)}"
     for prefix in NEEDS:
-        assert any(" ".join(command).startswith(prefix) for command in COMMANDS), f"README has no command {prefix}"
+        assert any(" ".join(command).startswith(prefix) for command in COMMANDS), f"no page has a command {prefix}"
     for command in commands_of_demo():
         assert " ".join(program(command) or []) in TOY, command
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A working copy as README's reader has it, with the files that README calls by name."""
+    """A working copy as a reader has it, with the files that the pages call by name."""
     root = tmp_path_factory.mktemp("copy")
     for path in ROOT.iterdir():
         if path.name not in ("data", "runs") and not path.name.startswith("."):
@@ -107,7 +107,7 @@ def test_every_command_runs_in_order(place):
     with ChatServer() as server:
         for command in [*commands_of_demo(), *filter(wanted, COMMANDS)]:
             if command[0] == "make":
-                continue  # its commands came first: what README shows before it is made by it
+                continue  # its commands came first: what the pages show before it is made by it
             words = made_small([re.sub(r"\$(\w+)", lambda name: variables[name[1]], word) for word in command])
             if "write_rationales.py" in words:
                 words += ["--base_url", server.url]
@@ -115,6 +115,6 @@ def test_every_command_runs_in_order(place):
             if done.returncode not in EXITS.get(" ".join(program(command) or []), {0}):
                 failed.append(f"{' '.join(words[1:])}\n{done.stdout[-1000:]}{done.stderr[-2000:]}")
     assert not failed, "\n\n".join(failed)
-    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+    for block in re.findall(r"```python\n(.*?)```", PAGES, re.DOTALL):
         done = subprocess.run([sys.executable, "-c", block], cwd=place, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The import rows of README's "How it is built": a module imports package modules from rows above its own only."""
+"""The import rows of docs/architecture.md: a module imports package modules from rows above its own only."""
 
 import ast
 from pathlib import Path

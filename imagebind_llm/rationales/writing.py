@@ -87,7 +87,9 @@ def load_items(settings: RationaleSettings) -> tuple[Dataset, Taxonomy, list[Ite
     """The clips to explain, in file order; rows without an intent of the taxonomy are left out."""
     dataset = load_dataset(settings.data_path, settings.splits)
     if dataset.taxonomy is None:
-        raise DataError(f"{dataset.root}: a plain folder names no intents to explain; bring it into MIntRec's layout (README)")
+        raise DataError(
+            f"{dataset.root}: a plain folder names no intents to explain; bring it into MIntRec's layout (docs/embeddings.md)"
+        )
     taxonomy = dataset.taxonomy
     evidence = read_evidence(Path(settings.evidence), dataset) if settings.evidence else {}
     before = dialogue_before(dataset.examples, settings.context)
