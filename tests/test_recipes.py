@@ -64,12 +64,20 @@ def test_the_recipe_goes_from_the_folder_to_the_report_and_a_second_run_has_noth
     assert done.returncode == 0, done.stdout + done.stderr
     assert [line[3:5] for line in done.stdout.splitlines() if re.match(r"== \d", line)] == [f"{i}." for i in range(1, 9)]
     run = tmp_path / "seed0"
+    assert "judge, fitted on captions" in done.stdout and (run / "critic" / "best" / "judge.json").is_file()
     assert len(read_lines(run / "answers.jsonl")) == ROWS["test"]
     assert json.loads((run / "critic" / "results.json").read_text())["checkpoint"] == str(run / "critic" / "best")
     assert (run / "report" / "report.html").is_file() and (tmp_path / "probe" / "report.html").is_file()
     again = recipe("mintrec", folder, tmp_path, llama)
     assert again.returncode == 0 and "training" not in again.stdout, again.stdout + again.stderr
     assert again.stdout.count("is done (") == 3 and "0 embedded now" in again.stdout
+
+
+@pytest.mark.slow
+def test_without_captions_the_judge_is_fitted_on_rationales(folder, llama, tmp_path):
+    done = recipe("mintrec", folder, tmp_path, llama, CAPTIONS=str(tmp_path / "none.json"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4. first stage: left out" in done.stdout and "judge, fitted on rationales" in done.stdout
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@
 #                                                                              DATA and OUT on a disk that all nodes see
 # CAPTIONS: a JSON of {key, caption} for the first stage, DATA/captions.json if not given; without one the stage is left out.
 # The self-critical stage needs reference rationales, DATA/rationales.jsonl (write_rationales.py); without them it is left out.
+# Its judge is fitted on CAPTIONS or, where there are none, on the rationales; the console says how far to trust it.
 # TRAIN_ARGS: more flags for every training command.
 set -euo pipefail
 DATA=${1:?usage: $0 DATA [LLAMA]} LLAMA=${2:-}
@@ -64,8 +65,10 @@ say "5. supervised: intent, and rationale where there is one"
 train "$S/itsl" results.json --data_path "$DATA" ${START[@]+"${START[@]}"} --epochs "$EPOCHS" --warmup_epochs 0.5 --lr 1e-3
 BEST=$S/itsl
 if [ -e "$DATA/rationales.jsonl" ]; then
-    say "6. self-critical: the model's own sampled answers, rewarded"
-    train "$S/critic" results.json --data_path "$DATA" --pretrained_path "$S/itsl/best" --epochs "$SHORT" --warmup_epochs 0.1 --lr 2e-4 --gate_lr 1 --w_critic 0.5
+    say "6. self-critical: each claim of the model's own sampled answers is paid for what a judge sees and hears in the clip"
+    JUDGED=(--credit claim --w_critic 8 --w_rationale 0.2 --reward_weights truth=1)
+    [ ! -e "$CAPTIONS" ] || JUDGED+=(--captions "$CAPTIONS") # else the judge is fitted on the rationales, which is worse
+    train "$S/critic" results.json --data_path "$DATA" --pretrained_path "$S/itsl/best" --epochs "$SHORT" --warmup_epochs 0.1 --lr 3e-4 --gate_lr 1 "${JUDGED[@]}"
     BEST=$S/critic
 else
     say "6. self-critical: left out, there is no $DATA/rationales.jsonl (write_rationales.py makes it)"
