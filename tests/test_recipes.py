@@ -77,7 +77,7 @@ def test_the_recipe_goes_from_the_folder_to_the_report_and_a_second_run_has_noth
 def test_without_captions_the_judge_is_fitted_on_rationales(folder, llama, tmp_path):
     done = recipe("mintrec", folder, tmp_path, llama, CAPTIONS=str(tmp_path / "none.json"))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "4. first stage: left out" in done.stdout and "judge, fitted on rationales" in done.stdout
+    assert "4. first stage: left out" in done.stdout and "captions of the clips would make it better" in done.stdout
 
 
 @pytest.mark.slow
