@@ -11,7 +11,7 @@ them. Reads answers.jsonl of each run (explain.py --batch); writes table.md, tab
 import json
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +100,7 @@ def write_table(root: Path, data_path: str) -> str:
     found: dict[str, dict[str, Answers]] = {}
     for name in ROWS:
         done = [folder for folder in sorted(root.glob("seed*")) if (folder / name / "done").exists()]
-        found[name] = {folder.name: answers_of(folder / name, splits["test"], judges) for folder in done}
+        found[name] = {folder.name: run_of(folder / name, splits["test"], judges) for folder in done}
     found = {name: runs for name, runs in found.items() if runs}
     if not found:
         raise DataError(f"{root}: no run is done; make them with data/demo/ablation.sh")
@@ -153,9 +153,17 @@ def without_model(root: Path, told: dict[str, list[Rationale]], judges: Judges) 
     return rows
 
 
-def answers_of(folder: Path, references: list[Rationale], judges: Judges) -> Answers:
-    """One run's answers, scored, and the processor time that they and the training took."""
-    answers = read_rationales(folder / "answers.jsonl")
+def run_of(folder: Path, references: list[Rationale], judges: Judges) -> Answers:
+    """The answers of a run, with the processor time that its training and each answer took."""
+    answers = answers_of(folder / "answers.jsonl", references, judges)
+    minutes, seconds = (cpu_seconds(folder / f"{what}_times") for what in ("training", "answering"))
+    took = {"training_minutes": minutes / 60, "answer_seconds": seconds / len(answers.right)}
+    return replace(answers, scores=answers.scores | took)
+
+
+def answers_of(path: Path, references: list[Rationale], judges: Judges) -> Answers:
+    """One run's answers, scored."""
+    answers = read_rationales(path)
     asked = [row for row in references if row.key in answers]
     gold, guesses = [row.intent for row in asked], [answers[row.key].intent for row in asked]
     texts = [answers[row.key].rationale for row in asked]
@@ -164,8 +172,6 @@ def answers_of(folder: Path, references: list[Rationale], judges: Judges) -> Ans
     scores |= {
         "accuracy": float(right.mean()),
         "macro_f1": float(f1_score(gold, guesses, average="macro", zero_division=0)),
-        "training_minutes": cpu_seconds(folder / "training_times") / 60,
-        "answer_seconds": cpu_seconds(folder / "answering_times") / len(asked),
     }
     return Answers({name: as_number(value) for name, value in scores.items()}, right, cue_counts(texts, asked))
 
