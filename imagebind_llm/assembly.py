@@ -12,7 +12,7 @@ from torch import Tensor
 from imagebind_llm import checkpoint, distributed
 from imagebind_llm.checkpoint import CheckpointError
 from imagebind_llm.config import LLAMA_PRESETS, BridgeConfig, LlamaConfig, ModelConfig, PromptConfig
-from imagebind_llm.labels import MINTREC, MINTREC2, Taxonomy
+from imagebind_llm.labels import Taxonomy
 from imagebind_llm.model import HEAD, ITSL
 from imagebind_llm.settings import TrainSettings
 from imagebind_llm.tokenizers import LlamaTokenizer, check_vocabulary, load_tokenizer
@@ -21,7 +21,6 @@ from imagebind_llm.weights.llama_checkpoint import expected_shapes
 
 DEFAULT_LAYERS, DEFAULT_PROMPTS = 30, 10  # LLaMA-Adapter's
 FINGERPRINT_ROWS = 8  # of every matrix: 20 MB of LLaMA-7B
-TAXONOMIES = {taxonomy.name: taxonomy for taxonomy in (MINTREC, MINTREC2)}
 
 
 @dataclass
@@ -183,11 +182,6 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()[:16]
 
 
-def taxonomy_of(info: dict[str, Any]) -> Taxonomy | None:
-    """The taxonomy that a checkpoint was trained with."""
-    return TAXONOMIES[info["taxonomy"]] if info["taxonomy"] else None
-
-
 # --- where training starts --------------------------------------------------------------------------------------------
 
 
@@ -199,7 +193,7 @@ def _start(settings: TrainSettings, taxonomy: Taxonomy | None) -> Start:
         info = checkpoint.read_info(path)
         config = checkpoint.config_from_json(info["model"])
         tensors = checkpoint.read_tensors(path)
-        if (taxonomy.name if taxonomy else None) != info["taxonomy"]:  # the head is for other labels
+        if (taxonomy.described() if taxonomy else None) != info["taxonomy"]:  # the head is for other labels
             tensors = {name: t for name, t in tensors.items() if not name.startswith(HEAD)}
         return Start(config.prompts, config.bridge, tensors, info["llama"])
     adapter = open_adapter(path, settings.adapter_layer)

@@ -1,6 +1,6 @@
 """What is trained on: a MIntRec-like folder, a JSON of instructions or a JSON of captions, as token sequences by split.
 
-MIntRec, MIntRec2.0   every clip asks for its intent and, where rationales.jsonl has one, for its rationale
+MIntRec, MIntRec2.0, a table with splits and labels: every clip asks for its intent and, where rationales.jsonl has one, why
 instructions.json     [{"instruction", "input", "output"}, ...]; optionally "key" or "clip", "intent", "rationale", "split"
 captions.json         [{"key" or "clip", "caption"}, ...]; optionally "split": the first stage
 """
@@ -163,9 +163,11 @@ def _read_folder(path: Path, settings: TrainSettings) -> Read:
     dataset = load_dataset(path)
     if dataset.taxonomy is None:
         raise DataError(
-            f"{path}: a plain folder of clips has no splits and labels to train on; expected MIntRec's or MIntRec2.0's "
-            f"train.tsv and dev.tsv, or a JSON of instructions"
+            f"{path}: no splits and labels to train on; expected MIntRec's or MIntRec2.0's train.tsv and dev.tsv, a table of "
+            f"your own with the columns path, text, split (train, dev, test) and label, or a JSON of instructions"
         )
+    if dotted := [label for label in dataset.taxonomy.labels if "." in label]:
+        raise DataError(f"{path}: the label {dotted[0]!r} has a full stop, which ends a label in an answer; write it without")
     if "train" not in dataset.splits:
         raise DataError(f"{path}: no train.tsv; there are: {', '.join(dataset.splits)}")
     unknown = dataset.taxonomy.out_of_scope

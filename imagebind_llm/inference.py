@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from imagebind_llm import checkpoint
-from imagebind_llm.assembly import Assembled, SharedLlama, digest, frozen_dtype, open_language, restore, taxonomy_of
+from imagebind_llm.assembly import Assembled, SharedLlama, digest, frozen_dtype, open_language, restore
 from imagebind_llm.batches import Collator
 from imagebind_llm.best_of import BestOf
 from imagebind_llm.checkpoint import CheckpointError, check_store, read_info
@@ -26,7 +26,7 @@ from imagebind_llm.config import NO_MODALITY
 from imagebind_llm.corpus import ask
 from imagebind_llm.generate import GREEDY, Sampling, generate, read_prompts, score_rows, uniform
 from imagebind_llm.instructions import LEAD, answer_text, encode_prompt
-from imagebind_llm.labels import Taxonomy
+from imagebind_llm.labels import Taxonomy, taxonomy_of
 from imagebind_llm.records import Example
 from imagebind_llm.store import Store, write_atomic
 from imagebind_llm.tokenizers import LlamaTokenizer
@@ -161,7 +161,7 @@ class Explainer:
         """A checkpoint folder; with `shared`, several around one LLaMA in memory. Raises CheckpointError, also for one that was
         trained on instructions or captions alone."""
         info = read_info(folder)
-        taxonomy = taxonomy_of(info)
+        taxonomy = taxonomy_of(info["taxonomy"])
         if taxonomy is None:
             raise CheckpointError(
                 f"{folder}: trained without intents (--stage {info['settings']['stage']}); it cannot name any"

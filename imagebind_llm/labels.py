@@ -1,11 +1,13 @@
-"""Intent taxonomies: the 20 intents of MIntRec and the 30 (+ out of scope) of MIntRec2.0, in their official order.
+"""Intent taxonomies: MIntRec's 20 intents and MIntRec2.0's 30 (+ out of scope) in their official order, and a table's own.
 
-The order is the class index of every published result, so a test freezes it. Sources: MIntRec (ACM MM 2022,
+The official order is the class index of every published result, so a test freezes it. Sources: MIntRec (ACM MM 2022,
 doi 10.1145/3503161.3547906), MIntRec2.0 (ICLR 2024, arXiv:2403.10943).
 """
 
 import difflib
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
 
 EXPRESS = "Express emotions or attitudes"
 ACHIEVE = "Achieve goals"
@@ -13,11 +15,12 @@ ACHIEVE = "Achieve goals"
 
 @dataclass(frozen=True)
 class Taxonomy:
-    """Intent labels in class order, each with its coarse class; `out_of_scope` (if any) is the index after the last."""
+    """Intent labels in class order, each with its coarse class (`express` None: there are none); `out_of_scope` (if any) is the
+    index after the last."""
 
     name: str
     labels: tuple[str, ...]
-    express: frozenset[str]
+    express: frozenset[str] | None = None
     out_of_scope: str | None = None
 
     def canonical(self, label: str) -> str:
@@ -25,8 +28,8 @@ class Taxonomy:
 
         Raises ValueError, naming the nearest label, if it is none of this taxonomy's.
         """
-        wanted = label.strip().lower().replace("_", " ")
-        known = {name.lower(): name for name in (*self.labels, *filter(None, [self.out_of_scope]))}
+        wanted = _plain(label)
+        known = {_plain(name): name for name in (*self.labels, *filter(None, [self.out_of_scope]))}
         found = known.get({"ask help": "ask for help"}.get(wanted, wanted))
         if found is None:
             near = difflib.get_close_matches(wanted, known, n=1)
@@ -46,9 +49,39 @@ class Taxonomy:
         name = self.canonical(label)
         return len(self.labels) if name == self.out_of_scope else self.labels.index(name)
 
-    def coarse(self, label: str) -> str:
-        """'Express emotions or attitudes' or 'Achieve goals'."""
+    def coarse(self, label: str) -> str | None:
+        """'Express emotions or attitudes' or 'Achieve goals'; None without coarse classes."""
+        if self.express is None:
+            return None
         return EXPRESS if self.canonical(label) in self.express else ACHIEVE
+
+    def described(self) -> str | dict[str, Any]:
+        """What a checkpoint remembers: the name of a published taxonomy, all of another. `taxonomy_of` reads it."""
+        if PUBLISHED.get(self.name) == self:
+            return self.name
+        return asdict(self) | {"express": None if self.express is None else sorted(self.express)}
+
+
+def _plain(label: str) -> str:
+    return label.strip().lower().replace("_", " ")
+
+
+def own_taxonomy(labels: Iterable[str]) -> Taxonomy:
+    """The labels of a table of one's own, in alphabetical order, without coarse classes; of labels that differ in letter case
+    or underscores alone, the first spelling in that order."""
+    distinct: dict[str, str] = {}
+    for label in sorted({label.strip() for label in labels}, key=lambda label: (label.lower(), label)):
+        distinct.setdefault(_plain(label), label)
+    return Taxonomy("the table's own labels", tuple(distinct.values()))
+
+
+def taxonomy_of(described: str | dict[str, Any] | None) -> Taxonomy | None:
+    """What `Taxonomy.described` has written; None for None."""
+    if described is None or isinstance(described, str):
+        return PUBLISHED[described] if described else None
+    express = described["express"]
+    tuples = {"labels": tuple(described["labels"]), "express": None if express is None else frozenset(express)}
+    return Taxonomy(**described | tuples)
 
 
 MINTREC = Taxonomy(
@@ -75,6 +108,8 @@ MINTREC2 = Taxonomy(
     ),
     out_of_scope="UNK",
 )
+
+PUBLISHED = {taxonomy.name: taxonomy for taxonomy in (MINTREC, MINTREC2)}
 
 # The class order of the original ITSL classifier, for reading numbers beside its own.
 ITSL_ORDER = (

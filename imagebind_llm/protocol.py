@@ -15,7 +15,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
 
 from imagebind_llm.config import MODALITIES, NO_SELECTION
-from imagebind_llm.datasets import SPLITS, DataError, Dataset, load_dataset, normal_text
+from imagebind_llm.datasets import PLAIN, SPLITS, DataError, Dataset, load_dataset, normal_text
 from imagebind_llm.labels import ACHIEVE, EXPRESS, ITSL_ORDER, MINTREC, Taxonomy
 from imagebind_llm.records import Example
 from imagebind_llm.seen import RowMarks, refuse_overlap, row_marks, vector_marks
@@ -147,7 +147,7 @@ def _classes(dataset: Dataset, parts: dict[str, list[Example]], settings: Classi
         if taxonomy != MINTREC:
             raise DataError(f"--label_order itsl orders MIntRec's 20 intents; {dataset.root} is {dataset.layout}")
         taxonomy = replace(MINTREC, labels=ITSL_ORDER)
-    if taxonomy is None:
+    if taxonomy is None or dataset.layout == PLAIN:
         if settings.labels == "coarse":
             raise DataError(f"{dataset.root}: a plain table's own labels have no coarse classes; leave out --labels coarse")
         names = tuple(sorted({str(example.intent) for example in used}))
@@ -161,8 +161,8 @@ def _classes(dataset: Dataset, parts: dict[str, list[Example]], settings: Classi
 
 
 def _coarse(taxonomy: Taxonomy | None, classes: tuple[str, ...]) -> np.ndarray | None:
-    """(C,) bool; None where a class is coarse itself, out of scope, or of no taxonomy."""
-    if taxonomy is None or not set(classes) <= set(taxonomy.labels):
+    """(C,) bool; None where a class is coarse itself, out of scope, or of a taxonomy without coarse classes."""
+    if taxonomy is None or taxonomy.express is None or not set(classes) <= set(taxonomy.labels):
         return None
     return np.array([taxonomy.coarse(name) == EXPRESS for name in classes])
 

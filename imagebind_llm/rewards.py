@@ -27,12 +27,13 @@ EPSILON = 1e-6
 
 
 def intent_reward(answer: Answer, gold: str, taxonomy: Taxonomy) -> float:
-    """1 if the label is right, 0.25 if only its coarse class is, else 0. Out of scope has no coarse class."""
+    """1 if the label is right, 0.25 if only its coarse class is, else 0. Out of scope and a table's own labels have none."""
     if answer.intent == gold:
         return 1.0
     if answer.intent is None or taxonomy.out_of_scope in (answer.intent, gold):
         return 0.0
-    return COARSE_REWARD if taxonomy.coarse(answer.intent) == taxonomy.coarse(gold) else 0.0
+    coarse = taxonomy.coarse(gold)
+    return COARSE_REWARD if coarse is not None and taxonomy.coarse(answer.intent) == coarse else 0.0
 
 
 def rationale_reward(answer: Answer, reference: str | None, cider: CiderD) -> float:

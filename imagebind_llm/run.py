@@ -324,7 +324,7 @@ class Run:
             "data": digest.hexdigest()[:16],
             "rationales": digest_of_rationales(self.corpus),
             "vectors": digest_of_vectors(self.corpus),
-            "taxonomy": self.corpus.taxonomy.name if self.corpus.taxonomy else None,
+            "taxonomy": self.corpus.taxonomy.described() if self.corpus.taxonomy else None,
             "modalities": list(self.settings.modalities),
             "store": json.loads(json.dumps(asdict(store.identity))) if store else None,
             "world_size": distributed.world_size(),

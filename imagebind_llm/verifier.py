@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from imagebind_llm.labels import Taxonomy
+from imagebind_llm.labels import Taxonomy, taxonomy_of
 from imagebind_llm.store import write_atomic
 from imagebind_llm.text_metrics import n_grams, words
 
@@ -148,7 +148,7 @@ class Verifier:
         """Write verifier.safetensors and verifier.json, whole or not at all."""
         state = {
             "format": FORMAT,
-            "taxonomy": asdict(self.taxonomy) | {"express": sorted(self.taxonomy.express)},
+            "taxonomy": self.taxonomy.described(),
             "classes": self.classes,
             "dev": asdict(self.dev) if self.dev else None,
             "vocabulary": list(self.vocabulary),
@@ -167,8 +167,9 @@ class Verifier:
         expected = (FORMAT, len(state["classes"]), len(state["vocabulary"]))
         if (got := (state.get("format"), *tensors["coefficients"].shape)) != expected:
             raise VerifierError(f"{where}: expected format and sizes {expected}, got {got}; training fits and saves one")
-        labels = state["taxonomy"]
-        taxonomy = Taxonomy(**labels | {"labels": tuple(labels["labels"]), "express": frozenset(labels["express"])})
+        taxonomy = taxonomy_of(state["taxonomy"])
+        if taxonomy is None:
+            raise VerifierError(f"{where}: it names no labels; training fits and saves a verifier")
         verifier = cls(taxonomy, state["vocabulary"], tensors, state["classes"])
         verifier.dev = Check(**state["dev"]) if state["dev"] else None
         return verifier

@@ -79,6 +79,16 @@ def test_every_command_is_run_or_said_to_need_what_is_not_here():
         assert " ".join(program(command) or []) in TOY, command
 
 
+def write_own_table(root: Path) -> None:
+    """clips.csv: the clips of MIntRec under labels of one's own."""
+    rows = ["path,text,split,label"]
+    for split in ("train", "dev", "test"):
+        for line in (root / "MIntRec" / f"{split}.tsv").read_text().splitlines()[1:]:
+            season, episode, clip, text, label = line.split("\t")
+            rows.append(f"MIntRec/raw_data/{season}/{episode}/{clip}.mp4,{text.replace(',', ' ')},{split},to {label}")
+    (root / "clips.csv").write_text("\n".join(rows) + "\n")
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """A working copy as a reader has it, with the files that the pages call by name."""
@@ -91,6 +101,7 @@ def place(tmp_path_factory) -> Path:
         (root / "data" / "demo" / script.name).symlink_to(script)
     write_mintrec(root / "MIntRec")
     (root / "captions.json").symlink_to(root / "MIntRec" / "captions.json")
+    write_own_table(root)
     write_llama(root / "LLAMA_FOLDER", LLAMA_LAYERS)
     (root / "PATH").symlink_to(root / "LLAMA_FOLDER")
     write_alpaca(root / "alpaca_data.json", 16)

@@ -2,7 +2,8 @@
 
     MIntRec       train.tsv dev.tsv test.tsv (season episode clip text label)   raw_data/S05/E16/329.mp4
     MIntRec2.0    train.tsv dev.tsv test.tsv (Dialogue_id Utterance_id Text Label ...)   raw_data/dia2_utt0.mp4
-    plain folder  one .csv or .tsv with the columns path and text (optional: key, split, label), clips beside it
+    plain folder  one .csv or .tsv with the columns path and text (optional: key, split, label), clips beside it; with labels
+                  and a split train it is a data set of its own labels
 
 The TSVs are read as they were written: tab separated, no quoting. Beside the tables may lie rationales.jsonl.
 `load_dataset` stops at the first fault; `python -m imagebind_llm.datasets check PATH` (check.py) reads with the same
@@ -12,13 +13,14 @@ readers and lists them all.
 import csv
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from imagebind_llm.labels import MINTREC, MINTREC2, Taxonomy
+from imagebind_llm.labels import MINTREC, MINTREC2, Taxonomy, own_taxonomy
 from imagebind_llm.records import Example
 
 SPLITS = ("train", "dev", "test")
+PLAIN = "plain folder"  # the layout of a table of one's own
 WHOLE = "all"  # the split of a plain folder that names none
 
 
@@ -32,7 +34,8 @@ Refuse = Callable[[str, str], None]
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set: its examples by split, in file order, and its taxonomy (None for a plain folder).
+    """A data set: its examples by split, in file order, and its taxonomy (None for a plain folder whose train split, if
+    there is one, has no labels).
 
     `clips`: the folder below which all clips are; None where a release has none. `tables`: the files that were read.
     """
@@ -174,8 +177,16 @@ def _read_plain(root: Path, wanted: tuple[str, ...], refuse: Refuse) -> Dataset:
     if not splits:
         refuse("table", f"{table}: no rows; expected one clip a line with the columns path and text")
     chosen = _chosen(root, list(splits), wanted)
-    kept = {name: splits[name] for name in chosen}
-    return Dataset(table.parent, "plain folder", kept, None, table.parent, (table,))
+    taxonomy = None
+    if any(example.intent for example in splits.get("train", [])):
+        taxonomy = own_taxonomy(example.intent for rows in splits.values() for example in rows if example.intent)
+    kept = {name: [_spelled(example, taxonomy) for example in splits[name]] for name in chosen}
+    return Dataset(table.parent, PLAIN, kept, taxonomy, table.parent, (table,))
+
+
+def _spelled(example: Example, taxonomy: Taxonomy | None) -> Example:
+    """With the taxonomy's spelling of its label."""
+    return replace(example, intent=taxonomy.canonical(example.intent)) if taxonomy and example.intent else example
 
 
 def _only_table(root: Path) -> Path:

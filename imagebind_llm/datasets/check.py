@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from imagebind_llm.container import MediaError, look_into
-from imagebind_llm.datasets import SPLITS, DataError, Dataset, normal_text, rationale_rows, read_dataset
+from imagebind_llm.datasets import PLAIN, SPLITS, DataError, Dataset, normal_text, rationale_rows, read_dataset
 from imagebind_llm.records import Example
 
 LISTED = 5
@@ -130,7 +130,8 @@ def _rows(report: Report, dataset: Dataset) -> None:
     if outside:
         report.add("loss", f"{outside} rows are out of scope: engine_finetune.py takes the in-scope release only")
     if dataset.taxonomy and (gone := [split for split in SPLITS if split not in rows]):
-        report.add("loss", f"no {' or '.join(f'{split}.tsv' for split in gone)}: train trains, dev chooses, test is reported")
+        named = (f"split {split}" if dataset.layout == PLAIN else f"{split}.tsv" for split in gone)
+        report.add("loss", f"no {' or '.join(named)}: train trains, dev chooses, test is reported")
 
 
 def _labels(report: Report, dataset: Dataset) -> None:

@@ -45,16 +45,21 @@ class Item:
     n_frames: int = 0
 
 
+def _defined(label: str, before: str, after: str) -> str:
+    """The label with its definition between these, where there is one: labels of one's own have none."""
+    return f"{label}{before}{DEFINITIONS[label]}{after}" if label in DEFINITIONS else label
+
+
 def first_request(item: Item, taxonomy: Taxonomy) -> list[dict]:
     """The messages of the first request; pictures, if any, are added when it is sent."""
     example = item.example
-    parts = ["The intents:", *(f"- {label}: {DEFINITIONS[label]}" for label in taxonomy.labels), ""]
+    parts = ["The intents:", *(f"- {_defined(label, ': ', '')}" for label in taxonomy.labels), ""]
     parts += ["Before this was said:", *(f"  {line}" for line in item.context)] if item.context else []
     parts += [f"Speaker: {example.speaker}"] if example.speaker else []
     parts += [f'Utterance: "{example.text}"']
     parts += [f"What is seen and heard: {item.evidence}"] if item.evidence else []
     parts += [f"Attached: {item.n_frames} frames of the clip, in order."] if item.n_frames else []
-    parts += [f"The speaker's intent: {item.intent} ({DEFINITIONS[item.intent]})", ""]
+    parts += [f"The speaker's intent: {_defined(item.intent, ' (', ')')}", ""]
     rule = WITH_EVIDENCE if item.evidence else FRAMES_ONLY if item.n_frames else WORDS_ONLY
     parts += [RULES.format(verb=item.intent.lower(), evidence_rule=rule)]
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "\n".join(parts)}]

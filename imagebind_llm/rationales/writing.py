@@ -88,7 +88,8 @@ def load_items(settings: RationaleSettings) -> tuple[Dataset, Taxonomy, list[Ite
     dataset = load_dataset(settings.data_path, settings.splits)
     if dataset.taxonomy is None:
         raise DataError(
-            f"{dataset.root}: a plain folder names no intents to explain; bring it into MIntRec's layout (docs/embeddings.md)"
+            f"{dataset.root}: names no intents to explain; add the columns split and label, with rows of the split train "
+            f"(docs/embeddings.md)"
         )
     taxonomy = dataset.taxonomy
     evidence = read_evidence(Path(settings.evidence), dataset) if settings.evidence else {}
