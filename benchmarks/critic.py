@@ -77,7 +77,9 @@ def step_by_part(run: Path, steps: int = 3) -> str:
 
     `run`: the output folder of a run with --w_critic whose claims were judged. Raises ValueError for any other."""
     info = read_info(run / "best")
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in info["settings"].items()}
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in info["settings"].items()
+    }
     settings, rows = TrainSettings(**given), given["batch_size"] * given["accum_iter"] * info["world_size"]
     if not settings.w_critic or not (run / "best" / "judge.json").is_file():
         raise ValueError(f"--run {run}: expected a run with --w_critic and --credit claim, whose checkpoint has a judge")

@@ -19,11 +19,9 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None = No
     `hidden` (B,T,T) bool: what a position (row) does not see of what precedes it.
     """
     (b, h, t, width), kv = q.shape, k.shape[1]
-    if q.is_cuda and hidden is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0, enable_gqa=h != kv)
     if q.is_cuda:
-        seen = ~hidden[:, None] & torch.ones(t, t, dtype=torch.bool, device=q.device).tril()
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=1.0, enable_gqa=h != kv)
+        seen = None if hidden is None else ~hidden[:, None] & torch.ones(t, t, dtype=torch.bool, device=q.device).tril()
+        return F.scaled_dot_product_attention(q, k, v, seen, is_causal=seen is None, scale=1.0, enable_gqa=h != kv)
     q = q.reshape(b * kv, h // kv, t, width)  # (N,G,T,K), N = B*KV
     out = _BlockedCausal.apply(q, k.reshape(b * kv, t, width), v.reshape(b * kv, t, width), hidden)
     return out.view(b, h, t, width)  # (B,H,T,K)

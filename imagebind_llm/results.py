@@ -161,8 +161,8 @@ def _rationales(
     written: list[tuple[int, str]] = []
     for start in range(0, len(own), batch):
         part = own[start : start + batch]
-        clips = [None if rows is None else rows[part] for rows in (embeddings, present)]
-        _, texts = explainer.answer([prompts[i] for i in part], *clips, MAX_NEW_TOKENS)
+        vectors, there = (None if rows is None else rows[part] for rows in (embeddings, present))
+        _, texts = explainer.answer([prompts[i] for i in part], vectors, there, MAX_NEW_TOKENS)
         written += list(zip(part, (text for text, _ in texts), strict=True))
     return [text for _, text in sorted(pair for rank in distributed.gather_objects(written) for pair in rank)]
 
@@ -188,10 +188,10 @@ def _following(run: Run, explainer: Explainer, keys: Sequence[str], collate: Col
     if vectors is None or present is None:
         return {}
     others, truth = another_clip(len(keys), run.settings.seed), [known[key] for key in keys]
-    found = {}
+    found: dict[str, float | None] = {}
     for modality in (name for name in ("audio", "vision") if name in run.settings.modalities):
-        _, *clips = perturbed([], vectors, present, modality, "swap", others)
-        texts = _rationales(explainer, prompts, *clips, batch)
+        _, changed, there = perturbed([], vectors, present, modality, "swap", others)
+        texts = _rationales(explainer, prompts, changed, there, batch)
         found[modality] = share_following(texts, truth, others, modality)
     return found
 

@@ -148,7 +148,7 @@ MUTATIONS = [
     M("a model of the words alone reads vectors (answers)", "inference.py", "(present & self._known)", "present",
       "test_methods.py::test_a_model_of_the_words_alone_looks_at_no_other_vector"),
     # --- attention
-    M("kernel of GPUs sees what comes later", "attention.py", "is_causal=True", "is_causal=False",
+    M("kernel of GPUs sees what comes later", "attention.py", "is_causal=seen is None", "is_causal=False",
       "test_attention.py::test_the_kernel_of_gpus_is_asked_for_the_same_causal_attention"),
     M("blocks of queries see the next position", "attention.py", ".triu_(1)", ".triu_(2)",
       "test_attention.py::test_blocked_causal_attention_equals_torch_and_finite_differences"),

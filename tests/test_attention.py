@@ -62,6 +62,19 @@ def test_the_kernel_of_gpus_is_asked_for_the_same_causal_attention(kv_heads):
     torch.testing.assert_close(found.as_subclass(torch.Tensor), causal_attention(q, k, v))
 
 
+def test_both_kernels_leave_out_what_is_hidden(monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK", 4)
+    q, k, v = (random(2, heads, 11, 3) for heads in (4, 2, 2))
+    hidden = attention.other_segments(torch.tensor([[0] * 3 + [1] * 4 + [2] * 4, [0] * 5 + [1] * 2 + [2] * 4]))
+    seen = ~hidden[:, None] & torch.ones(11, 11, dtype=torch.bool).tril()
+    wanted = scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=1.0, enable_gqa=True)
+    torch.testing.assert_close(causal_attention(q, k, v, hidden), wanted)
+    assert torch.autograd.gradcheck(lambda *args: causal_attention(*args, hidden), (q, k, v))
+    on_gpu = causal_attention(*(tensor.detach().as_subclass(OnGpu) for tensor in (q, k, v)), hidden)
+    assert type(on_gpu) is OnGpu
+    torch.testing.assert_close(on_gpu.as_subclass(torch.Tensor), wanted.detach())
+
+
 def test_cached_attention_equals_torch():
     q, k, v = random(2, 4, 3, 5), random(2, 2, 7, 5), random(2, 2, 7, 5)
     mask = torch.rand(2, 1, 3, 7, generator=torch.Generator().manual_seed(0)) > 0.4
