@@ -28,7 +28,7 @@ EMB = f"--emb_path {RUNS}/emb"
 RANKS = "--nproc_per_node 2"  # as written below and remembered, and rows for each; `typed` says it for this machine
 TORCHRUN = f"-m torch.distributed.run {RANKS} engine_finetune.py"
 TRAIN = f"{TORCHRUN} {EMB} --trainable all --warmup_epochs 0.2"
-SUPERVISED = f"--pretrained_path {RUNS}/pretrain/best --batch_size 4 --lr 1e-3 --gate_lr 20"
+SUPERVISED = f"--pretrained_path {RUNS}/pretrain/best --batch_size 4 --epochs 3 --lr 1e-3 --gate_lr 20"
 BLIND = f"--data_path {CLIPS} --rationales {CLIPS}/rationales-blind.jsonl"
 EXPLAIN = f"explain.py --data_path {CLIPS} {EMB} --judge {RUNS}/repaired/best"
 
@@ -72,13 +72,13 @@ STAGES = (
     Stage(
         "supervised",
         "second stage: intent and rationale together",
-        f"{TRAIN} --data_path {CLIPS} --output_dir {RUNS}/itsl {SUPERVISED} --epochs 3",
+        f"{TRAIN} --data_path {CLIPS} --output_dir {RUNS}/itsl {SUPERVISED}",
         f"{RUNS}/itsl/results.json",
     ),
     Stage(
         "blind references",
         "the same second stage on references by one who never saw the clips: a third of their claims is false",
-        f"{TRAIN} {BLIND} --output_dir {RUNS}/blind {SUPERVISED} --epochs 2",
+        f"{TRAIN} {BLIND} --output_dir {RUNS}/blind {SUPERVISED}",
         f"{RUNS}/blind/results.json",
     ),
     Stage(
@@ -86,7 +86,7 @@ STAGES = (
         "third stage: repairs that; answers are sampled, and each claim is paid for what a judge sees in the clip (64 clips)",
         f"{TRAIN} {BLIND} --output_dir {RUNS}/repaired --pretrained_path {RUNS}/blind/best --batch_size 4"
         f" --credit claim --w_critic 8 --w_rationale 0.2 --captions {CLIPS}/captions.json --reward_weights truth=1"
-        " --limit 64 --epochs 2 --lr 3e-4 --min_lr 2e-4",
+        " --limit 64 --epochs 3 --lr 3e-4",
         f"{RUNS}/repaired/results.json",
     ),
     Stage(
