@@ -30,7 +30,7 @@ class Taxonomy:
         """
         wanted = _plain(label)
         known = {_plain(name): name for name in (*self.labels, *filter(None, [self.out_of_scope]))}
-        found = known.get({"ask help": "ask for help"}.get(wanted, wanted))
+        found = known.get(wanted) or known.get({"ask help": "ask for help"}.get(wanted, wanted))
         if found is None:
             near = difflib.get_close_matches(wanted, known, n=1)
             hint = f"; did you mean {known[near[0]]!r}?" if near else ""

@@ -13,6 +13,7 @@ over 49,152 tokens 22.7 against 12.5 ms; the same bits).
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
@@ -27,33 +28,36 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return linear(x, weight) + bias  # ImageBind-LLM trains biases of frozen matrices
     if torch.is_grad_enabled() and x.requires_grad:
         return _FrozenLinear.apply(x, weight, bias)
-    return _onednn(x, weight if _reordered is None else _in_own_layout(weight, x), bias)
+    return _onednn(x, _in_own_layout(weight, x), bias)
 
 
-_reordered: dict[int, tuple[Tensor, Tensor]] | None = None  # by id: weights and their copies; None: none are kept
+Copies = dict[int, tuple[Tensor, Tensor]]  # by id: weights and their copies
+_copies: ContextVar[Copies | None] = ContextVar("copies", default=None)  # None: none are kept; each thread has its own
 MOST_BYTES = 2**30  # of weights whose copies are kept
 
 
 @contextmanager
 def reordered_weights() -> Iterator[None]:
     """Keep copies of frozen weights in oneDNN's layout, up to MOST_BYTES of them, for the products inside without gradients."""
-    global _reordered
-    before, _reordered = _reordered, {}
+    before = _copies.set({})
     try:
         yield
     finally:
-        _reordered = before
+        _copies.reset(before)
 
 
 def _in_own_layout(weight: Tensor, x: Tensor) -> Tensor:
-    assert _reordered is not None
-    if id(weight) not in _reordered:
-        kept = sum(own.numel() * own.element_size() for own, _ in _reordered.values())
+    """The kept copy for x (..., in); the weight itself where none is kept."""
+    copies = _copies.get()
+    if copies is None:
+        return weight
+    if id(weight) not in copies:
+        kept = sum(own.numel() * own.element_size() for own, _ in copies.values())
         if kept + weight.numel() * weight.element_size() > MOST_BYTES:
             return weight
         rows = x.numel() // x.shape[-1]
-        _reordered[id(weight)] = weight, torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-    return _reordered[id(weight)][1]
+        copies[id(weight)] = weight, torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    return copies[id(weight)][1]
 
 
 def _onednn_serves(x: Tensor, weight: Tensor) -> bool:

@@ -14,7 +14,7 @@ the greedy answer, each replaced by a true one and learnt. What is logged is tha
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -42,7 +42,6 @@ from imagebind_llm.verifier import Verifier
 ON_POLICY = Sampling(temperature=1.0)
 SPARE_TOKENS = 8  # an answer may be longer than the longest reference by so much
 LEAST_WEIGHT = 0.1  # of a reference's claim that is not believed
-UNREAD = ("weights", "contrasted", "swapped", "swapped_present")  # fields of a batch that no forward pass reads
 LARGEST_LOG_RATIO = 5.0  # of a token's probability to that at the start, in the divergence by token
 
 
@@ -357,38 +356,3 @@ def weighed(row: Ids, judge: Judge, tokenizer: LlamaTokenizer, taxonomy: Taxonom
     for p, (first, last) in zip(judge.score([claim.text for claim in claims], row.key).tolist(), spans, strict=True):
         weights[row.n_prompt + first : row.n_prompt + last] = [max(p, LEAST_WEIGHT)] * (last - first)
     return replace(row, weights=tuple(weights))
-
-
-def joined(first: Batch, second: Batch) -> Batch:
-    """The rows of both batches in one, so that one forward pass serves them; without what that does not need."""
-    longest = max(first.tokens.shape[1], second.tokens.shape[1])
-
-    def both(name: str) -> Tensor | None:
-        own, other = getattr(first, name), getattr(second, name)
-        if name == "captions" and own is not None:
-            other = own.new_zeros(len(second.tokens))  # no sampled answer is a caption
-        if own is None or other is None:
-            assert own is other, f"{name} is in one of the batches alone"
-            return None
-        if name in ("tokens", "targets", "below"):
-            own, other = (_widened(t, longest, IGNORE if name == "targets" else 0) for t in (own, other))
-        return torch.cat([own, other])
-
-    found = {f.name: both(f.name) for f in fields(Batch) if f.name not in ("keys", *UNREAD)}
-    return Batch(**found, keys=first.keys + second.keys)  # type: ignore[arg-type]
-
-
-def _widened(tensor: Tensor, columns: int, value: int) -> Tensor:
-    out = tensor.new_full((tensor.shape[0], columns, *tensor.shape[2:]), value)
-    out[:, : tensor.shape[1]] = tensor
-    return out
-
-
-def split(output: Output, rows: int, columns: int) -> tuple[Output, Tensor, Tensor]:
-    """Undo `joined`: the output of the first `rows` rows and `columns`, and logp and mask of the others."""
-    head = None if output.intent_logits is None else output.intent_logits[:rows]
-    return (
-        Output(output.logp[:rows, :columns], output.mask[:rows, :columns], head),
-        output.logp[rows:],
-        output.mask[rows:],
-    )

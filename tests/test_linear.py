@@ -1,5 +1,7 @@
 """The oneDNN path of frozen matrix products against plain F.linear in double precision."""
 
+from threading import Thread
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -75,5 +77,14 @@ def test_reordered_weights_give_the_same_bits_and_are_let_go(dtype, monkeypatch)
         with reordered_weights(), torch.no_grad():
             for _ in range(2):
                 assert all(linear(x, weight).equal(own) for weight, own in zip(weights, wanted, strict=True))
-            assert len(module._reordered) == kept, "copies of no more than MOST_BYTES"
-        assert module._reordered is None
+            assert len(module._copies.get()) == kept, "copies of no more than MOST_BYTES"
+        assert module._copies.get() is None
+
+
+def test_copies_of_one_thread_are_not_anothers():
+    seen = []
+    with reordered_weights():
+        thread = Thread(target=lambda: seen.append(module._copies.get()))
+        thread.start()
+        thread.join()
+    assert seen == [None]

@@ -78,6 +78,7 @@ def test_a_published_taxonomy_is_remembered_by_its_name_and_another_whole():
     own = own_taxonomy(["b_c", "a", "B C", " a "])
     assert own.labels == ("a", "B C") and own.canonical("b_c") == "B C" and own.coarse("a") is None
     assert taxonomy_of(json.loads(json.dumps(own.described()))) == own
+    assert own_taxonomy(["ask help", "pay"]).canonical("Ask_help") == "ask help", "elsewhere a spelling of another"
     assert MINTREC.described() == "MIntRec" and taxonomy_of("MIntRec") is MINTREC and taxonomy_of(None) is None
 
 

@@ -173,7 +173,7 @@ def _read_plain(root: Path, wanted: tuple[str, ...], refuse: Refuse) -> Dataset:
         clip = table.parent / row["path"]
         key = row.get("key") or str(Path(row["path"]).with_suffix(""))
         split = row.get("split") or WHOLE
-        splits.setdefault(split, []).append(Example(key, split, clip, row["text"], row.get("label") or None))
+        splits.setdefault(split, []).append(Example(key, split, clip, row["text"], (row.get("label") or "").strip() or None))
     if not splits:
         refuse("table", f"{table}: no rows; expected one clip a line with the columns path and text")
     chosen = _chosen(root, list(splits), wanted)
