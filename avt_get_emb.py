@@ -12,12 +12,12 @@ import sys
 import torch
 
 from imagebind_llm import distributed
-from imagebind_llm.config import parse
-from imagebind_llm.datasets import DataError
-from imagebind_llm.extraction import Summary, extract
+from imagebind_llm.datasets.readers import DataError
+from imagebind_llm.encoder.extraction import Summary, extract
+from imagebind_llm.encoder.store import StoreError
+from imagebind_llm.flags import parse
 from imagebind_llm.settings import ExtractSettings
-from imagebind_llm.store import StoreError
-from imagebind_llm.weights import WeightsError
+from imagebind_llm.weight_files import WeightsError
 
 LISTED = 10
 

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.critic import step_by_part
 from benchmarks.runner import Case, Measurement, compare, named
-from imagebind_llm.config import flag, parse
+from imagebind_llm.flags import flag, parse
 
 SUBJECTS = ("extraction", "media", "language", "loading", "training")
 

@@ -16,18 +16,21 @@ from pathlib import Path
 
 import torch
 
-from imagebind_llm import checkpoint, distributed
-from imagebind_llm.answers import answer_split, refuse_other_content, scores_beside
-from imagebind_llm.assembly import SharedLlama
-from imagebind_llm.config import NO_MODALITY, parse
-from imagebind_llm.datasets import DataError
-from imagebind_llm.evaluation import PREDICTIONS, evaluate, predictions_table, read_predictions, results, slices
-from imagebind_llm.inference import Explainer
-from imagebind_llm.intent_report import console, write_page
-from imagebind_llm.methods import METHODS, fit_itsl
-from imagebind_llm.protocol import Protocol, load_protocol
+from imagebind_llm import distributed
+from imagebind_llm.config import NO_MODALITY
+from imagebind_llm.datasets.readers import DataError
+from imagebind_llm.encoder.store import Store
+from imagebind_llm.explain.answers import answer_split, refuse_other_content, scores_beside
+from imagebind_llm.explain.inference import Explainer
+from imagebind_llm.files import write_atomic
+from imagebind_llm.flags import parse
+from imagebind_llm.intents.evaluation import PREDICTIONS, evaluate, predictions_table, read_predictions, results, slices
+from imagebind_llm.intents.methods import METHODS, fit_itsl
+from imagebind_llm.intents.protocol import Protocol, load_protocol
+from imagebind_llm.intents.report import console, write_page
+from imagebind_llm.itsl import checkpoint
+from imagebind_llm.itsl.assembly import SharedLlama
 from imagebind_llm.settings import ClassifierSettings, ExplainSettings
-from imagebind_llm.store import Store, write_atomic
 
 
 def main() -> int:

@@ -18,19 +18,19 @@ from functools import partial
 import torch
 
 from imagebind_llm import distributed
-from imagebind_llm.assembly import Assembled, build, open_language
-from imagebind_llm.batches import Collator
-from imagebind_llm.config import parse
-from imagebind_llm.corpus import Corpus, load_corpus
-from imagebind_llm.datasets import DataError
-from imagebind_llm.instructions import LEAD
-from imagebind_llm.rehearsal import is_worth_it, rehearse
-from imagebind_llm.results import finish
-from imagebind_llm.run import Run
-from imagebind_llm.self_critical import Critic, weighed
+from imagebind_llm.corpus.batches import Collator
+from imagebind_llm.corpus.sequences import Corpus, load_corpus
+from imagebind_llm.critic.self_critical import Critic, weighed
+from imagebind_llm.datasets.readers import DataError
+from imagebind_llm.flags import parse
+from imagebind_llm.itsl.assembly import Assembled, build, open_language
+from imagebind_llm.itsl.instructions import LEAD
+from imagebind_llm.llama.tokenizers import LlamaTokenizer
 from imagebind_llm.settings import TrainSettings
-from imagebind_llm.tokenizers import LlamaTokenizer
-from imagebind_llm.training import Beside, evaluate, make_optimizer, over_ranks, train_one_epoch
+from imagebind_llm.training.engine import Beside, evaluate, make_optimizer, over_ranks, train_one_epoch
+from imagebind_llm.training.rehearsal import is_worth_it, rehearse
+from imagebind_llm.training.results import finish
+from imagebind_llm.training.run import Run
 
 
 def main() -> int:

@@ -11,19 +11,19 @@ from pathlib import Path
 import torch
 
 from imagebind_llm import distributed
-from imagebind_llm.answers import answer_split, embed_clip, open_store, scores_beside, shown
-from imagebind_llm.best_of import BestOf
-from imagebind_llm.checked_claims import ClaimCheck, has_judge
-from imagebind_llm.checkpoint import resolve
-from imagebind_llm.config import parse
-from imagebind_llm.datasets import DataError, load_dataset
-from imagebind_llm.inference import Explainer
-from imagebind_llm.judge import JudgeError
+from imagebind_llm.critic.best_of import BestOf
+from imagebind_llm.critic.checked_claims import ClaimCheck, has_judge
+from imagebind_llm.critic.judge import JudgeError
+from imagebind_llm.datasets.readers import DataError, load_dataset
+from imagebind_llm.encoder.store import identity_of
+from imagebind_llm.explain.answers import answer_split, embed_clip, open_store, scores_beside, shown
+from imagebind_llm.explain.inference import Explainer
+from imagebind_llm.explain.scoring import markdown
+from imagebind_llm.flags import parse
+from imagebind_llm.itsl.checkpoint import resolve
 from imagebind_llm.records import Example
-from imagebind_llm.scoring import markdown
 from imagebind_llm.settings import ExplainSettings
-from imagebind_llm.store import identity_of
-from imagebind_llm.weights.files import WeightsError
+from imagebind_llm.weight_files import WeightsError
 
 
 def main() -> int:

@@ -21,7 +21,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["imagebind_llm", "imagebind_llm.*"]),
-    package_data={"imagebind_llm": ["vocabulary/*"]},
+    package_data={"imagebind_llm.encoder": ["vocabulary/*"]},
     install_requires=REQUIREMENTS,
     extras_require={
         # accelerate: transformers' GGUF loader, the oracle for ours; peft: the peer of benchmark.py

@@ -10,13 +10,14 @@ test split (--splits test) are for scoring only: never train on them.
 import sys
 from pathlib import Path
 
-from imagebind_llm.config import parse
-from imagebind_llm.datasets import DataError
-from imagebind_llm.rationales.client import RationalesError
-from imagebind_llm.rationales.review import review_page
-from imagebind_llm.rationales.writing import Summary, preview, write_rationales
+from imagebind_llm.datasets.readers import DataError
+from imagebind_llm.encoder.store import StoreError
+from imagebind_llm.files import write_atomic
+from imagebind_llm.flags import parse
+from imagebind_llm.rationale_writing.client import RationalesError
+from imagebind_llm.rationale_writing.review import review_page
+from imagebind_llm.rationale_writing.writing import Summary, preview, write_rationales
 from imagebind_llm.settings import RationaleSettings
-from imagebind_llm.store import StoreError, write_atomic
 
 LISTED = 10
 

@@ -18,17 +18,17 @@ from typing import Any
 import torch
 
 from imagebind_llm import distributed
-from imagebind_llm.assembly import build, open_language
-from imagebind_llm.batches import Collator
-from imagebind_llm.checkpoint import read_info
-from imagebind_llm.corpus import load_corpus
-from imagebind_llm.frozen_states import compute_states
-from imagebind_llm.judge import ClauseVectors, Judge
-from imagebind_llm.judge_fit import NAMES
-from imagebind_llm.self_critical import Critic
+from imagebind_llm.corpus.batches import Collator
+from imagebind_llm.corpus.sequences import load_corpus
+from imagebind_llm.critic.judge import ClauseVectors, Judge
+from imagebind_llm.critic.judge_fit import NAMES
+from imagebind_llm.critic.self_critical import Critic
+from imagebind_llm.critic.verifier import Verifier
+from imagebind_llm.itsl.assembly import build, open_language
+from imagebind_llm.itsl.checkpoint import read_info
 from imagebind_llm.settings import TrainSettings
-from imagebind_llm.training import Beside, Position, make_optimizer, train_one_epoch
-from imagebind_llm.verifier import Verifier
+from imagebind_llm.training.engine import Beside, Position, make_optimizer, train_one_epoch
+from imagebind_llm.training.frozen_states import compute_states
 
 HEAD, SAMPLING, JUDGING, SCORING = "rows of the head", "sampling", "judging", "references and samples, forward and backward"
 REFERENCE, OPTIMIZER = "log-probabilities at the start", "optimizer"

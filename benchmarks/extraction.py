@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 
 from imagebind_llm.config import imagebind_huge
-from imagebind_llm.encoder import ImageBind
-from imagebind_llm.tokenizers import ClipBPE
+from imagebind_llm.encoder.bpe import ClipBPE
+from imagebind_llm.encoder.towers import ImageBind
 
 from .runner import Case
 

@@ -10,9 +10,9 @@ import torch
 
 from benchmarks.runner import Case
 from imagebind_llm.config import LlamaConfig, PromptConfig
-from imagebind_llm.generate import generate
-from imagebind_llm.losses import rationale_nll
-from imagebind_llm.model import ITSL
+from imagebind_llm.itsl.generate import generate
+from imagebind_llm.itsl.losses import rationale_nll
+from imagebind_llm.itsl.model import ITSL
 from imagebind_llm.records import IGNORE, Batch
 
 SHAPES = {

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from imagebind_llm.config import LLAMA_PRESETS
-from imagebind_llm.weights import load_llama
-from imagebind_llm.weights.llama_checkpoint import expected_shapes
-from imagebind_llm.weights.meta import CUT_COLUMNS
+from imagebind_llm.llama.checkpoint_files import expected_shapes
+from imagebind_llm.llama.load import load_llama
+from imagebind_llm.llama.meta import CUT_COLUMNS
 
 from .runner import Case
 

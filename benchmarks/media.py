@@ -16,8 +16,8 @@ import av
 import numpy as np
 import torch
 
-from imagebind_llm.crops import crop_offsets, frame_spans, spatial_crops
-from imagebind_llm.media import load_clip
+from imagebind_llm.clips.crops import crop_offsets, frame_spans, spatial_crops
+from imagebind_llm.clips.media import load_clip
 
 from .runner import Case
 

@@ -14,15 +14,15 @@ from torch import Tensor
 from benchmarks.language import SHAPES
 from benchmarks.runner import Case
 from imagebind_llm.config import BridgeConfig, PromptConfig
-from imagebind_llm.generate import generate
-from imagebind_llm.labels import DEMO
-from imagebind_llm.losses import intent_cross_entropy, rationale_nll, self_critical
-from imagebind_llm.model import ITSL
-from imagebind_llm.packing import Packed, packed
+from imagebind_llm.corpus.packing import Packed, packed
+from imagebind_llm.critic.self_critical import ON_POLICY
+from imagebind_llm.itsl.generate import generate
+from imagebind_llm.itsl.losses import intent_cross_entropy, rationale_nll, self_critical
+from imagebind_llm.itsl.model import ITSL
 from imagebind_llm.records import IGNORE, Batch
-from imagebind_llm.self_critical import ON_POLICY
 from imagebind_llm.settings import TrainSettings
-from imagebind_llm.training import Counts, Sums, make_optimizer, train_step, with_below
+from imagebind_llm.taxonomy import DEMO
+from imagebind_llm.training.engine import Counts, Sums, make_optimizer, train_step, with_below
 
 ROWS, PROMPT, ANSWER, SAMPLES, NEW = 8, 36, 48, 4, 48
 Work = Callable[[], float]

@@ -25,8 +25,8 @@ from imagebind_llm.config import (
     TRAINABLE,
     TRUTH_ALONE,
     WINDOW_RULES,
-    flag,
 )
+from imagebind_llm.flags import flag
 
 
 @dataclass(frozen=True)
@@ -92,30 +92,6 @@ class TrainEncoderSettings:
     evaluate: bool = flag(False, "train nothing: measure the weights that are there on --data_path")
     data_path: str = flag("data/demo/clips", "the demo world to measure on; made first if it is not there")
     emb_path: str = flag("runs/demo/emb", "the embedding store of that world; made first if it is not there")
-
-
-@dataclass(frozen=True)
-class GenerateSettings:
-    """What `python -m imagebind_llm.generate` takes."""
-
-    instruction: str = flag(help="what to ask")
-    llama_model_path: str = flag("", "a LLaMA: Meta or Hugging Face folder or .gguf; if not given, SmolLM2 from `make setup`")
-    max_new_tokens: int = flag(128, "stop after this many, if the model has not")
-    temperature: float = flag(0.0, "0: always the likeliest token")
-    top_p: float = flag(0.75, "draw from the smallest set of tokens that holds this probability")
-    seed: int = flag(0, "of the drawing")
-    device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
-    dtype: str = flag("float32", "bfloat16 halves the memory", ("float32", "bfloat16"))
-
-    def __post_init__(self) -> None:
-        if not self.instruction.strip():
-            raise ValueError("--instruction is empty: say what to ask")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"--max_new_tokens {self.max_new_tokens}: at least 1")
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"--temperature {self.temperature}: at least 0, and finite")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"--top_p {self.top_p}: above 0 and at most 1")
 
 
 @dataclass(frozen=True)
@@ -342,7 +318,7 @@ class RationaleSettings:
 
 @dataclass(frozen=True)
 class ScoringSettings:
-    """What `python -m imagebind_llm.scoring` takes."""
+    """What `python -m imagebind_llm.explain.scoring` takes."""
 
     data_path: str = flag(help="MIntRec or MIntRec2.0 folder with reference rationales")
     references: str = flag("", "JSONL of reference rationales; if not given, rationales.jsonl in the data folder")
@@ -427,7 +403,7 @@ class LeakSettings:
 
 @dataclass(frozen=True)
 class FaithfulnessSettings:
-    """What `python -m imagebind_llm.faithfulness` takes."""
+    """What `python -m imagebind_llm.explain.faithfulness` takes."""
 
     checkpoint: str = flag(help="folder of a trained model, e.g. runs/demo/itsl/best")
     data_path: str = flag(help="the data set; where it has rationales.jsonl with cues, claims are held against them")

@@ -13,16 +13,17 @@ import torch
 from safetensors.torch import save_file
 
 from imagebind_llm import distributed
-from imagebind_llm.assembly import build, open_language
-from imagebind_llm.batches import Collator
-from imagebind_llm.corpus import load_corpus
-from imagebind_llm.credit import Verdict
-from imagebind_llm.judge import SHARED, ClauseVectors, Judge
+from imagebind_llm.corpus.batches import Collator
+from imagebind_llm.corpus.sequences import load_corpus
+from imagebind_llm.critic.credit import Verdict
+from imagebind_llm.critic.critic_sums import CriticSums
+from imagebind_llm.critic.judge import SHARED, ClauseVectors, Judge
+from imagebind_llm.critic.self_critical import Critic, Judged, Sampled
+from imagebind_llm.critic.verifier import fit_verifier
+from imagebind_llm.itsl.assembly import build, open_language
 from imagebind_llm.records import IGNORE, Batch
-from imagebind_llm.self_critical import Critic, CriticSums, Judged, Sampled
 from imagebind_llm.settings import TrainSettings
-from imagebind_llm.training import CriticStep, Sums, counts_of, train_step
-from imagebind_llm.verifier import fit_verifier
+from imagebind_llm.training.engine import CriticStep, Sums, counts_of, train_step
 
 
 class Even(Critic):

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from imagebind_llm.config import BridgeConfig, LlamaConfig, PromptConfig
-from imagebind_llm.model import ITSL
+from imagebind_llm.itsl.model import ITSL
 from imagebind_llm.records import IGNORE, Batch
 
 FOLDER = Path(__file__).parent / "golden" / "llama"

@@ -6,9 +6,11 @@ import golden_llama
 import pytest
 import torch
 
-from imagebind_llm.model import ITSL
-from imagebind_llm.weights import WeightsError, assign, open_adapter
-from imagebind_llm.weights.llama_checkpoint import expected_shapes
+from imagebind_llm.itsl.adapter import open_adapter
+from imagebind_llm.itsl.model import ITSL
+from imagebind_llm.llama.checkpoint_files import expected_shapes
+from imagebind_llm.llama.load import assign
+from imagebind_llm.weight_files import WeightsError
 
 KEPT = ("bias", "gate", "lora", "norm")
 

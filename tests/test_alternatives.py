@@ -9,14 +9,14 @@ from test_claims import tokenizers
 from tiny_itsl import TINY
 from toy_training import TOKENIZER
 
-from imagebind_llm import alternatives
-from imagebind_llm.alternatives import Alternative, Alternatives, Clip, likeliest
 from imagebind_llm.config import PromptConfig
-from imagebind_llm.generate import score_answers
-from imagebind_llm.labels import DEMO
-from imagebind_llm.model import ITSL
+from imagebind_llm.critic import alternatives
+from imagebind_llm.critic.alternatives import Alternative, Alternatives, Clip, likeliest
+from imagebind_llm.itsl.generate import score_answers
+from imagebind_llm.itsl.model import ITSL
+from imagebind_llm.llama.tokenizers import load_tokenizer
 from imagebind_llm.records import Batch
-from imagebind_llm.tokenizers import load_tokenizer
+from imagebind_llm.taxonomy import DEMO
 
 BELIEVED = {"smile": 0.9, "frown": 0.1, "palm": 0.95, "murmur": 0.8, "sob": 0.05, "shrug": 0.55}
 HEARD = ("murmur", "sob")

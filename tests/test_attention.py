@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention, silu
 
-from imagebind_llm import attention
-from imagebind_llm.attention import cached_attention, causal_attention, gated_attention
-from imagebind_llm.fused import rms_norm, swiglu
-from imagebind_llm.losses import token_logp
+from imagebind_llm.kernels import attention
+from imagebind_llm.kernels.attention import cached_attention, causal_attention, gated_attention
+from imagebind_llm.kernels.fused import rms_norm, swiglu
+from imagebind_llm.kernels.logp import token_logp
 
 
 def random(*shape: int, dtype=torch.float64) -> torch.Tensor:

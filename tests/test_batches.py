@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_itsl import random_itsl
 
-from imagebind_llm.batches import Collator, by_length, load, shares, steps_of_epoch
-from imagebind_llm.losses import intent_cross_entropy, rationale_nll
-from imagebind_llm.model import ITSL
+from imagebind_llm.corpus.batches import Collator, by_length, load, shares, steps_of_epoch
+from imagebind_llm.encoder.store import Identity, StoreWriter
+from imagebind_llm.encoder.store import Store as Embeddings
+from imagebind_llm.itsl.losses import intent_cross_entropy, rationale_nll
+from imagebind_llm.itsl.model import ITSL
 from imagebind_llm.records import IGNORE, Sequence
-from imagebind_llm.store import Identity, StoreWriter
-from imagebind_llm.store import Store as Embeddings
 
 ROW = Sequence("a", (1, 7, 8, 9, 2), 2, intent=3)
 

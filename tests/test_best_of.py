@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from imagebind_llm.best_of import BestOf, GivenClips
-from imagebind_llm.labels import MINTREC
+from imagebind_llm.critic.best_of import BestOf, GivenClips
+from imagebind_llm.taxonomy import MINTREC
 
 VECTORS = torch.zeros(2, 3, 4)
 PRESENT = torch.ones(2, 3, dtype=torch.bool)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from imagebind_llm.bridge import Bridge
 from imagebind_llm.config import BridgeConfig
+from imagebind_llm.itsl.bridge import Bridge
 
 
 def random_bridge(fusion: str, legacy: bool = False) -> Bridge:

@@ -10,11 +10,11 @@ import torch
 from toy_training import INTENTS, ROWS, TOKENIZER, call, key_of, write_intents, write_llama, write_store
 
 import engine_finetune
-from imagebind_llm.captions import LISTING, describe, load_describer
 from imagebind_llm.demo_world import cues, phrases
-from imagebind_llm.instructions import caption_exchange, encode_exchange
-from imagebind_llm.store import Store
-from imagebind_llm.tokenizers import load_tokenizer
+from imagebind_llm.encoder.store import Store
+from imagebind_llm.explain.captions import LISTING, describe, load_describer
+from imagebind_llm.itsl.instructions import caption_exchange, encode_exchange
+from imagebind_llm.llama.tokenizers import load_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data" / "demo"))
 measure_captions = importlib.import_module("measure_captions")

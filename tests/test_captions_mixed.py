@@ -9,12 +9,12 @@ from tiny_itsl import random_itsl
 from toy_training import call, read_lines, write_world
 
 import engine_finetune
-from imagebind_llm.batches import Collator, with_captions
-from imagebind_llm.losses import intent_cross_entropy, rationale_nll
-from imagebind_llm.model import ITSL
+from imagebind_llm.corpus.batches import Collator, with_captions
+from imagebind_llm.itsl.losses import intent_cross_entropy, rationale_nll
+from imagebind_llm.itsl.model import ITSL
 from imagebind_llm.records import Sequence
 from imagebind_llm.settings import TrainSettings
-from imagebind_llm.training import Counts, Sums, counts_of, make_optimizer, train_step
+from imagebind_llm.training.engine import Counts, Sums, counts_of, make_optimizer, train_step
 
 
 def test_every_two_rows_get_a_caption_and_none_comes_twice_before_all_came_once():

@@ -5,12 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from imagebind_llm.best_of import GivenClips
-from imagebind_llm.checked_claims import CheckedClaim, ClaimCheck, in_words
-from imagebind_llm.coloured_claims import LEGEND, coloured, judged_by, unchecked
-from imagebind_llm.judge import FITTED, SHARED, Figures
-from imagebind_llm.labels import MINTREC
-from imagebind_llm.page import view
+from imagebind_llm.critic.best_of import GivenClips
+from imagebind_llm.critic.checked_claims import CheckedClaim, ClaimCheck, in_words
+from imagebind_llm.critic.judge import FITTED, SHARED, Figures
+from imagebind_llm.explain.coloured_claims import LEGEND, coloured, judged_by, unchecked
+from imagebind_llm.taxonomy import MINTREC
+from imagebind_llm.web import view
 
 RATIONALE = "We see a broad smile and <b>open palms</b>, so the aim must be to praise."
 VECTORS, PRESENT = torch.zeros(3, 4), torch.tensor([True, False, True])

@@ -7,10 +7,10 @@ import os
 import pytest
 import torch
 
-from imagebind_llm import checkpoint
-from imagebind_llm.checkpoint import CheckpointError, config_from_json, config_to_json, read_info, read_tensors, save
-from imagebind_llm.choice import Choice
 from imagebind_llm.config import BridgeConfig, LlamaConfig, ModelConfig, PromptConfig, RopeScaling
+from imagebind_llm.itsl import checkpoint
+from imagebind_llm.itsl.checkpoint import CheckpointError, config_from_json, config_to_json, read_info, read_tensors, save
+from imagebind_llm.training.choice import Choice
 
 LLAMA = LlamaConfig(32, 4, 4, 2, 48, 61)
 

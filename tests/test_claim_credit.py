@@ -6,17 +6,18 @@ import pytest
 import torch
 from toy_training import TOKENIZER
 
-from imagebind_llm.batches import Collator
 from imagebind_llm.config import REWARD_WEIGHTS
-from imagebind_llm.credit import SPREAD, Verdict
-from imagebind_llm.instructions import LEAD
-from imagebind_llm.judge import SHARED, ClauseVectors, Judge
-from imagebind_llm.labels import DEMO
+from imagebind_llm.corpus.batches import Collator
+from imagebind_llm.critic.credit import SPREAD, Verdict
+from imagebind_llm.critic.critic_sums import CriticSums
+from imagebind_llm.critic.judge import SHARED, ClauseVectors, Judge
+from imagebind_llm.critic.rewards import advantage
+from imagebind_llm.critic.self_critical import Critic, Judged, Sampled, weighed
+from imagebind_llm.itsl.instructions import LEAD
+from imagebind_llm.llama.tokenizers import load_tokenizer
 from imagebind_llm.records import Answer, Batch, Sequence
-from imagebind_llm.rewards import advantage
-from imagebind_llm.self_critical import Critic, CriticSums, Judged, Sampled, weighed
 from imagebind_llm.settings import TrainSettings
-from imagebind_llm.tokenizers import load_tokenizer
+from imagebind_llm.taxonomy import DEMO
 
 PROMPTS, LENGTHS, COLUMNS = (3, 3, 2, 2), (7, 5, 7, 6), 11  # two clips, two answers each
 

@@ -3,12 +3,13 @@
 import pytest
 from toy_training import TOKENIZER
 
-from imagebind_llm.claims import characters_of, claims_of, tokens_of
+from imagebind_llm.critic.claims import characters_of, claims_of, tokens_of
 from imagebind_llm.demo_world.write import rows
-from imagebind_llm.instructions import answer_spans, answer_text, parse_answer
-from imagebind_llm.labels import DEMO
-from imagebind_llm.tokenizers import LlamaTokenizer, load_tokenizer
-from imagebind_llm.weights import WeightsError, smollm2_path
+from imagebind_llm.itsl.instructions import answer_spans, answer_text, parse_answer
+from imagebind_llm.llama.gguf import smollm2_path
+from imagebind_llm.llama.tokenizers import LlamaTokenizer, load_tokenizer
+from imagebind_llm.taxonomy import DEMO
+from imagebind_llm.weight_files import WeightsError
 
 STRANGE = (
     "",

@@ -17,17 +17,26 @@ import torch
 from toy_intents import LABELS, WIDTH, key, rows_of, toy_set, vectors_of, write_store, write_tables
 
 from imagebind_llm.config import MODALITIES
-from imagebind_llm.datasets import DataError
+from imagebind_llm.datasets.readers import DataError
 from imagebind_llm.demo_world import cues
-from imagebind_llm.evaluation import Answers, ceilings, evaluate, predictions_table, read_needed, results, slices, summary
-from imagebind_llm.intent_report import PUBLISHED_F1, project
-from imagebind_llm.labels import MINTREC
-from imagebind_llm.methods import fit_probe
-from imagebind_llm.protocol import load_protocol
+from imagebind_llm.encoder.bpe import ClipBPE
+from imagebind_llm.encoder.store import Store, StoreError
+from imagebind_llm.encoder.weights import CHECKPOINTS, file_sha256, load_imagebind
+from imagebind_llm.intents.evaluation import (
+    Answers,
+    ceilings,
+    evaluate,
+    predictions_table,
+    read_needed,
+    results,
+    slices,
+    summary,
+)
+from imagebind_llm.intents.methods import fit_probe
+from imagebind_llm.intents.protocol import load_protocol
+from imagebind_llm.intents.report import PUBLISHED_F1, project
 from imagebind_llm.settings import ClassifierSettings, LeakSettings
-from imagebind_llm.store import Store, StoreError
-from imagebind_llm.tokenizers import ClipBPE
-from imagebind_llm.weights.imagebind import CHECKPOINTS, file_sha256, load_imagebind
+from imagebind_llm.taxonomy import MINTREC
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "data" / "demo")]

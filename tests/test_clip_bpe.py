@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagebind_llm.tokenizers import CLIP_VOCABULARY, ClipBPE, clean
+from imagebind_llm.encoder.bpe import CLIP_VOCABULARY, ClipBPE, clean
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "imagebind" / "text_tokens.json").read_text())
 BPE = ClipBPE()
@@ -71,7 +71,7 @@ def test_the_pieces_of_a_word_spell_its_bytes(word):
 
 def _bytes_of(token: int) -> bytes:
     """Undo the merges by the file's own order: an independent reading of the vocabulary."""
-    from imagebind_llm.tokenizers import _tables
+    from imagebind_llm.encoder.bpe import _tables
 
     byte_ids, merges = _tables()
     if token < 512:
@@ -81,5 +81,5 @@ def _bytes_of(token: int) -> bytes:
 
 
 def test_importing_the_module_loads_neither_ftfy_nor_regex():
-    code = "import sys, imagebind_llm.tokenizers; assert not {'ftfy', 'regex', 'transformers'} & set(sys.modules)"
+    code = "import sys, imagebind_llm.llama.tokenizers; assert not {'ftfy', 'regex', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from imagebind_llm.config import flag, parse
-from imagebind_llm.settings import ExplainSettings, ExtractSettings, GenerateSettings, TrainSettings
+from imagebind_llm.ask import AskSettings
+from imagebind_llm.flags import flag, parse
+from imagebind_llm.settings import ExplainSettings, ExtractSettings, TrainSettings
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def test_values_that_cannot_be_meant_are_refused(given, message, capsys):
 )
 def test_questions_that_cannot_be_answered_are_refused(given, message, capsys):
     with pytest.raises(SystemExit):
-        parse(GenerateSettings, ["--instruction", "Hello", *given])
+        parse(AskSettings, ["--instruction", "Hello", *given])
     assert message in capsys.readouterr().err
 
 

@@ -24,11 +24,11 @@ from toy_training import (
 )
 
 import engine_finetune
-from imagebind_llm import checkpoint
-from imagebind_llm.assembly import llama_fingerprint, same_llama
-from imagebind_llm.continuation import sums_of_rank
-from imagebind_llm.store import Store, StoreWriter
-from imagebind_llm.weights import load_llama
+from imagebind_llm.encoder.store import Store, StoreWriter
+from imagebind_llm.itsl import checkpoint
+from imagebind_llm.itsl.assembly import llama_fingerprint, same_llama
+from imagebind_llm.llama.load import load_llama
+from imagebind_llm.training.continuation import sums_of_rank
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"epochs": 2, "warmup_epochs": 0, "lr": 0.05, "adapter_layer": 2, "adapter_len": 3, "device": "cpu", "save_steps": 1}

@@ -11,14 +11,14 @@ from tiny_itsl import random_itsl
 from toy_training import apart, call, interrupted, read_lines, write_intents, write_llama, write_store
 
 import engine_finetune
-from imagebind_llm import self_critical
-from imagebind_llm.batches import Collator, with_others
 from imagebind_llm.config import BridgeConfig
-from imagebind_llm.losses import contrast, intent_cross_entropy, rationale_nll
-from imagebind_llm.model import ITSL
+from imagebind_llm.corpus.batches import Collator, with_others
+from imagebind_llm.critic import self_critical
+from imagebind_llm.itsl.losses import contrast, intent_cross_entropy, rationale_nll
+from imagebind_llm.itsl.model import ITSL
 from imagebind_llm.records import Batch, Sequence
 from imagebind_llm.settings import TrainSettings
-from imagebind_llm.training import Counts, Sums, counts_of, make_optimizer, train_step
+from imagebind_llm.training.engine import Counts, Sums, counts_of, make_optimizer, train_step
 
 MASK = torch.tensor([[True, True, False, False], [True, True, True, True]])
 

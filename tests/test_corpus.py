@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from toy_training import write_store
 
-from imagebind_llm.corpus import Corpus, load_corpus
-from imagebind_llm.datasets import DataError
-from imagebind_llm.labels import MINTREC2
+from imagebind_llm.corpus.sequences import Corpus, load_corpus
+from imagebind_llm.datasets.readers import DataError
+from imagebind_llm.llama.tokenizers import load_tokenizer
 from imagebind_llm.settings import TrainSettings
-from imagebind_llm.tokenizers import load_tokenizer
+from imagebind_llm.taxonomy import MINTREC2
 
 TOKENIZER = load_tokenizer(Path(__file__).parent / "golden" / "llama" / "tiny.model")
 TRAIN = [

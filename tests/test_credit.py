@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from imagebind_llm.credit import (
+from imagebind_llm.critic.credit import (
     CAP,
     SPREAD,
     Verdict,
@@ -17,7 +17,7 @@ from imagebind_llm.credit import (
     spread_over_tokens,
     truth,
 )
-from imagebind_llm.losses import self_critical
+from imagebind_llm.itsl.losses import self_critical
 
 
 def answer(*values: float, repeated: tuple[int, ...] = ()) -> list[Verdict]:

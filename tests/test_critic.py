@@ -12,18 +12,19 @@ import pytest
 import torch
 from toy_training import write_intents, write_llama, write_store
 
-from imagebind_llm import self_critical
-from imagebind_llm.assembly import build, open_language
-from imagebind_llm.batches import Collator
-from imagebind_llm.corpus import load_corpus
-from imagebind_llm.generate import Sampling, generate, uniform
-from imagebind_llm.instructions import parse_answer
+from imagebind_llm.corpus.batches import Collator
+from imagebind_llm.corpus.sequences import load_corpus
+from imagebind_llm.critic import self_critical
+from imagebind_llm.critic.critic_sums import CriticSums
+from imagebind_llm.critic.rewards import consistency_rewards, format_reward, intent_reward, rationale_reward
+from imagebind_llm.critic.self_critical import Critic
+from imagebind_llm.critic.verifier import fit_verifier
+from imagebind_llm.itsl.assembly import build, open_language
+from imagebind_llm.itsl.generate import Sampling, generate, uniform
+from imagebind_llm.itsl.instructions import parse_answer
 from imagebind_llm.records import Answer, Sequence
-from imagebind_llm.rewards import consistency_rewards, format_reward, intent_reward, rationale_reward
-from imagebind_llm.self_critical import Critic, CriticSums
 from imagebind_llm.settings import TrainSettings
-from imagebind_llm.training import CriticStep, Position, Sums, _draws, counts_of, train_step
-from imagebind_llm.verifier import fit_verifier
+from imagebind_llm.training.engine import CriticStep, Position, Sums, _draws, counts_of, train_step
 
 CPU = torch.device("cpu")
 LAMBDA, SAMPLES = 0.7, 3

@@ -26,12 +26,12 @@ from toy_training import (
 
 import engine_finetune
 import explain
-from imagebind_llm import claims, judge_fit, self_critical
-from imagebind_llm.checkpoint import read_info
-from imagebind_llm.choice import WINDOW, Guard
 from imagebind_llm.config import REWARD_WEIGHTS
+from imagebind_llm.critic import claims, judge_fit, self_critical
+from imagebind_llm.itsl.checkpoint import read_info
+from imagebind_llm.llama.tokenizers import load_tokenizer
 from imagebind_llm.records import Answer
-from imagebind_llm.tokenizers import load_tokenizer
+from imagebind_llm.training.choice import WINDOW, Guard
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_interrupted_it_continues_with_the_same_reference_and_ends_with_the_same
 def test_it_begins_with_the_best_supervised_model(world, flags, links, tmp_path, monkeypatch):
     """After --critic_start epochs, or when dev is no better for --patience of them; that is not the end of the run."""
     if not links:
-        monkeypatch.setattr("imagebind_llm.checkpoint.Path.symlink_to", no_link)
+        monkeypatch.setattr("imagebind_llm.itsl.checkpoint.Path.symlink_to", no_link)
     seen, nll = [], iter([1.0, 2.0, 2.0, 1.0, 0.9, 0.8, 0.7])
 
     def evaluate(model, *_):

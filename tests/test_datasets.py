@@ -2,7 +2,7 @@
 
 import pytest
 
-from imagebind_llm.datasets import DataError, load_dataset
+from imagebind_llm.datasets.readers import DataError, load_dataset
 
 MINTREC_HEADER = "season\tepisode\tclip\ttext\tlabel\n"
 MINTREC2_HEADER = "Dialogue_id\tUtterance_id\tText\tLabel\tStart_timestamp\tEnd_timestamp\tSource\tspeaker_name\n"

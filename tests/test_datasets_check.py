@@ -1,4 +1,4 @@
-"""python -m imagebind_llm.datasets check: everything that is wrong is listed, at once, and only what is wrong."""
+"""python -m imagebind_llm.check: everything that is wrong is listed, at once, and only what is wrong."""
 
 import json
 import subprocess
@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from media_files import write_clip
 
-from imagebind_llm.datasets import SPLITS, DataError, load_dataset
-from imagebind_llm.datasets.__main__ import main
-from imagebind_llm.datasets.check import INTENTS, ROWS, Report, check
-from imagebind_llm.labels import MINTREC
+from imagebind_llm.check.__main__ import main
+from imagebind_llm.check.datasets import INTENTS, ROWS, Report, check
+from imagebind_llm.datasets.readers import SPLITS, DataError, load_dataset
+from imagebind_llm.taxonomy import MINTREC
 
 HEADER = "season\tepisode\tclip\ttext\tlabel\n"
 
@@ -95,7 +95,7 @@ def test_every_problem_is_listed_that_the_reader_stops_at_the_first_of(good):
     write_rows(good, "train", "S04|E11|1|a|Great", "S04|E11|2|b", "S04|E11|3|c|Joke", "S04|E11|205|d|Joke")
     (good / "test.tsv").write_text("season\tepisode\tclip\ttext\tintent\nS\tE\t1\ta\tJoke\n")
     report = check(good)
-    assert report.exit_code == 2 and report.next_step == f"python -m imagebind_llm.datasets check {good}"
+    assert report.exit_code == 2 and report.next_step == f"python -m imagebind_llm.check {good}"
     problems = [(what, where[0]) for what, where in found(report, "problem").items()]
     assert [what for what, _ in problems] == [
         "labels outside the taxonomy",
@@ -106,7 +106,7 @@ def test_every_problem_is_listed_that_the_reader_stops_at_the_first_of(good):
     said = " ".join(where for _, where in problems)
     assert "train.tsv, line 2: label 'Great' is not one of" in said and "train.tsv, line 3: expected 5 fields" in said
     assert "test.tsv: column label is missing" in said and "key S04_E11_205 occurs twice (train and dev)" in said
-    with pytest.raises(DataError, match=rf"line 2: label 'Great'(.|\n)*python -m imagebind_llm.datasets check {good}"):
+    with pytest.raises(DataError, match=rf"line 2: label 'Great'(.|\n)*python -m imagebind_llm.check {good}"):
         load_dataset(good)
 
 
@@ -162,6 +162,6 @@ def test_long_lists_are_cut_unless_asked(good, capsys):
 
 
 def test_module_runs_as_a_command(tmp_path):
-    command = [sys.executable, "-m", "imagebind_llm.datasets", "check", str(tmp_path / "absent")]
+    command = [sys.executable, "-m", "imagebind_llm.datasets.readers", "check", str(tmp_path / "absent")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2 and "usable      no" in result.stdout, result.stderr

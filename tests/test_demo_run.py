@@ -19,14 +19,14 @@ import repaired  # noqa: E402
 import run  # noqa: E402
 from toy_training import read_lines  # noqa: E402
 
-from imagebind_llm.config import parse  # noqa: E402
+from imagebind_llm.critic.judge import Figures  # noqa: E402
 from imagebind_llm.demo_world import write  # noqa: E402
 from imagebind_llm.demo_world.cues import TYPICAL  # noqa: E402
 from imagebind_llm.demo_world.phrases import PHRASES  # noqa: E402
-from imagebind_llm.faithfulness import Change  # noqa: E402
-from imagebind_llm.judge import Figures  # noqa: E402
+from imagebind_llm.explain.faithfulness import Change  # noqa: E402
+from imagebind_llm.explain.scoring import Rationale, read_rationales  # noqa: E402
+from imagebind_llm.flags import parse  # noqa: E402
 from imagebind_llm.records import Example  # noqa: E402
-from imagebind_llm.scoring import Rationale, read_rationales  # noqa: E402
 from imagebind_llm.settings import DemoWorldSettings, TrainSettings  # noqa: E402
 
 
@@ -123,7 +123,7 @@ def test_a_stage_that_was_killed_is_not_done_though_its_result_is_there(stages):
 
 
 def test_the_real_stages_are_commands_of_ours():
-    modules = {"imagebind_llm.demo_world", "imagebind_llm.faithfulness"}
+    modules = {"imagebind_llm.demo_world", "imagebind_llm.explain.faithfulness"}
     known = {path.name for path in ROOT.glob("*.py")} | {"data/demo/make_report.py"} | modules
     for stage in run.STAGES:
         words = stage.command.split()

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from toy_training import TOKENIZER
 
-from imagebind_llm.corpus import load_corpus
+from imagebind_llm.clips.media import load_clip
+from imagebind_llm.corpus.sequences import load_corpus
 from imagebind_llm.demo_world import cues, face, phrases, references, texts, voice, write
 from imagebind_llm.demo_world.__main__ import main
-from imagebind_llm.labels import DEMO
-from imagebind_llm.media import load_clip
+from imagebind_llm.llama.tokenizers import load_tokenizer
 from imagebind_llm.settings import DemoWorldSettings, TrainSettings
-from imagebind_llm.tokenizers import load_tokenizer
+from imagebind_llm.taxonomy import DEMO
 
 SMALL = {"train": 24, "dev": 8, "test": 12}
 FULL = {"train": 600, "dev": 200, "test": 400}

@@ -14,11 +14,13 @@ from toy_training import call, key_of, write_world
 import classifier
 import engine_finetune
 import explain
-from imagebind_llm import checkpoint, distributed, frozen_states
-from imagebind_llm.checkpoint import CheckpointError, probe, read_info, read_tensors, resolve, save
-from imagebind_llm.frozen_states import FrozenStates, compute_states
+from imagebind_llm import distributed
+from imagebind_llm.encoder.store import Identity, Store, StoreError, StoreWriter, clear
+from imagebind_llm.itsl import checkpoint
+from imagebind_llm.itsl.checkpoint import CheckpointError, probe, read_info, read_tensors, resolve, save
 from imagebind_llm.records import Sequence
-from imagebind_llm.store import Identity, Store, StoreError, StoreWriter, clear
+from imagebind_llm.training import frozen_states
+from imagebind_llm.training.frozen_states import FrozenStates, compute_states
 
 IDENTITY = Identity("imagebind_tiny", "ab" * 32, "float32", ("text", "audio", "vision"), "to_end", False, 8, "1")
 ROWS = [Sequence(f"k{i}", tuple(range(3, 8 + i)), 3) for i in range(5)]

@@ -10,9 +10,9 @@ import torch
 from test_claim_credit import COLUMNS, PROMPTS, critic, mask, sampled
 from torch import Tensor
 
-from imagebind_llm.choice import Guard
-from imagebind_llm.credit import CAP
-from imagebind_llm.self_critical import CriticSums
+from imagebind_llm.critic.credit import CAP
+from imagebind_llm.critic.critic_sums import CriticSums
+from imagebind_llm.training.choice import Guard
 
 CLAIMS = torch.arange(2)
 EPOCH, ANSWERS = 20, 32  # steps of an epoch, and answers of a step that the judges are asked about

@@ -9,7 +9,7 @@ from imagebind_sizes import GOLDEN_TINY
 from safetensors.torch import load_file
 
 from imagebind_llm.config import imagebind_huge
-from imagebind_llm.encoder import ImageBind
+from imagebind_llm.encoder.towers import ImageBind
 
 GOLDEN = Path(__file__).parent / "golden" / "imagebind"
 TOLERANCE = 2e-5  # of the output's maximum

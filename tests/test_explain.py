@@ -13,11 +13,13 @@ from toy_training import INTENTS, ROWS, Done, call, key_of, read_lines, write_ju
 
 import classifier
 import explain
-from imagebind_llm import assembly, methods, scoring
-from imagebind_llm.checked_claims import CheckedClaim
 from imagebind_llm.config import MODALITIES
+from imagebind_llm.critic.checked_claims import CheckedClaim
 from imagebind_llm.demo_world import cues
-from imagebind_llm.labels import MINTREC
+from imagebind_llm.explain import scoring
+from imagebind_llm.intents import methods
+from imagebind_llm.itsl import assembly
+from imagebind_llm.taxonomy import MINTREC
 
 
 @pytest.fixture(scope="module")

@@ -16,17 +16,17 @@ from media_files import write_clip
 from safetensors.torch import save_file
 
 import avt_get_emb
-from imagebind_llm import extraction
+from imagebind_llm.clips.media import load_clip
 from imagebind_llm.config import MODALITIES, imagebind_tiny
-from imagebind_llm.datasets import DataError
-from imagebind_llm.encoder import ImageBind
-from imagebind_llm.extraction import extract
-from imagebind_llm.media import load_clip
+from imagebind_llm.datasets.readers import DataError
+from imagebind_llm.encoder import extraction
+from imagebind_llm.encoder.bpe import ClipBPE
+from imagebind_llm.encoder.extraction import extract
+from imagebind_llm.encoder.store import Store, StoreError
+from imagebind_llm.encoder.towers import ImageBind
+from imagebind_llm.encoder.weights import load_imagebind
 from imagebind_llm.settings import ExtractSettings
-from imagebind_llm.store import Store, StoreError
-from imagebind_llm.tokenizers import ClipBPE
-from imagebind_llm.weights import WeightsError
-from imagebind_llm.weights.imagebind import load_imagebind
+from imagebind_llm.weight_files import WeightsError
 
 SCRIPT = Path(__file__).parent.parent / "avt_get_emb.py"
 HEADER = "season\tepisode\tclip\ttext\tlabel\n"

@@ -11,9 +11,9 @@ from imagebind_llm.config import MODALITIES
 from imagebind_llm.demo_world.cues import CUES, CUES_OF, FAMILIES
 from imagebind_llm.demo_world.phrases import GISTS, PHRASES
 from imagebind_llm.demo_world.write import rows
-from imagebind_llm.faithfulness import another_clip, faithfulness, main, markdown, perturbed, share_following
+from imagebind_llm.explain.faithfulness import another_clip, faithfulness, main, markdown, perturbed, share_following
+from imagebind_llm.explain.scoring import Rationale
 from imagebind_llm.records import Example
-from imagebind_llm.scoring import Rationale
 
 N = 60
 
@@ -113,7 +113,7 @@ def test_one_clip_cannot_be_swapped_and_the_table_has_a_row_a_change(world):
 def test_the_command_ends_with_a_sentence(tmp_path, capsys):
     given = ["--checkpoint", str(tmp_path / "absent"), "--data_path", str(tmp_path), "--emb_path", str(tmp_path)]
     assert main(given) == 2
-    assert "imagebind_llm.faithfulness: " in capsys.readouterr().err
+    assert "imagebind_llm.explain.faithfulness: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("modality", ["audio", "vision"])

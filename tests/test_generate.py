@@ -5,9 +5,9 @@ import pytest
 import torch
 from tiny_itsl import random_itsl
 
-from imagebind_llm.generate import NotFiniteError, Rows, Sampling, choose, distribution, generate, score_answers
-from imagebind_llm.llama import ContextError
-from imagebind_llm.model import ITSL
+from imagebind_llm.itsl.generate import NotFiniteError, Rows, Sampling, choose, distribution, generate, score_answers
+from imagebind_llm.itsl.model import ITSL
+from imagebind_llm.llama.decoder import ContextError
 
 EOS = 2
 CASES = golden_llama.CASES["e_generate"]

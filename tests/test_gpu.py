@@ -20,11 +20,10 @@ import avt_get_emb
 import classifier
 import engine_finetune
 import explain
-from imagebind_llm.attention import causal_attention
-from imagebind_llm.encoder import ImageBind
-from imagebind_llm.generate import answer
-from imagebind_llm.settings import GenerateSettings
-from imagebind_llm.store import Store
+from imagebind_llm.ask import AskSettings, answer
+from imagebind_llm.encoder.store import Store
+from imagebind_llm.encoder.towers import ImageBind
+from imagebind_llm.kernels.attention import causal_attention
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "imagebind"
@@ -65,7 +64,7 @@ def test_causal_attention_on_a_gpu_equals_the_blocks_of_the_cpu(device):
 
 @gpu
 def test_a_question_is_answered_on_a_gpu_as_on_the_cpu(device, tmp_path):
-    asked = GenerateSettings("Hello", str(write_llama(tmp_path / "LLAMA", 4)), max_new_tokens=4, device="cpu")
+    asked = AskSettings("Hello", str(write_llama(tmp_path / "LLAMA", 4)), max_new_tokens=4, device="cpu")
     assert answer(replace(asked, device=device)) == answer(asked)
     assert answer(replace(asked, device=device, temperature=1.0)), "draws on the device"
 

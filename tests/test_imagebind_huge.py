@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from imagebind_llm.config import imagebind_huge
-from imagebind_llm.encoder import ImageBind
-from imagebind_llm.weights.imagebind import load_imagebind
+from imagebind_llm.encoder.towers import ImageBind
+from imagebind_llm.encoder.weights import load_imagebind
 
 
 @pytest.mark.slow

@@ -9,11 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagebind_llm.batches import Collator
-from imagebind_llm.corpus import load_corpus
-from imagebind_llm.instructions import (
+from imagebind_llm.corpus.batches import Collator
+from imagebind_llm.corpus.sequences import load_corpus
+from imagebind_llm.itsl.instructions import (
     LEAD,
-    Answer,
     InstructionError,
     alpaca_prompt,
     answer_text,
@@ -24,10 +23,10 @@ from imagebind_llm.instructions import (
     instruction_exchange,
     parse_answer,
 )
-from imagebind_llm.labels import MINTREC, MINTREC2
-from imagebind_llm.records import IGNORE, Example, Exchange
+from imagebind_llm.llama.tokenizers import load_tokenizer
+from imagebind_llm.records import IGNORE, Answer, Example, Exchange
 from imagebind_llm.settings import TrainSettings
-from imagebind_llm.tokenizers import load_tokenizer
+from imagebind_llm.taxonomy import MINTREC, MINTREC2
 
 FOLDER = Path(__file__).parent / "golden" / "llama"
 ROWS = json.loads((FOLDER / "h_rows.json").read_text())

@@ -5,8 +5,8 @@ import torch
 from tiny_itsl import random_itsl
 
 from imagebind_llm.config import BridgeConfig
-from imagebind_llm.generate import Rows
-from imagebind_llm.model import ITSL
+from imagebind_llm.itsl.generate import Rows
+from imagebind_llm.itsl.model import ITSL
 from imagebind_llm.records import IGNORE, Batch
 
 N_PROMPT = torch.tensor([4, 6, 3])

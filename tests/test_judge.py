@@ -6,11 +6,11 @@ import pytest
 import torch
 from toy_intents import write_store
 
-from imagebind_llm import judge_fit
 from imagebind_llm.config import MODALITIES
-from imagebind_llm.judge import FITTED, SHARED, ClauseVectors, Judge, JudgeError
-from imagebind_llm.judge_fit import Clauses, Trial, area, calibrate, figures, fit_judges, fit_map, sentence, shared_space
-from imagebind_llm.store import Store
+from imagebind_llm.critic import judge_fit
+from imagebind_llm.critic.judge import FITTED, SHARED, ClauseVectors, Judge, JudgeError
+from imagebind_llm.critic.judge_fit import Clauses, Trial, area, calibrate, figures, fit_judges, fit_map, sentence, shared_space
+from imagebind_llm.encoder.store import Store
 
 WIDTH = 24
 SEEN = ("a broad smile", "a deep frown", "wide open eyes")
@@ -126,7 +126,7 @@ def test_no_other_modality_speaks_for_one_that_the_clip_has_not(world, vectors, 
 
 
 def test_texts_are_forgotten_in_time_and_clips_on_demand(world, judges, monkeypatch):
-    monkeypatch.setattr("imagebind_llm.judge.KEPT", 2)
+    monkeypatch.setattr("imagebind_llm.critic.judge.KEPT", 2)
     some = ClauseVectors(encode)
     for text in (*SEEN, *HEARD):
         assert torch.equal(some([text, SEEN[0]])[1], some([SEEN[0]])[0])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from imagebind_llm.labels import ACHIEVE, DEFINITIONS, EXPRESS, MINTREC, MINTREC2
+from imagebind_llm.taxonomy import ACHIEVE, DEFINITIONS, EXPRESS, MINTREC, MINTREC2
 
 
 def test_mintrec_order_is_the_official_one():

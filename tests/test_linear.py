@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from imagebind_llm import linear as module
-from imagebind_llm.linear import linear, reordered_weights
+from imagebind_llm.kernels import linear as module
+from imagebind_llm.kernels.linear import linear, reordered_weights
 
 
 def random(*shape: int) -> torch.Tensor:

@@ -11,7 +11,7 @@ from transformers import LlamaConfig as HFConfig
 from transformers import LlamaForCausalLM
 
 from imagebind_llm.config import LlamaConfig, PromptConfig, RopeScaling
-from imagebind_llm.llama import ContextError, KVCache, Llama, Prompts
+from imagebind_llm.llama.decoder import ContextError, KVCache, Llama, Prompts
 
 HF_NAMES = {
     "model.embed_tokens": "tok_embeddings",

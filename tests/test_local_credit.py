@@ -8,13 +8,14 @@ import torch
 from test_alternatives import Believer
 from test_critic import LAMBDA, SAMPLES, World, given, said, world  # noqa: F401 (fixtures)
 
-from imagebind_llm import self_critical
-from imagebind_llm.alternatives import CORRECTED, MOST, Clip, Replaced
 from imagebind_llm.config import REWARD_WEIGHTS
-from imagebind_llm.generate import uniform
-from imagebind_llm.losses import local_expectation
+from imagebind_llm.critic import self_critical
+from imagebind_llm.critic.alternatives import CORRECTED, MOST, Clip, Replaced
+from imagebind_llm.critic.critic_sums import CriticSums
+from imagebind_llm.critic.self_critical import Critic, Sampled
+from imagebind_llm.itsl.generate import uniform
+from imagebind_llm.itsl.losses import local_expectation
 from imagebind_llm.records import Answer, Batch
-from imagebind_llm.self_critical import Critic, CriticSums, Sampled
 from imagebind_llm.settings import TrainSettings
 
 VALUES = torch.tensor([0.9, -0.7, 0.2])

@@ -13,10 +13,10 @@ from toy_training import call, read_lines, write_intents, write_llama, write_see
 
 import benchmark
 import engine_finetune
-from imagebind_llm import claims, judge_fit
-from imagebind_llm.judge import SHARED, ClauseVectors, Judge
+from imagebind_llm.critic import claims, judge_fit
+from imagebind_llm.critic.judge import SHARED, ClauseVectors, Judge
+from imagebind_llm.critic.self_critical import Critic
 from imagebind_llm.records import Answer
-from imagebind_llm.self_critical import Critic
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data" / "demo"))
 measure_critic, measure_dose = (importlib.import_module(f"measure_{name}") for name in ("critic", "dose"))

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from media_files import write_clip, write_grey_clip, write_sound
 from safetensors.torch import load_file
 
-from imagebind_llm.container import MediaError, clip_seconds
-from imagebind_llm.crops import (
+from imagebind_llm.clips.container import MediaError, clip_seconds
+from imagebind_llm.clips.crops import (
     PIXEL_MEAN,
     PIXEL_STD,
     FramePicker,
@@ -26,8 +26,8 @@ from imagebind_llm.crops import (
     spatial_crops,
     window_starts,
 )
-from imagebind_llm.media import as_float, audio_windows, load_clip, load_image
-from imagebind_llm.mel import SAMPLE_RATE, bin_at, fbank, log_mel, mel_bank, resample
+from imagebind_llm.clips.media import as_float, audio_windows, load_clip, load_image
+from imagebind_llm.clips.mel import SAMPLE_RATE, bin_at, fbank, log_mel, mel_bank, resample
 
 FOLDER = Path(__file__).parent / "golden" / "imagebind"
 MEDIA = FOLDER / "media"

@@ -11,8 +11,8 @@ import pytest
 import torch
 from media_files import write_clip, write_grey_clip, write_sound
 
-from imagebind_llm.container import MediaError
-from imagebind_llm.media import load_clip, load_image
+from imagebind_llm.clips.container import MediaError
+from imagebind_llm.clips.media import load_clip, load_image
 from imagebind_llm.records import Windows
 
 BOTH = ("vision", "audio")

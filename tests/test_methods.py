@@ -9,18 +9,18 @@ import pytest
 import torch
 from toy_intents import WIDTH, toy_set
 
-from imagebind_llm import methods
-from imagebind_llm.assembly import Assembled
 from imagebind_llm.config import MODALITIES, BridgeConfig, LlamaConfig, ModelConfig, PromptConfig
-from imagebind_llm.datasets import DataError
-from imagebind_llm.evaluation import Answers, evaluate
-from imagebind_llm.inference import Explainer
-from imagebind_llm.labels import ITSL_ORDER, MINTREC, MINTREC2
-from imagebind_llm.methods import answers_of, fit_itsl
-from imagebind_llm.model import ITSL
-from imagebind_llm.protocol import load_protocol
+from imagebind_llm.datasets.readers import DataError
+from imagebind_llm.explain.inference import Explainer
+from imagebind_llm.intents import methods
+from imagebind_llm.intents.evaluation import Answers, evaluate
+from imagebind_llm.intents.methods import answers_of, fit_itsl
+from imagebind_llm.intents.protocol import load_protocol
+from imagebind_llm.itsl.assembly import Assembled
+from imagebind_llm.itsl.model import ITSL
+from imagebind_llm.llama.tokenizers import load_tokenizer
 from imagebind_llm.settings import ClassifierSettings
-from imagebind_llm.tokenizers import load_tokenizer
+from imagebind_llm.taxonomy import ITSL_ORDER, MINTREC, MINTREC2
 
 TOKENIZER = Path(__file__).parent / "golden" / "llama" / "tiny.model"
 

@@ -6,8 +6,9 @@ import torch
 from tiny_itsl import TINY, random_itsl
 
 from imagebind_llm.config import BridgeConfig, LlamaConfig, PromptConfig
-from imagebind_llm.losses import rationale_nll, token_logp
-from imagebind_llm.model import ITSL
+from imagebind_llm.itsl.losses import rationale_nll
+from imagebind_llm.itsl.model import ITSL
+from imagebind_llm.kernels.logp import token_logp
 from imagebind_llm.records import IGNORE, Batch
 
 ALL_CASES = ("a_v1", *golden_llama.IMAGEBIND_LLM)
@@ -171,7 +172,7 @@ def test_train_only_lets_exactly_the_named_group_train_in_float32():
 
 @pytest.mark.parametrize("entries", [1, 61 * 4, 10**6])
 def test_token_logp_and_its_gradient_equal_log_softmax_in_any_chunking(entries, monkeypatch):
-    monkeypatch.setattr("imagebind_llm.losses.CHUNK_ENTRIES", entries)
+    monkeypatch.setattr("imagebind_llm.itsl.losses.CHUNK_ENTRIES", entries)
     torch.manual_seed(0)
     hidden, weight, targets = torch.randn(10, 16, requires_grad=True), torch.randn(61, 16), torch.randint(61, (10,))
     scale = torch.randn(10)

@@ -9,16 +9,16 @@ from toy_training import call, read_lines, write_llama, write_store
 import classifier
 import engine_finetune
 import explain
-from imagebind_llm.checkpoint import read_info
-from imagebind_llm.corpus import load_corpus
-from imagebind_llm.datasets import DataError, load_dataset
-from imagebind_llm.datasets.check import check
-from imagebind_llm.inference import Explainer
-from imagebind_llm.labels import MINTREC, own_taxonomy, taxonomy_of
+from imagebind_llm.check.datasets import check
+from imagebind_llm.corpus.sequences import load_corpus
+from imagebind_llm.critic.rewards import intent_reward
+from imagebind_llm.datasets.readers import DataError, load_dataset
+from imagebind_llm.explain.inference import Explainer
+from imagebind_llm.itsl.checkpoint import read_info
+from imagebind_llm.llama.tokenizers import load_tokenizer
 from imagebind_llm.records import Answer
-from imagebind_llm.rewards import intent_reward
 from imagebind_llm.settings import TrainSettings
-from imagebind_llm.tokenizers import load_tokenizer
+from imagebind_llm.taxonomy import MINTREC, own_taxonomy, taxonomy_of
 
 LABELS = ("order food", "pay", "small talk")
 ROWS = {"train": 12, "dev": 6, "test": 6}

@@ -17,13 +17,18 @@ import avt_get_emb
 import classifier
 import engine_finetune
 import explain
-from imagebind_llm import checkpoint, distributed, extraction, faithfulness, inference, linear, self_critical
-from imagebind_llm import run as run_on_disk
+from imagebind_llm import distributed
 from imagebind_llm.config import MODALITIES
+from imagebind_llm.critic import self_critical
+from imagebind_llm.critic.rewards import reward_parts
+from imagebind_llm.encoder import extraction
+from imagebind_llm.encoder.store import Store
+from imagebind_llm.explain import faithfulness, inference
+from imagebind_llm.itsl import checkpoint
+from imagebind_llm.kernels import linear
 from imagebind_llm.records import IGNORE, Batch
-from imagebind_llm.rewards import reward_parts
-from imagebind_llm.store import Store
-from imagebind_llm.training import make_optimizer
+from imagebind_llm.training import run as run_on_disk
+from imagebind_llm.training.engine import make_optimizer
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,7 +8,7 @@ from sklearn.metrics import f1_score
 from torch import nn
 
 from imagebind_llm.config import ProbeConfig
-from imagebind_llm.probe import Scaling, class_weights, fit_logistic, lr_factor, train_probes
+from imagebind_llm.intents.probe import Scaling, class_weights, fit_logistic, lr_factor, train_probes
 
 N, D, C = 150, 24, 4
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from toy_training import write_llama
 
-from imagebind_llm import checkpoint
-from imagebind_llm.assembly import Assembled, build
-from imagebind_llm.checkpoint import config_to_json
+from imagebind_llm.itsl import checkpoint
+from imagebind_llm.itsl.assembly import Assembled, build
+from imagebind_llm.itsl.checkpoint import config_to_json
 from imagebind_llm.settings import TrainSettings
 
 CPU = torch.device("cpu")

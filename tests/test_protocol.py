@@ -6,13 +6,13 @@ import pytest
 import torch
 from toy_intents import WIDTH, key, rows_of, toy_set, vectors_of, write_store, write_tables
 
-from imagebind_llm.config import parse
-from imagebind_llm.datasets import DataError, load_dataset
-from imagebind_llm.labels import ITSL_ORDER, MINTREC
-from imagebind_llm.protocol import episode_splits, load_protocol
-from imagebind_llm.seen import vector_marks
+from imagebind_llm.corpus.seen import vector_marks
+from imagebind_llm.datasets.readers import DataError, load_dataset
+from imagebind_llm.encoder.store import PtFolders, Store, StoreError, export_pt
+from imagebind_llm.flags import parse
+from imagebind_llm.intents.protocol import episode_splits, load_protocol
 from imagebind_llm.settings import ClassifierSettings
-from imagebind_llm.store import PtFolders, Store, StoreError, export_pt
+from imagebind_llm.taxonomy import ITSL_ORDER, MINTREC
 
 
 @pytest.fixture

@@ -2,10 +2,10 @@
 
 import pytest
 
-from imagebind_llm.labels import DEFINITIONS, MINTREC, MINTREC2
-from imagebind_llm.rationales.acceptance import Judge, tidied
-from imagebind_llm.rationales.prompt import RULES, Item, first_request, next_request, request_id
+from imagebind_llm.rationale_writing.acceptance import Judge, tidied
+from imagebind_llm.rationale_writing.prompt import RULES, Item, first_request, next_request, request_id
 from imagebind_llm.records import Example
+from imagebind_llm.taxonomy import DEFINITIONS, MINTREC, MINTREC2
 
 THANK = Item(Example("S01_E01_1", "train", None, "thank you so much, your voice helped", "Thank"), "Thank")
 GOOD = (

@@ -17,15 +17,15 @@ pytest.importorskip("openai", reason="the extra `rationales` is not installed")
 from chat_server import ChatServer, asked_about, completion, error, good
 from media_files import write_clip
 
-from imagebind_llm.container import MediaError
-from imagebind_llm.datasets import DataError
-from imagebind_llm.rationales import client, writing
-from imagebind_llm.rationales.client import RationalesError
-from imagebind_llm.rationales.pictures import frame_urls
-from imagebind_llm.rationales.review import review_page
-from imagebind_llm.rationales.writing import preview, write_rationales
+from imagebind_llm.clips.container import MediaError
+from imagebind_llm.datasets.readers import DataError
+from imagebind_llm.encoder.store import StoreError
+from imagebind_llm.rationale_writing import client, writing
+from imagebind_llm.rationale_writing.client import RationalesError
+from imagebind_llm.rationale_writing.pictures import frame_urls
+from imagebind_llm.rationale_writing.review import review_page
+from imagebind_llm.rationale_writing.writing import preview, write_rationales
 from imagebind_llm.settings import RationaleSettings
-from imagebind_llm.store import StoreError
 
 SCRIPT = Path(__file__).parent.parent / "write_rationales.py"
 HEADER = "season\tepisode\tclip\ttext\tlabel\n"

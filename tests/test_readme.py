@@ -1,5 +1,5 @@
 """README and the pages in docs/ say what is true now: their commands exist with these flags, their links lead somewhere, the
-tree and the rows name the modules that are there.
+tree and the floors name the modules that are there.
 
 Every command is also run, at toy size, page by page, by test_readme_commands.py.
 """
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_structure import FILES, ROW, concept
+from test_structure import FLOOR, PACKAGE, SATELLITES
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -127,10 +127,14 @@ def test_flags_of_the_torchrun_lines_of_the_data_sets_are_known(path, known_flag
         assert ranks * nodes * batch * accum == 32, "the page says: 32 rows a step"
 
 
-def test_tree_and_rows_name_the_modules_that_are_there():
-    modules = {concept(path) for path in FILES} - {"__init__"}
+def test_tree_and_floors_name_the_rooms_and_files_that_are_there():
     page = (DOCS / "architecture.md").read_text()
-    tree, rows = (re.search(rf"```\n({start}.*?)```", page, re.DOTALL).group(1) for start in ("avt_get_emb.py", "0  "))
-    assert not {name for name in modules if not re.search(rf"\b{name}(\.py|/)", tree)}
-    written = {name: int(line.split()[0]) for line in rows.splitlines() for name in line.split()[1:]}
-    assert {name: written[name] for name in modules} == {name: ROW[name] for name in modules}
+    tree, floors = (re.search(rf"```\n({start}.*?)```", page, re.DOTALL).group(1) for start in ("avt_get_emb.py", "0  "))
+    rooms = {path.name: set(path.glob("*.py")) for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    assert not {name for name in FLOOR if not re.search(rf"^  .*\b{name}(\.py|/)", tree, re.MULTILINE)}
+    for name in set(rooms) - set(SATELLITES):
+        lines = re.search(rf"^  {name}/ .*\n(?: {{10,}}.*\n)*", tree, re.MULTILINE).group(0)
+        files = {path.name for path in rooms[name]} - {"__init__.py", "__main__.py"}
+        assert not {file for file in files if not re.search(rf"\b{file}", lines)}, name
+    written = {name: int(line.split()[0]) for line in floors.splitlines()[:-1] for name in line.split()[1:]}
+    assert written == FLOOR

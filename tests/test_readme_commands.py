@@ -25,12 +25,11 @@ NEEDS = {  # a command's beginning: why it is checked for its flags only
 }
 WORLD = "--train 72 --dev 8 --test 8"  # the smallest whose dev and test show no intent that train does not
 TOY = {  # what is added to a program's own arguments; of two of a flag the last counts
-    "-m imagebind_llm.datasets": "",
+    "-m imagebind_llm.check": "",
     "-m imagebind_llm.demo_world": WORLD,
-    "-m imagebind_llm.faithfulness": "--limit 4 --max_new_tokens 4",
-    "-m imagebind_llm.generate": "--max_new_tokens 4",
-    "-m imagebind_llm.scoring": "",
-    "-m imagebind_llm.weights": "",
+    "-m imagebind_llm.explain.faithfulness": "--limit 4 --max_new_tokens 4",
+    "-m imagebind_llm.ask": "--max_new_tokens 4",
+    "-m imagebind_llm.explain.scoring": "",
     "avt_get_emb.py": "--encoder imagebind_tiny --num_workers 0",
     "classifier.py": "--seeds 0 1",
     "engine_finetune.py": "--epochs 1 --warmup_epochs 0.1 --samples 2",
@@ -42,7 +41,7 @@ TOY = {  # what is added to a program's own arguments; of two of a flag the last
     "write_rationales.py": "--limit 2",
 }
 LLAMA_LAYERS = 32  # the published command names LLaMA-7B's preset, whose depth it has; the width is 16
-EXITS = {"-m imagebind_llm.datasets": {0, 1}}  # the MIntRec folder has bad clips, which the check lists
+EXITS = {"-m imagebind_llm.check": {0, 1}}  # the MIntRec folder has bad clips, which the check lists
 
 
 def wanted(command: list[str]) -> bool:

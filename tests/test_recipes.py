@@ -15,7 +15,7 @@ import avt_get_emb
 import engine_finetune
 import explain
 from imagebind_llm import __version__
-from imagebind_llm.datasets.check import check
+from imagebind_llm.check.datasets import check
 
 ROOT = Path(__file__).parent.parent
 

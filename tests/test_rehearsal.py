@@ -7,8 +7,8 @@ import torch
 from toy_training import Done, call, interrupted, read_lines, write_intents, write_llama, write_store
 
 import engine_finetune
-from imagebind_llm import rehearsal
-from imagebind_llm.self_critical import Critic
+from imagebind_llm.critic.self_critical import Critic
+from imagebind_llm.training import rehearsal
 
 
 @pytest.fixture(scope="module")

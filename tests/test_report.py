@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from imagebind_llm.report import Html, bars, figure, heatmap, lines, link, page, paragraph, scatter, table
+from imagebind_llm.html import Html, bars, figure, heatmap, lines, link, page, paragraph, scatter, table
 
 
 class Reader(HTMLParser):

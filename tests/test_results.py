@@ -8,11 +8,12 @@ import torch
 from toy_training import ROWS, call, key_of, read_lines, write_intents, write_llama, write_store
 
 import engine_finetune
-from imagebind_llm import distributed, results
-from imagebind_llm.batches import Collator
-from imagebind_llm.inference import Calibration
+from imagebind_llm import distributed
+from imagebind_llm.corpus.batches import Collator
+from imagebind_llm.explain.inference import Calibration
 from imagebind_llm.records import Sequence
-from imagebind_llm.results import ALPHA_ROWS, _with_alpha
+from imagebind_llm.training import results
+from imagebind_llm.training.results import ALPHA_ROWS, _with_alpha
 
 SMALL = {"epochs": 1, "warmup_epochs": 0, "lr": 0.02, "batch_size": 4, "adapter_layer": 2, "adapter_len": 3, "device": "cpu"}
 

@@ -4,10 +4,7 @@ import pytest
 import torch
 
 from imagebind_llm.config import REWARD_WEIGHTS
-from imagebind_llm.demo_world.write import rows
-from imagebind_llm.labels import DEMO, MINTREC2
-from imagebind_llm.rewards import (
-    Answer,
+from imagebind_llm.critic.rewards import (
     advantage,
     consistency_rewards,
     format_reward,
@@ -15,8 +12,11 @@ from imagebind_llm.rewards import (
     rationale_reward,
     reward_parts,
 )
+from imagebind_llm.critic.verifier import fit_verifier
+from imagebind_llm.demo_world.write import rows
+from imagebind_llm.records import Answer
+from imagebind_llm.taxonomy import DEMO, MINTREC2
 from imagebind_llm.text_metrics import CiderD, rouge_l
-from imagebind_llm.verifier import fit_verifier
 
 GOOD = "There is a raised head and booming speech while the words report news, so the aim is to flaunt."
 

@@ -5,10 +5,9 @@ import json
 import pytest
 import torch
 
-from imagebind_llm.datasets import DataError
+from imagebind_llm.datasets.readers import DataError
 from imagebind_llm.demo_world.write import rows
-from imagebind_llm.labels import DEMO
-from imagebind_llm.scoring import (
+from imagebind_llm.explain.scoring import (
     COLUMNS,
     Judges,
     Rationale,
@@ -22,6 +21,7 @@ from imagebind_llm.scoring import (
     shuffled,
     templates,
 )
+from imagebind_llm.taxonomy import DEMO
 from imagebind_llm.text_metrics import words
 
 

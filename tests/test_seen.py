@@ -23,15 +23,25 @@ from toy_training import (
 import classifier
 import engine_finetune
 import explain
-from imagebind_llm import checkpoint
-from imagebind_llm.checkpoint import CheckpointError
-from imagebind_llm.corpus import load_corpus
-from imagebind_llm.datasets import DataError
+from imagebind_llm.corpus.seen import (
+    Stage,
+    joined,
+    json_example,
+    keys_seen,
+    read_stages,
+    row_key,
+    row_marks,
+    save_stages,
+    summary,
+)
+from imagebind_llm.corpus.sequences import load_corpus
+from imagebind_llm.datasets.readers import DataError
+from imagebind_llm.encoder.store import Store, StoreWriter
+from imagebind_llm.itsl import checkpoint
+from imagebind_llm.itsl.checkpoint import CheckpointError
+from imagebind_llm.llama.tokenizers import load_tokenizer
 from imagebind_llm.records import Example
-from imagebind_llm.seen import Stage, joined, json_example, keys_seen, read_stages, row_key, row_marks, save_stages, summary
 from imagebind_llm.settings import TrainSettings
-from imagebind_llm.store import Store, StoreWriter
-from imagebind_llm.tokenizers import load_tokenizer
 
 SMALL = {"epochs": 1, "warmup_epochs": 0, "lr": 0.02, "batch_size": 4, "adapter_layer": 2, "adapter_len": 3, "device": "cpu"}
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from imagebind_llm.losses import self_critical
-from imagebind_llm.rewards import advantage
+from imagebind_llm.critic.rewards import advantage
+from imagebind_llm.itsl.losses import self_critical
 
 
 def answers(rows: int = 6, tokens: int = 5, seed: int = 0):

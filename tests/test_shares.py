@@ -7,10 +7,10 @@ import torch
 from test_training import CPU, head_model, rows
 
 from imagebind_llm import distributed
-from imagebind_llm.batches import Collator
-from imagebind_llm.inference import Reading
-from imagebind_llm.results import _scored
-from imagebind_llm.training import evaluate
+from imagebind_llm.corpus.batches import Collator
+from imagebind_llm.explain.inference import Reading
+from imagebind_llm.training.engine import evaluate
+from imagebind_llm.training.results import _scored
 
 
 class Meeting:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from imagebind_llm.store import Failure, Identity, Store, StoreError, StoreWriter, clear, export_pt, source_digest
+from imagebind_llm.encoder.store import Failure, Identity, Store, StoreError, StoreWriter, clear, export_pt, source_digest
 
 IDENTITY = Identity("imagebind_tiny", "ab" * 32, "float32", ("text", "audio", "vision"), "to_end", False, 8, "1")
 

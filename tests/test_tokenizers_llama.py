@@ -9,8 +9,8 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 from tiny_gguf import random_weights, write_gguf
 
-from imagebind_llm.tokenizers import TokenizerError, check_vocabulary, load_tokenizer
-from imagebind_llm.weights import smollm2_path
+from imagebind_llm.llama.gguf import smollm2_path
+from imagebind_llm.llama.tokenizers import TokenizerError, check_vocabulary, load_tokenizer
 
 TINY = Path(__file__).parent / "golden" / "llama" / "tiny.model"
 LISTS = {"ggml.tokens": ["a", "b", "ab"], "ggml.token_type": [1, 1, 1], "ggml.merges": ["a b"], "ggml.eos_token_id": 0}

@@ -14,11 +14,11 @@ import measure_encoder
 import train_encoder
 
 from imagebind_llm import config
+from imagebind_llm.clips.media import load_clip
 from imagebind_llm.demo_world import cues, face, phrases, texts, voice, write
-from imagebind_llm.media import load_clip
+from imagebind_llm.encoder.bpe import ClipBPE
+from imagebind_llm.encoder.weights import load_imagebind
 from imagebind_llm.settings import TrainEncoderSettings
-from imagebind_llm.tokenizers import ClipBPE
-from imagebind_llm.weights.imagebind import load_imagebind
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints" / "imagebind_tiny.safetensors"
 

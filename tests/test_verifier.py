@@ -9,10 +9,10 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
+from imagebind_llm.critic.verifier import MASK, Verifier, VerifierError, fit_verifier, label_mentions, mask_labels
+from imagebind_llm.critic.verifier import _terms as terms
 from imagebind_llm.demo_world.write import rows
-from imagebind_llm.labels import DEMO, MINTREC, MINTREC2
-from imagebind_llm.verifier import MASK, Verifier, VerifierError, fit_verifier, label_mentions, mask_labels
-from imagebind_llm.verifier import _terms as terms
+from imagebind_llm.taxonomy import DEMO, MINTREC, MINTREC2
 
 NAMED = """complain complains complained complaining complaint complaints praise praised praising praiseworthy apologise
 apologize apologised apology apologies apologetic thank thanks thanked thankful thanking criticize criticise criticism critical

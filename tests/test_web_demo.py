@@ -15,15 +15,15 @@ from media_files import write_clip, write_sound
 from toy_training import INTENTS, call, write_judge, write_world
 
 import explain
+from imagebind_llm.clips.container import MediaError
 from imagebind_llm.config import MODALITIES
-from imagebind_llm.container import MediaError
+from imagebind_llm.critic.judge import JudgeError
 from imagebind_llm.demo_world.cues import TYPICAL
-from imagebind_llm.inference import Explanation
-from imagebind_llm.judge import JudgeError
-from imagebind_llm.page import analysis, view
-from imagebind_llm.page.analysis import MAX_CHARACTERS, Known, PageError, PageModel, Seen
+from imagebind_llm.explain.inference import Explanation
 from imagebind_llm.records import Example
 from imagebind_llm.settings import WebSettings
+from imagebind_llm.web import analysis, view
+from imagebind_llm.web.analysis import MAX_CHARACTERS, Known, PageError, PageModel, Seen
 
 ALL = list(MODALITIES)
 WORDS = "say it 1"  # of the example clip S03_E01_1

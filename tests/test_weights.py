@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from imagebind_llm.config import LLAMA_PRESETS, LlamaConfig
-from imagebind_llm.llama import Llama
-from imagebind_llm.weights import WeightsError, assign, load_decoder, load_llama
-from imagebind_llm.weights.files import TensorFile, open_shards
+from imagebind_llm.llama.decoder import Llama
+from imagebind_llm.llama.load import assign, load_decoder, load_llama
+from imagebind_llm.weight_files import TensorFile, WeightsError, open_shards
 
 GOLDEN = Path(__file__).parent / "golden" / "llama"
 IO = load_file(GOLDEN / "f_plain_llama.io.safetensors")
@@ -372,7 +372,7 @@ def mapped_mb() -> float:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
 @pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
 def test_reading_a_large_file_holds_a_window_of_it_only(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("imagebind_llm.weights.files.WINDOW_BYTES", 4 * 2**20)
+    monkeypatch.setattr("imagebind_llm.weight_files.WINDOW_BYTES", 4 * 2**20)
     whole = {str(i): torch.full((2**19,), float(i)) for i in range(40)}  # 2 MB each
     (save_file if name == "x.safetensors" else torch.save)(whole, tmp_path / name)
     file = TensorFile(tmp_path / name)
@@ -383,7 +383,7 @@ def test_reading_a_large_file_holds_a_window_of_it_only(tmp_path, monkeypatch, n
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
 def test_many_shards_share_one_window(tmp_path, monkeypatch):
-    monkeypatch.setattr("imagebind_llm.weights.files.WINDOW_BYTES", 4 * 2**20)
+    monkeypatch.setattr("imagebind_llm.weight_files.WINDOW_BYTES", 4 * 2**20)
     paths = [tmp_path / f"{i}.safetensors" for i in range(20)]
     for path in paths:
         save_file({"a": torch.ones(2**19), "b": torch.ones(2**17)}, path)  # 2.5 MB each

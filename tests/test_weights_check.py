@@ -1,4 +1,4 @@
-"""python -m imagebind_llm.weights check: every kind of file is recognised, and what is missing is said."""
+"""python -m imagebind_llm.check: every kind of file is recognised, and what is missing is said."""
 
 import json
 import shutil
@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import save_file
 from test_adapter import released
 
+from imagebind_llm.check.__main__ import main
+from imagebind_llm.check.weights import check
 from imagebind_llm.config import LLAMA_PRESETS, imagebind_tiny
-from imagebind_llm.encoder import ImageBind
-from imagebind_llm.weights import smollm2_path
-from imagebind_llm.weights.__main__ import main
-from imagebind_llm.weights.check import check
-from imagebind_llm.weights.llama_checkpoint import expected_shapes
+from imagebind_llm.encoder.towers import ImageBind
+from imagebind_llm.llama.checkpoint_files import expected_shapes
+from imagebind_llm.llama.gguf import smollm2_path
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -60,7 +60,7 @@ def test_smollm2_is_usable_and_its_next_step_is_named():
     assert report.facts["sizes"].startswith("30 layers, width 576, 9 heads (3 for keys and values), feed-forward 1536")
     assert report.facts["parameters"].startswith("134,515,008 (210 Q4_1, 61 F32, 1 Q8_0; 0.0984 GB")
     assert report.facts["tokenizer"].endswith("(inside), 49152 words")
-    assert report.next_step.startswith(f"python -m imagebind_llm.generate --llama_model_path {smollm2_path()}")
+    assert report.next_step.startswith(f"python -m imagebind_llm.ask --llama_model_path {smollm2_path()}")
 
 
 def test_foreign_tokenizer_makes_a_model_unusable(meta_folder):
@@ -71,7 +71,7 @@ def test_foreign_tokenizer_makes_a_model_unusable(meta_folder):
 
 def test_single_shard_points_to_its_folder(meta_folder):
     report = check(meta_folder / "7B" / "consolidated.00.pth")
-    assert f"check its folder: python -m imagebind_llm.weights check {meta_folder / '7B'}" in report.problems[0]
+    assert f"check its folder: python -m imagebind_llm.check {meta_folder / '7B'}" in report.problems[0]
 
 
 def imagebind_weights(preset: str) -> dict[str, torch.Tensor]:
@@ -142,7 +142,7 @@ def test_exit_code_says_whether_it_can_be_used(tmp_path, capsys):
 
 
 def test_module_runs_as_a_command(tmp_path):
-    command = [sys.executable, "-m", "imagebind_llm.weights", "check", str(tmp_path / "absent")]
+    command = [sys.executable, "-m", "imagebind_llm.llama.load", "check", str(tmp_path / "absent")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert "absent: no such file" in result.stdout, result.stderr

@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from test_adapter import released
 from tiny_gguf import random_weights, write_gguf
 
-from imagebind_llm.weights import WeightsError, open_llama
-from imagebind_llm.weights.check import check
+from imagebind_llm.check.weights import check
+from imagebind_llm.llama.load import open_llama
+from imagebind_llm.weight_files import WeightsError
 
 GOLDEN = Path(__file__).parent / "golden" / "llama"
 NO_COUNT = (0, -1, "2", 1.5, True, [], {}, 10**30)

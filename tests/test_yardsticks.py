@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from imagebind_llm.demo_world import cues, phrases, references, write, yardsticks
-from imagebind_llm.scoring import CUE_SCORES, Rationale, claim_rows, cue_scores, markdown
+from imagebind_llm.explain.scoring import CUE_SCORES, Rationale, claim_rows, cue_scores, markdown
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data" / "demo"))
 measure_captions, measure_explanations = (importlib.import_module(f"measure_{name}") for name in ("captions", "explanations"))

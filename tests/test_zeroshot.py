@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from imagebind_llm.labels import ACHIEVE, EXPRESS, MINTREC, MINTREC2
-from imagebind_llm.zeroshot import label_sentences, nearest_label
+from imagebind_llm.intents.zeroshot import label_sentences, nearest_label
+from imagebind_llm.taxonomy import ACHIEVE, EXPRESS, MINTREC, MINTREC2
 
 
 def test_it_is_the_originals_sum_of_softmaxes_on_public_scales():

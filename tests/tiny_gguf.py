@@ -8,8 +8,8 @@ import torch
 from gguf.quants import quantize
 
 from imagebind_llm.config import LlamaConfig
-from imagebind_llm.llama import Llama
-from imagebind_llm.weights.gguf import gguf_name
+from imagebind_llm.llama.decoder import Llama
+from imagebind_llm.llama.gguf import gguf_name
 
 CONFIG = LlamaConfig(64, 2, 4, 2, 96, 40, norm_eps=1e-6, rope_theta=500.0, max_seq_len=128)
 KEYS = {

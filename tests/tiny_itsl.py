@@ -3,7 +3,7 @@
 import torch
 
 from imagebind_llm.config import BridgeConfig, LlamaConfig, PromptConfig
-from imagebind_llm.model import ITSL
+from imagebind_llm.itsl.model import ITSL
 
 TINY = LlamaConfig(32, 4, 4, 2, 48, 61)
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from imagebind_llm.labels import MINTREC
-from imagebind_llm.store import Identity, StoreWriter, source_digest
+from imagebind_llm.encoder.store import Identity, StoreWriter, source_digest
+from imagebind_llm.taxonomy import MINTREC
 
 HEADER = "season\tepisode\tclip\ttext\tlabel\n"
 WIDTH = 8

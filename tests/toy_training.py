@@ -14,13 +14,13 @@ import torch
 
 import engine_finetune
 from imagebind_llm.config import EMBEDDING_WIDTH, MODALITIES, LlamaConfig
+from imagebind_llm.critic.judge import FITTED, ClauseVectors, Judge
 from imagebind_llm.demo_world.cues import TYPICAL
-from imagebind_llm.extraction import NUMBERS
-from imagebind_llm.judge import FITTED, ClauseVectors, Judge
-from imagebind_llm.run import Run
-from imagebind_llm.store import Identity, Store, StoreWriter
-from imagebind_llm.weights.imagebind import file_sha256, find_imagebind
-from imagebind_llm.weights.llama_checkpoint import expected_shapes
+from imagebind_llm.encoder.extraction import NUMBERS
+from imagebind_llm.encoder.store import Identity, Store, StoreWriter
+from imagebind_llm.encoder.weights import file_sha256, find_imagebind
+from imagebind_llm.llama.checkpoint_files import expected_shapes
+from imagebind_llm.training.run import Run
 
 TOKENIZER = Path(__file__).parent / "golden" / "llama" / "tiny.model"
 INTENTS = ("Praise", "Complain", "Greet")

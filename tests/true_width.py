@@ -13,9 +13,9 @@ import torch
 from toy_training import TOKENIZER
 
 from imagebind_llm.config import LLAMA_PRESETS
-from imagebind_llm.instructions import alpaca_prompt
-from imagebind_llm.weights.huggingface import huggingface_name
-from imagebind_llm.weights.llama_checkpoint import expected_shapes
+from imagebind_llm.itsl.instructions import alpaca_prompt
+from imagebind_llm.llama.checkpoint_files import expected_shapes
+from imagebind_llm.llama.huggingface import huggingface_name
 
 SEVEN_B = LLAMA_PRESETS["Llama7B_adapter"]
 BYTES = 2  # of a bfloat16

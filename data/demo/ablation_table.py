@@ -17,11 +17,9 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import f1_score
 
-from imagebind_llm.config import flag, parse
-from imagebind_llm.datasets import DataError
-from imagebind_llm.metrics import bootstrap_interval
-from imagebind_llm.report import bars, figure, page, table
-from imagebind_llm.scoring import (
+from imagebind_llm.critic.verifier import VerifierError
+from imagebind_llm.datasets.readers import DataError
+from imagebind_llm.explain.scoring import (
     Judges,
     Rationale,
     cue_counts,
@@ -30,9 +28,11 @@ from imagebind_llm.scoring import (
     score_rationales,
     templates,
 )
+from imagebind_llm.files import write_atomic
+from imagebind_llm.flags import flag, parse
+from imagebind_llm.html import bars, figure, page, table
+from imagebind_llm.metrics import bootstrap_interval
 from imagebind_llm.settings import ScoringSettings
-from imagebind_llm.store import write_atomic
-from imagebind_llm.verifier import VerifierError
 
 ROWS = (
     *("supervised", "supervised longer", "captions mixed in", "contrast", "believed references"),

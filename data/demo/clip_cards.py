@@ -1,7 +1,7 @@
 """A clip of the demo world with what was said of it, as HTML: it plays, and its claims are held against judge and truth.
 
-Colour and sign are the judge's verdict, which any clip can have (imagebind_llm.coloured_claims); the line under a phrase is the
-truth, known of these clips alone: what each was drawn and voiced from.
+Colour and sign are the judge's verdict, which any clip can have (imagebind_llm.explain.coloured_claims); the line under a
+phrase is the truth, known of these clips alone: what each was drawn and voiced from.
 """
 
 import base64
@@ -11,14 +11,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from imagebind_llm.checked_claims import CheckedClaim
-from imagebind_llm.coloured_claims import STYLE as JUDGED
-from imagebind_llm.coloured_claims import coloured
-from imagebind_llm.container import open_container
+from imagebind_llm.clips.container import open_container
+from imagebind_llm.critic.checked_claims import CheckedClaim
 from imagebind_llm.demo_world.phrases import claims
+from imagebind_llm.explain.coloured_claims import STYLE as JUDGED
+from imagebind_llm.explain.coloured_claims import coloured
+from imagebind_llm.explain.scoring import Rationale
+from imagebind_llm.html import Html, jpeg, text
 from imagebind_llm.records import Example
-from imagebind_llm.report import Html, jpeg, text
-from imagebind_llm.scoring import Rationale
 
 POSTER = 240  # pixels, the longer side
 STYLE = f"""<style>

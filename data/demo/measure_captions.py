@@ -16,17 +16,18 @@ import numpy as np
 from tqdm import tqdm
 
 from imagebind_llm import distributed
-from imagebind_llm.captions import LISTING, describe, load_describer
-from imagebind_llm.checkpoint import CheckpointError, check_store
-from imagebind_llm.config import flag, parse
-from imagebind_llm.datasets import DataError, load_dataset
+from imagebind_llm.datasets.readers import DataError, load_dataset
 from imagebind_llm.demo_world.cues import CUES, TYPICAL
 from imagebind_llm.demo_world.phrases import caption
 from imagebind_llm.demo_world.yardsticks import captions_right
+from imagebind_llm.encoder.store import Store, StoreError
+from imagebind_llm.explain.captions import LISTING, describe, load_describer
+from imagebind_llm.explain.scoring import read_rationales
+from imagebind_llm.files import write_atomic
+from imagebind_llm.flags import flag, parse
+from imagebind_llm.itsl.checkpoint import CheckpointError, check_store
 from imagebind_llm.metrics import bootstrap_interval
-from imagebind_llm.scoring import read_rationales
-from imagebind_llm.store import Store, StoreError, write_atomic
-from imagebind_llm.weights import WeightsError
+from imagebind_llm.weight_files import WeightsError
 
 RESAMPLES = 2000
 

@@ -21,24 +21,25 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from imagebind_llm.assembly import build, open_language
-from imagebind_llm.batches import Collator
-from imagebind_llm.checkpoint import CheckpointError, read_info
-from imagebind_llm.config import CREDITS, REWARD_WEIGHTS, flag, parse
-from imagebind_llm.corpus import Corpus, load_corpus
-from imagebind_llm.datasets import DataError
-from imagebind_llm.judge import Judge
-from imagebind_llm.judge_fit import open_judges
-from imagebind_llm.losses import rationale_nll, self_critical
-from imagebind_llm.model import ITSL
+from imagebind_llm.config import CREDITS, REWARD_WEIGHTS
+from imagebind_llm.corpus.batches import Collator
+from imagebind_llm.corpus.sequences import Corpus, load_corpus
+from imagebind_llm.critic.judge import Judge
+from imagebind_llm.critic.judge_fit import open_judges
+from imagebind_llm.critic.rewards import advantage
+from imagebind_llm.critic.self_critical import Critic
+from imagebind_llm.critic.verifier import fit_verifier
+from imagebind_llm.datasets.readers import DataError
+from imagebind_llm.encoder.store import StoreError
+from imagebind_llm.explain.scoring import Rationale, cue_scores, read_rationales
+from imagebind_llm.flags import flag, parse
+from imagebind_llm.itsl.assembly import build, open_language
+from imagebind_llm.itsl.checkpoint import CheckpointError, read_info
+from imagebind_llm.itsl.losses import rationale_nll, self_critical
+from imagebind_llm.itsl.model import ITSL
 from imagebind_llm.records import Batch
-from imagebind_llm.rewards import advantage
-from imagebind_llm.scoring import Rationale, cue_scores, read_rationales
-from imagebind_llm.self_critical import Critic
 from imagebind_llm.settings import TrainSettings
-from imagebind_llm.store import StoreError
-from imagebind_llm.training import with_below
-from imagebind_llm.verifier import fit_verifier
+from imagebind_llm.training.engine import with_below
 
 TRUTH, SUPERVISED = "cue F1 (the truth)", "supervised loss"
 WAYS: dict[str, tuple[dict[str, float], str, str]] = {  # weights, baseline, norm: what advantage() takes

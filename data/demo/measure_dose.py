@@ -25,22 +25,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from imagebind_llm import distributed
-from imagebind_llm.assembly import Assembled, build, open_language
-from imagebind_llm.batches import Collator
-from imagebind_llm.best_of import BestOf, GivenClips
-from imagebind_llm.checkpoint import read_info
-from imagebind_llm.config import flag, parse
-from imagebind_llm.corpus import Corpus, load_corpus
-from imagebind_llm.datasets import DataError, load_dataset
-from imagebind_llm.generate import uniform
-from imagebind_llm.inference import Explainer
-from imagebind_llm.judge import Judge
-from imagebind_llm.report import bars, figure, page, table
-from imagebind_llm.scoring import cue_counts, read_rationales
-from imagebind_llm.self_critical import Critic
+from imagebind_llm.corpus.batches import Collator
+from imagebind_llm.corpus.sequences import Corpus, load_corpus
+from imagebind_llm.critic.best_of import BestOf, GivenClips
+from imagebind_llm.critic.judge import Judge
+from imagebind_llm.critic.self_critical import Critic
+from imagebind_llm.datasets.readers import DataError, load_dataset
+from imagebind_llm.explain.inference import Explainer
+from imagebind_llm.explain.scoring import cue_counts, read_rationales
+from imagebind_llm.files import write_atomic
+from imagebind_llm.flags import flag, parse
+from imagebind_llm.html import bars, figure, page, table
+from imagebind_llm.itsl.assembly import Assembled, build, open_language
+from imagebind_llm.itsl.checkpoint import read_info
+from imagebind_llm.itsl.generate import uniform
 from imagebind_llm.settings import TrainSettings
-from imagebind_llm.store import write_atomic
-from imagebind_llm.training import Beside, Position, make_optimizer, train_one_epoch
+from imagebind_llm.training.engine import Beside, Position, make_optimizer, train_one_epoch
 
 START, DEAF = "supervised", "deaf"
 RESAMPLES = 2000

@@ -16,15 +16,15 @@ from sklearn.metrics import log_loss
 from torch import Tensor
 
 from imagebind_llm.config import MODALITIES
-from imagebind_llm.datasets import load_dataset
+from imagebind_llm.datasets.readers import load_dataset
 from imagebind_llm.demo_world import cues, phrases, texts
 from imagebind_llm.demo_world.write import write_world
-from imagebind_llm.encoder import ImageBind
-from imagebind_llm.extraction import extract
+from imagebind_llm.encoder.bpe import ClipBPE
+from imagebind_llm.encoder.extraction import extract
+from imagebind_llm.encoder.store import Store
+from imagebind_llm.encoder.towers import ImageBind
+from imagebind_llm.encoder.weights import load_imagebind
 from imagebind_llm.settings import DemoWorldSettings, ExtractSettings, TrainEncoderSettings
-from imagebind_llm.store import Store
-from imagebind_llm.tokenizers import ClipBPE
-from imagebind_llm.weights.imagebind import load_imagebind
 
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # C of the logistic regression: the larger, the less regularised
 

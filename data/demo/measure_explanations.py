@@ -25,18 +25,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from imagebind_llm import distributed
-from imagebind_llm.checkpoint import CheckpointError
-from imagebind_llm.config import MODALITIES, flag, parse
-from imagebind_llm.datasets import DataError, load_dataset
+from imagebind_llm.config import MODALITIES
+from imagebind_llm.corpus.seen import read_stages, refuse_seen, row_marks, stored_marks
+from imagebind_llm.datasets.readers import DataError, load_dataset
 from imagebind_llm.demo_world import cues
 from imagebind_llm.demo_world.phrases import cues_in
 from imagebind_llm.demo_world.yardsticks import follows, template
-from imagebind_llm.faithfulness import another_clip, perturbed
-from imagebind_llm.inference import Explainer, Explanation
+from imagebind_llm.encoder.store import Store, StoreError
+from imagebind_llm.explain.faithfulness import another_clip, perturbed
+from imagebind_llm.explain.inference import Explainer, Explanation
+from imagebind_llm.explain.scoring import Rationale, cue_counts, cue_scores, cue_scores_of, read_rationales
+from imagebind_llm.flags import flag, parse
+from imagebind_llm.itsl.checkpoint import CheckpointError
 from imagebind_llm.records import Example
-from imagebind_llm.scoring import Rationale, cue_counts, cue_scores, cue_scores_of, read_rationales
-from imagebind_llm.seen import read_stages, refuse_seen, row_marks, stored_marks
-from imagebind_llm.store import Store, StoreError
 
 RESAMPLES = 1000
 SHOWN = {

@@ -11,13 +11,14 @@ import sys
 import numpy as np
 import torch
 
-from imagebind_llm.config import MODALITIES, ProbeConfig, parse
-from imagebind_llm.datasets import DataError
+from imagebind_llm.config import MODALITIES, ProbeConfig
+from imagebind_llm.datasets.readers import DataError
 from imagebind_llm.demo_world import cues
-from imagebind_llm.probe import Scaling, train_probes
-from imagebind_llm.protocol import Protocol, load_protocol
+from imagebind_llm.encoder.store import StoreError
+from imagebind_llm.flags import parse
+from imagebind_llm.intents.probe import Scaling, train_probes
+from imagebind_llm.intents.protocol import Protocol, load_protocol
 from imagebind_llm.settings import ClassifierSettings, LeakSettings
-from imagebind_llm.store import StoreError
 
 RULES = {
     "train trains, dev chooses (classifier.py)": (False, False),

@@ -19,9 +19,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagebind_llm.config import parse
 from imagebind_llm.distributed import cpu_multiplies_bfloat16, ranks_here
-from imagebind_llm.store import write_atomic
+from imagebind_llm.files import write_atomic
+from imagebind_llm.flags import parse
 
 CLIPS, RUNS = "data/demo/clips", "runs/demo"
 EMB = f"--emb_path {RUNS}/emb"
@@ -110,7 +110,7 @@ STAGES = (
     Stage(
         "swaps",
         "whether the explanations follow when a clip gets the words, sound or pictures of another",
-        f"-m imagebind_llm.faithfulness --checkpoint {RUNS}/itsl/best --data_path {CLIPS} {EMB} --how swap --limit 32"
+        f"-m imagebind_llm.explain.faithfulness --checkpoint {RUNS}/itsl/best --data_path {CLIPS} {EMB} --how swap --limit 32"
         f" --output {RUNS}/swaps.json",
         f"{RUNS}/swaps.json",
     ),

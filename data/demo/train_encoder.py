@@ -25,15 +25,16 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from imagebind_llm import config
-from imagebind_llm.crops import crop_offsets, spatial_crops
+from imagebind_llm.clips.crops import crop_offsets, spatial_crops
+from imagebind_llm.clips.mel import SAMPLE_RATE, log_mel
 from imagebind_llm.demo_world import cues, face, phrases, texts, voice
 from imagebind_llm.demo_world.write import SIZES
-from imagebind_llm.encoder import ImageBind
-from imagebind_llm.mel import SAMPLE_RATE, log_mel
+from imagebind_llm.encoder.bpe import ClipBPE
+from imagebind_llm.encoder.towers import ImageBind
+from imagebind_llm.encoder.weights import SCALE
+from imagebind_llm.files import write_atomic
+from imagebind_llm.flags import parse
 from imagebind_llm.settings import TrainEncoderSettings
-from imagebind_llm.store import write_atomic
-from imagebind_llm.tokenizers import ClipBPE
-from imagebind_llm.weights.imagebind import SCALE
 
 PRESET = "imagebind_tiny"
 FRESH = 3  # the demo's clips are drawn with 0, 1, 2 (its splits) in this place of the seed
@@ -273,7 +274,7 @@ def save(model: ImageBind, settings: TrainEncoderSettings) -> Path:
 
 def main(argv: list[str] | None = None) -> None:
     """Train and save the towers, then measure what linear probes and captions read off them."""
-    settings = config.parse(TrainEncoderSettings, argv, "Make imagebind_tiny, and measure it on the demo world.")
+    settings = parse(TrainEncoderSettings, argv, "Make imagebind_tiny, and measure it on the demo world.")
     if not settings.evaluate:
         path = save(train(settings), settings)
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")

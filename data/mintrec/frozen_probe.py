@@ -20,14 +20,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-from imagebind_llm.assembly import open_language
-from imagebind_llm.config import flag, parse
-from imagebind_llm.datasets import DataError, load_dataset
-from imagebind_llm.llama import Llama
+from imagebind_llm.datasets.readers import DataError, load_dataset
+from imagebind_llm.flags import flag, parse
+from imagebind_llm.itsl.assembly import open_language
+from imagebind_llm.llama.decoder import Llama
+from imagebind_llm.llama.gguf import smollm2_path
+from imagebind_llm.llama.load import load_decoder
+from imagebind_llm.llama.tokenizers import LlamaTokenizer
 from imagebind_llm.metrics import paired_difference, scores
 from imagebind_llm.records import Example
-from imagebind_llm.tokenizers import LlamaTokenizer
-from imagebind_llm.weights import load_decoder, smollm2_path
 
 QUESTION = 'A person in a TV show says: "{}"\nWhat is the intent of the speaker? The intent is to'
 DEPTHS = (1 / 3, 1 / 2, 2 / 3, 5 / 6, 1.0)  # of the layers

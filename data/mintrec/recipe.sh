@@ -44,7 +44,7 @@ train() { # OUTPUT_DIR the file that its end leaves, flags
 
 if main; then
     say "1. is the data set complete? (exit code 1: with losses, which later steps list again)"
-    "$PYTHON" -m imagebind_llm.datasets check "$DATA" || { code=$? && ((code == 1)) || exit "$code"; }
+    "$PYTHON" -m imagebind_llm.check "$DATA" || { code=$? && ((code == 1)) || exit "$code"; }
 fi
 say "2. clips to embeddings: $EMB"
 "${LAUNCH[@]}" avt_get_emb.py --data_path "$DATA" --output_dir "$EMB" --encoder "$ENCODER"

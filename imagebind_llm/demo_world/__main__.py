@@ -8,16 +8,16 @@ import shlex
 import time
 from pathlib import Path
 
-from imagebind_llm import config
 from imagebind_llm.demo_world.cues import bayes_table
 from imagebind_llm.demo_world.references import write_references
 from imagebind_llm.demo_world.write import DemoWorldError, write_world
+from imagebind_llm.flags import parse
 from imagebind_llm.settings import DemoWorldSettings
 
 
 def main(argv: list[str] | None = None) -> None:
     """Make the clips, TSVs and rationales; print what anyone can reach on them."""
-    settings = config.parse(DemoWorldSettings, argv, "Make the demo data set: clips with sound in MIntRec's layout.")
+    settings = parse(DemoWorldSettings, argv, "Make the demo data set: clips with sound in MIntRec's layout.")
     print(bayes_table())
     started = time.perf_counter()
     try:

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from imagebind_llm.config import MODALITIES
-from imagebind_llm.labels import DEMO
+from imagebind_llm.taxonomy import DEMO
 
 CUES: dict[str, tuple[str, ...]] = {
     "expression": ("neutral", "smile", "frown", "sad", "surprised"),

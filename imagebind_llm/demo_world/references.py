@@ -18,7 +18,7 @@ from imagebind_llm.config import BLIND
 from imagebind_llm.demo_world.cues import CUES, WORLD, Scene, draw_values
 from imagebind_llm.demo_world.phrases import rationale
 from imagebind_llm.demo_world.write import SPLITS, Row, generator, reference
-from imagebind_llm.store import write_atomic
+from imagebind_llm.files import write_atomic
 
 
 def write_references(root: Path, kind: str, rows: list[Row], seed: int) -> Path:

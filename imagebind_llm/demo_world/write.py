@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from imagebind_llm.demo_world import cues, face, texts, voice
 from imagebind_llm.demo_world.phrases import caption, rationale, remark
+from imagebind_llm.files import write_atomic
 from imagebind_llm.settings import DemoWorldSettings
-from imagebind_llm.store import write_atomic
 
 SPLITS = ("train", "dev", "test")
 REFERENCES = "rationales.jsonl"

@@ -1,0 +1,78 @@
+"""python -m imagebind_llm.ask: a LLaMA answers one instruction, through the decoder of the method with its prompts shut."""
+
+import sys
+from dataclasses import dataclass
+
+import torch
+
+from imagebind_llm import distributed
+from imagebind_llm.config import PromptConfig
+from imagebind_llm.flags import flag, parse
+from imagebind_llm.itsl.generate import Sampling, generate
+from imagebind_llm.itsl.instructions import alpaca_prompt
+from imagebind_llm.itsl.model import ITSL
+from imagebind_llm.llama.gguf import smollm2_path
+from imagebind_llm.llama.load import assign, load_llama
+from imagebind_llm.llama.tokenizers import check_vocabulary, load_tokenizer
+
+
+@dataclass(frozen=True)
+class AskSettings:
+    """What `python -m imagebind_llm.ask` takes."""
+
+    instruction: str = flag(help="what to ask")
+    llama_model_path: str = flag("", "a LLaMA: Meta or Hugging Face folder or .gguf; if not given, SmolLM2 from `make setup`")
+    max_new_tokens: int = flag(128, "stop after this many, if the model has not")
+    temperature: float = flag(0.0, "0: always the likeliest token")
+    top_p: float = flag(0.75, "draw from the smallest set of tokens that holds this probability")
+    seed: int = flag(0, "of the drawing")
+    device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
+    dtype: str = flag("float32", "bfloat16 halves the memory", ("float32", "bfloat16"))
+
+    def __post_init__(self) -> None:
+        if not self.instruction.strip():
+            raise ValueError("--instruction is empty: say what to ask")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"--max_new_tokens {self.max_new_tokens}: at least 1")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"--temperature {self.temperature}: at least 0, and finite")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"--top_p {self.top_p}: above 0 and at most 1")
+
+
+def answer(settings: AskSettings) -> str:
+    """Load a LLaMA and let it answer one instruction; its prompts' gates are shut, so it speaks for itself."""
+    path, device = settings.llama_model_path or smollm2_path(), torch.device(distributed.choose_device(settings.device))
+    config, state = load_llama(path, getattr(torch, settings.dtype), device)
+    tokenizer = load_tokenizer(path)
+    check_vocabulary(tokenizer, config.vocab_size)
+    model = ITSL(config, PromptConfig(adapter_layer=1, adapter_len=1), device="meta")
+    assign(model.llama, state)
+    model.to(device)  # its prompts and gates
+    text = tokenizer.chat(settings.instruction) if tokenizer.chat_template else alpaca_prompt(settings.instruction)
+    [[ids]] = generate(
+        model,
+        [tokenizer.encode(text, bos=True)],
+        settings.max_new_tokens,
+        tokenizer.eos_id,
+        sampling=Sampling(settings.temperature, settings.top_p),
+        generator=torch.Generator(device).manual_seed(settings.seed),
+    )
+    return tokenizer.decode(ids).strip()
+
+
+def main() -> int:
+    settings = parse(AskSettings, description="Ask a LLaMA something.")
+    try:
+        print(answer(settings))
+    except (ValueError, OSError) as problem:  # what is wrong with the input; all errors of our own are ValueErrors
+        print(f"ask: {problem}", file=sys.stderr)
+        return 1
+    except torch.OutOfMemoryError as problem:
+        print(f"ask: {problem}; pass --dtype bfloat16 or --device cpu", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""What a rationale claims, each claim with a judge's verdict: does it hold of this clip?
+
+    check = ClaimCheck.load(Path("runs/demo/repaired/best"), identity, taxonomy)
+    for claim in check("We see a broad smile.", vectors, present): print(claim.text, claim.p, claim.verdict)
+
+For any clip whose embeddings are at hand, whoever wrote the rationale; no true cues are needed. The judge (judge.py) is one
+that training with --w_critic fitted, on train clips, and left beside a checkpoint.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from imagebind_llm.config import MODALITIES
+from imagebind_llm.critic.best_of import GivenClips
+from imagebind_llm.critic.claims import claims_of
+from imagebind_llm.critic.credit import DEAD_ZONE
+from imagebind_llm.critic.judge import ClauseVectors, Judge
+from imagebind_llm.encoder.store import Identity
+from imagebind_llm.itsl.checkpoint import resolve
+from imagebind_llm.taxonomy import Taxonomy
+
+HOLDS, FAILS, OPEN = "true", "false", "open"
+SIGNS = {HOLDS: "✓", FAILS: "✗", OPEN: "?"}
+
+
+@dataclass(frozen=True)
+class CheckedClaim:
+    """A clause of a rationale: its text with label words left out, the characters [start, end) that it takes there, and the
+    probability that it holds of the clip; 0.5 where the judge has nothing to tell by."""
+
+    text: str
+    start: int
+    end: int
+    p: float
+
+    @property
+    def verdict(self) -> str:
+        """true, false, or open: too near to 0.5 to say, by the measure of the self-critical loss (credit.DEAD_ZONE)."""
+        value = 2 * self.p - 1
+        return OPEN if abs(value) < DEAD_ZONE else HOLDS if value > 0 else FAILS
+
+
+def has_judge(folder: Path) -> bool:
+    """Whether a checkpoint folder holds a judge."""
+    return (resolve(folder) / "judge.json").is_file()
+
+
+class ClaimCheck:
+    """Rationale and clip -> checked claims. Of the clips that it is asked about it keeps nothing."""
+
+    def __init__(self, judge: Judge, clips: GivenClips, taxonomy: Taxonomy):
+        """`judge` looks clips up in `clips`; `taxonomy`: whose label words are no part of a claim."""
+        self.judge, self.clips, self.taxonomy = judge, clips, taxonomy
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        identity: Identity,
+        taxonomy: Taxonomy,
+        encoder_weights: str = "",
+        device: torch.device | str = "cpu",
+    ) -> "ClaimCheck":
+        """With the judge that a checkpoint folder holds. `identity`: of the embeddings that clips will have. Raises JudgeError
+        if there is none, or it was fitted on embeddings of another encoder; WeightsError without that encoder's weights."""
+        clips = GivenClips(identity)
+        judge = Judge.load(resolve(folder), clips, ClauseVectors.load(identity, encoder_weights, device))
+        return cls(judge, clips, taxonomy)
+
+    def __call__(self, rationale: str, vectors: Tensor, present: Tensor) -> list[CheckedClaim]:
+        """The claims in order, for a clip with embeddings (M,E) and presence (M,)."""
+        claims = claims_of(rationale, self.taxonomy)
+        key = self.clips.add(vectors.cpu(), present.cpu())
+        try:
+            p = self.judge.score([claim.text for claim in claims], key).tolist()
+        finally:
+            self.judge.forget(key)
+            self.clips.remove(key)
+        return [CheckedClaim(own.text, own.start, own.end, round(value, 4)) for own, value in zip(claims, p, strict=True)]
+
+    def missing(self, present: Iterable[bool]) -> list[str]:
+        """The modalities that the judge looks at and a clip with this presence (M,) has not."""
+        there = dict(zip(MODALITIES, present, strict=True))
+        return [name for name in self.judge.modalities if not there[name]]
+
+
+def in_words(claims: Sequence[CheckedClaim]) -> str:
+    """The claims one by one with sign and probability, for a terminal."""
+    return "; ".join(f"{claim.text} {SIGNS[claim.verdict]} {claim.p:.2f}" for claim in claims)

@@ -1,0 +1,355 @@
+"""Fits judges (judge.py) on clauses and their clips by contrast, calibrates them on dev, and says how far to trust them.
+
+For 256 (clause, clip) pairs of the train split a step: which of the 256 clips does this clause belong to, and which of the
+clauses does this clip have (InfoNCE, arXiv:1807.03748, in both directions)? What the clip's own texts contain is no negative.
+At its optimum the score is log p(clause | clip) / p(clause) up to constants. Test is never read; intents only measure.
+
+Two judges are fitted on different halves of the train clips, from different seeds: one pays, the other watches.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from imagebind_llm import distributed
+from imagebind_llm.config import MODALITIES
+from imagebind_llm.corpus.sequences import Corpus
+from imagebind_llm.critic.claims import claims_of
+from imagebind_llm.critic.credit import SAME
+from imagebind_llm.critic.judge import FITTED, SHARED, ClauseVectors, Figures, Judge, JudgeError, clip_vectors
+from imagebind_llm.encoder.store import Store
+from imagebind_llm.taxonomy import Taxonomy
+
+NAMES = {"judge": "judge", "watch": "watching judge (never paid)"}  # file name -> what it is called
+RANK = 32
+STEPS, PAIRS = 600, 256
+LEARNING_RATE, WEIGHT_DECAY = 1e-2, 0.1
+KNOWN = 4096  # fitted clauses that a judge remembers, the commonest
+FAMILIAR = 0.25  # a clause must be as near to a fitted one as the nearest other is to this quantile of the fitted ones
+DEALT = 4  # clips that each dev clause is held against
+SMALLEST = 1e-6
+SAMPLE = 64  # train clips by which a judge tells what a clause hangs on
+LEAST = 0.6  # area under the curve below which a modality is switched off
+MOST = 4000  # own clauses that a judge is tried on
+
+
+@dataclass(frozen=True)
+class Clauses:
+    """Clauses of some clips: `keys` (N clips), their distinct `texts` (T), and pairs (P,2) of row and text numbers."""
+
+    keys: tuple[str, ...]
+    texts: tuple[str, ...]
+    pairs: Tensor
+
+    @classmethod
+    def of(cls, told: Mapping[str, Sequence[str]], taxonomy: Taxonomy | None) -> "Clauses":
+        """`told`: the texts about each clip. Clips without a clause are left out."""
+        numbers: dict[str, int] = {}
+        keys: list[str] = []
+        pairs: list[tuple[int, int]] = []
+        for key, texts in told.items():
+            own = dict.fromkeys(claim.text for text in texts for claim in claims_of(text, taxonomy))
+            if own:
+                pairs += [(len(keys), numbers.setdefault(text, len(numbers))) for text in own]
+                keys.append(key)
+        return cls(tuple(keys), tuple(numbers), torch.tensor(pairs, dtype=torch.long).view(-1, 2))
+
+
+def fit_map(clauses: Clauses, vectors: ClauseVectors, store: Store, modalities: Sequence[str], seed: int) -> Judge:
+    """A fitted judge, not calibrated yet. The same clauses, store and seed give the same one."""
+    if len(clauses.keys) < 2:
+        raise JudgeError(f"a judge needs clauses of at least 2 train clips, got {len(clauses.keys)}; pass --captions")
+    generator = torch.Generator().manual_seed(seed)
+    columns = [MODALITIES.index(name) for name in modalities]
+    clips, clip_mean, clip_size = _centred_clips(store, clauses.keys, columns)  # (N,m*E), (M,E), (m,)
+    texts = vectors(clauses.texts)  # (T,E)
+    clause_mean = texts[clauses.pairs[:, 1]].mean(0)
+    clause_size = (texts - clause_mean).square().sum(1).mean().sqrt().clamp(min=SMALLEST)
+    texts = (texts - clause_mean) / clause_size
+    width = texts.shape[1]
+    clip_map, clause_map = (torch.randn(RANK, n * width, generator=generator) / width**0.5 for n in (len(columns), 1))
+    optimizer = torch.optim.AdamW([clip_map.requires_grad_(), clause_map.requires_grad_()], weight_decay=WEIGHT_DECAY)
+    known = (clauses.pairs[:, 0] * len(clauses.texts) + clauses.pairs[:, 1]).sort().values
+    for step in range(STEPS):
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / STEPS)
+        picked = clauses.pairs[torch.randint(len(clauses.pairs), (PAIRS,), generator=generator)]
+        codes = picked[:, :1] * len(clauses.texts) + picked[:, 1]  # (clip, clause)
+        place = torch.searchsorted(known, codes).clamp(max=len(known) - 1)
+        true = (known[place] == codes).fill_diagonal_(False)  # another clause that the clip's texts contain as well
+        logits = (clips[picked[:, 0]] @ clip_map.T) @ (texts[picked[:, 1]] @ clause_map.T).T  # (clip, clause)
+        logits = logits.masked_fill(true, -torch.inf)
+        target = torch.arange(PAIRS)
+        loss = F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    full = torch.zeros(len(MODALITIES), RANK, width)
+    full[columns] = clip_map.detach().view(RANK, len(columns), width).transpose(0, 1) / clip_size[:, None, None]
+    tensors = {
+        "clip_mean": clip_mean,
+        "clip_map": full,
+        "clause_map": clause_map.detach() / clause_size,
+        "clause_mean": clause_mean,
+    }
+    return Judge(vectors, store, FITTED, tensors | _uncalibrated(clauses, vectors, store), modalities)
+
+
+def _uncalibrated(clauses: Clauses, vectors: ClauseVectors, store: Store) -> dict[str, Tensor]:
+    """What every kind of judge has: the vectors of its clauses, how near one must be to them, a sample of its clips, and a
+    calibration yet to come."""
+    commonest = torch.bincount(clauses.pairs[:, 1], minlength=len(clauses.texts)).argsort(descending=True, stable=True)[:KNOWN]
+    known = vectors([clauses.texts[i] for i in commonest.tolist()])  # (T,E)
+    near = (known @ known.T).fill_diagonal_(-1).amax(1)
+    return {
+        "known": known.half(),
+        "sample": clip_vectors(store, clauses.keys[:: max(1, len(clauses.keys) // SAMPLE)][:SAMPLE])[0],
+        "familiar": near.quantile(FAMILIAR) if len(known) > 1 else torch.tensor(1.0),
+        "slope": torch.ones(()),
+        "offset": torch.zeros(()),
+    }
+
+
+def _centred_clips(store: Store, keys: Sequence[str], columns: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Vectors (N,m*E) of the named modalities, less their means and of root mean square length 1, zeros where absent; the
+    means of all modalities (M,E), and the lengths (m,)."""
+    clips, present = clip_vectors(store, keys)
+    n = present.sum(0).clamp(min=1)[:, None]
+    mean = clips.sum(0) / n  # (M,E)
+    centred = (clips - mean) * present[..., None]
+    size = (centred.square().sum((0, 2)) / n[:, 0]).sqrt().clamp(min=SMALLEST)  # (M,)
+    return (centred / size[:, None])[:, columns].flatten(1), mean, size[list(columns)]
+
+
+def shared_space(clauses: Clauses, vectors: ClauseVectors, store: Store, modalities: Sequence[str], seed: int = 0) -> Judge:
+    """The judge that fits nothing: cosines of the encoder's own space, less the train clips' mean; not calibrated yet.
+    Nothing is drawn: `seed` is there because a fitted one takes it."""
+    clips, present = clip_vectors(store, clauses.keys)
+    clip_mean = clips.sum(0) / present.sum(0).clamp(min=1)[:, None]
+    return Judge(vectors, store, SHARED, {"clip_mean": clip_mean} | _uncalibrated(clauses, vectors, store), modalities)
+
+
+# --- how good is it? ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Dev clauses with clips: their own, those dealt from any other clip, and from clips of the same intent. Each a list of
+    (clause, key)."""
+
+    own: list[tuple[str, str]]
+    any_clip: list[tuple[str, str]]
+    same_intent: list[tuple[str, str]]
+
+    @classmethod
+    def of(cls, clauses: Clauses, vectors: ClauseVectors, intents: Mapping[str, object], seed: int = 0) -> "Trial":
+        """At most MOST own pairs, each clause dealt to DEALT other clips whose own texts do not say the same."""
+        generator = torch.Generator().manual_seed(seed)
+        texts = vectors(clauses.texts)
+        told: dict[int, list[int]] = {}
+        for clip, text in clauses.pairs.tolist():
+            told.setdefault(clip, []).append(text)
+        alike: dict[object, list[int]] = {}
+        for clip, key in enumerate(clauses.keys):
+            if intents.get(key) is not None:
+                alike.setdefault(intents[key], []).append(clip)
+
+        def says(clip: int, text: int) -> bool:
+            wanted, own = clauses.texts[text], [clauses.texts[t] for t in told[clip]]
+            return any(one in wanted or wanted in one for one in own) or float((texts[told[clip]] @ texts[text]).max()) > SAME
+
+        def dealt(clip: int, text: int, others: Sequence[int]) -> list[tuple[str, str]]:
+            drawn = [others[i] for i in torch.randint(len(others), (DEALT,), generator=generator).tolist()]
+            there = [c for c in drawn if c != clip and not says(c, text)]
+            return [(clauses.texts[text], clauses.keys[c]) for c in there]
+
+        order = torch.randperm(len(clauses.pairs), generator=generator)[:MOST]
+        own, from_any, from_same = [], [], []
+        for clip, text in clauses.pairs[order].tolist():
+            key = clauses.keys[clip]
+            own.append((clauses.texts[text], key))
+            from_any += dealt(clip, text, range(len(clauses.keys)))
+            if len(alike.get(intents.get(key), [])) > 1:
+                from_same += dealt(clip, text, alike[intents[key]])
+        return cls(own, from_any, from_same)
+
+
+def area(own: Tensor, dealt: Tensor) -> float:
+    """Chance that an own clause scores above a dealt one, ties half: the area under the ROC curve. nan counts nowhere."""
+    own, dealt = own[~own.isnan()].contiguous(), dealt[~dealt.isnan()].sort().values
+    if not len(own) or not len(dealt):
+        return 0.5
+    below, up_to = (torch.searchsorted(dealt, own, right=right).double().mean() for right in (False, True))
+    return float((below + up_to) / 2 / len(dealt))
+
+
+def calibrate(judge: Judge, trial: Trial) -> None:
+    """Set slope and offset: logistic regression of own against dealt clauses, both kinds weighing the same."""
+    own, dealt = (judge.similarity(*zip(*pairs, strict=True)) for pairs in (trial.own, trial.any_clip))
+    own, dealt = own[~own.isnan()].double(), dealt[~dealt.isnan()].double()
+    if not len(own) or not len(dealt):
+        raise JudgeError("no dev clause can be held against another clip: the judge cannot be calibrated")
+    s = torch.cat([own, dealt])
+    size = s.abs().mean().clamp(min=1e-12)
+    target = torch.cat([torch.ones_like(own), torch.zeros_like(dealt)])
+    weight = torch.cat([torch.full_like(own, 0.5 / len(own)), torch.full_like(dealt, 0.5 / len(dealt))])
+    slope_offset = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([slope_offset], max_iter=200, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        logits = slope_offset[0] * s / size + slope_offset[1]
+        loss = F.binary_cross_entropy_with_logits(logits, target, weight, reduction="sum")
+        loss = loss + 1e-4 * slope_offset[0] ** 2  # finite where the two kinds do not overlap
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    slope, offset = slope_offset.detach()
+    judge.tensors |= {"slope": (slope / size).float(), "offset": offset.float()}
+
+
+def figures(judge: Judge, trial: Trial) -> Figures:
+    """What a calibrated judge scores on a trial."""
+
+    def scored(pairs: list[tuple[str, str]]) -> Tensor:
+        return judge.probability(judge.similarity(*zip(*pairs, strict=True))) if pairs else torch.zeros(0)
+
+    def alone(name: str) -> tuple[float, bool]:
+        own, dealt = (
+            [(text, key) for text, key in pairs if hangs_on[text] == name]
+            for pairs in (trial.own, trial.same_intent or trial.any_clip)
+        )
+        if not own or not dealt:
+            return 0.5, False
+        found = area(*(judge.similarity_by([name], *zip(*pairs, strict=True))[:, 0] for pairs in (own, dealt)))
+        error = ((1 / len(own) + 1 / len(dealt)) / 12) ** 0.5  # of an area that says nothing
+        return found, found >= max(LEAST, 0.5 + 2 * error)
+
+    texts = list(dict.fromkeys(text for pairs in vars(trial).values() for text, _ in pairs))
+    hangs_on = dict(zip(texts, judge.hangs_on(texts), strict=True))
+    by_name = {name: alone(name) for name in judge.modalities}
+    own, dealt = scored(trial.own), scored(trial.any_clip)
+    return Figures(
+        n=len(trial.own),
+        any_clip=area(own, dealt),
+        same_intent=area(own, scored(trial.same_intent)) if trial.same_intent else None,
+        alone={name: value for name, (value, _) in by_name.items()},
+        useful=[name for name, (_, tells) in by_name.items() if tells],
+        own=float(own.mean()),
+        dealt=float(dealt.mean()),
+        familiar=1 - float(judge.similarity(*zip(*trial.own, strict=True)).isnan().float().mean()),
+    )
+
+
+# --- the judges of a run ------------------------------------------------------------------------------------------------
+
+
+def open_judges(
+    folder: Path, corpus: Corpus, encoder_weights: str, seed: int, device: torch.device, say: Callable[[str], None]
+) -> tuple[Judge, Judge]:
+    """A training run's judges: fitted by the first rank, read from `folder` by all, so that all have the same. Collective.
+
+    On the captions of train or, without them, its rationales; calibrated on those of dev. `device`: the text tower's.
+    """
+    assert corpus.store is not None, "a judge looks at clips"
+    vectors = ClauseVectors.load(corpus.store.identity, encoder_weights, device)
+    if distributed.is_main():
+        source, told = _told(corpus)
+        intents = {row.key: row.intent for split in ("train", "dev") for row in corpus.splits.get(split, [])}
+        judges = fit_judges(told, source, corpus.store, vectors, corpus.modalities, corpus.taxonomy, intents, seed)
+        for (name, role), judge in zip(NAMES.items(), judges, strict=True):
+            judge.save(folder, name)
+            say(sentence(judge, role))
+    distributed.barrier()
+    pays, watches = (Judge.load(folder, corpus.store, vectors, name) for name in NAMES)
+    return pays, watches
+
+
+def _told(corpus: Corpus) -> tuple[str, dict[str, dict[str, list[str]]]]:
+    """What the texts are that judges are fitted on, and those of train and dev clips by key."""
+    if corpus.captions:
+        return "captions", corpus.captions
+    return "rationales", {
+        split: {row.key: [row.rationale] for row in corpus.splits.get(split, []) if row.rationale and row.embedded}
+        for split in ("train", "dev")
+    }
+
+
+def fit_judges(
+    told: Mapping[str, Mapping[str, Sequence[str]]],
+    source: str,
+    store: Store,
+    vectors: ClauseVectors,
+    modalities: Sequence[str],
+    taxonomy: Taxonomy | None,
+    intents: Mapping[str, object],
+    seed: int = 0,
+) -> tuple[Judge, Judge]:
+    """The judge that pays and the one that watches, each fitted on its half of the train clips and calibrated on dev.
+
+    `told`: {"train": {key: texts}, "dev": {key: texts}}; without dev texts every fifth train clip is kept for it. `source`:
+    what the texts are. Modalities that tell nothing are switched off, and whichever of the fitted and the shared space tells
+    dev clips of the same intent apart better is taken. Raises JudgeError if nothing can be told at all.
+    """
+    train, dev = dict(told["train"]), dict(told.get("dev", {}))
+    if not dev:
+        kept = list(train)[::5]
+        dev = {key: train.pop(key) for key in kept}
+    trial = Trial.of(Clauses.of(dev, taxonomy), vectors, intents, seed)
+    halves = [{key: texts for i, (key, texts) in enumerate(train.items()) if i % 2 == half} for half in range(2)]
+    pays, watches = (
+        _best(Clauses.of(own, taxonomy), trial, vectors, store, modalities, 2 * seed + half) for half, own in enumerate(halves)
+    )
+    pays.source = watches.source = source
+    return pays, watches
+
+
+def _best(clauses: Clauses, trial: Trial, vectors: ClauseVectors, store: Store, modalities: Sequence[str], seed: int) -> Judge:
+    """The better of the two kinds of judge by dev, with the modalities that tell something."""
+    found = []
+    for kind in (fit_map, shared_space):
+        judge = _measured(kind(clauses, vectors, store, modalities, seed), trial)
+        assert judge.figures is not None
+        alone, useful = judge.figures.alone, tuple(judge.figures.useful)
+        if useful and useful != judge.modalities:
+            judge.modalities = useful  # the parts of the others stay as they are
+            judge = _measured(judge, trial)
+            assert judge.figures is not None
+            judge.figures = replace(judge.figures, alone=alone)
+        if useful:
+            found.append(judge)
+    if not found:
+        raise JudgeError(
+            f"the judge cannot tell clips of the same intent apart by {', '.join(modalities)} (area under the curve below "
+            f"{LEAST} for each, or no better than chance): pass --captions that say what is seen and heard, or train with "
+            f"--credit answer"
+        )
+    return max(found, key=lambda judge: judge.figures.deciding if judge.figures else 0.0)
+
+
+def _measured(judge: Judge, trial: Trial) -> Judge:
+    calibrate(judge, trial)
+    judge.figures = figures(judge, trial)
+    return judge
+
+
+def sentence(judge: Judge, role: str = "judge") -> str:
+    """What a judge was fitted on and how far to trust it, in words; WARNING where it was fitted on rationales."""
+    one = judge.figures
+    assert one is not None
+    same = "" if one.same_intent is None else f", {one.same_intent:.3f} against clips of the same intent"
+    off = [name for name in one.alone if name not in judge.modalities]
+    alone = ", ".join(f"{name} {area:.3f}{' (switched off)' if name in off else ''}" for name, area in one.alone.items())
+    how = f"fitted on {judge.source}" if judge.kind == FITTED else "the encoder's own space, which tells more than a fitted map"
+    warned, worse = "", ""
+    if judge.source != "captions":
+        warned, worse = "WARNING: ", "; rationales name what is typical: captions of the clips would make it better"
+    return (
+        f"{warned}{role}, {how}, on {one.n} dev clauses: area under the curve {one.any_clip:.3f} against any clip{same} "
+        f"(alone: {alone}); P {one.own:.2f} for a clip's own, {one.dealt:.2f} for others'; "
+        f"a verdict on {100 * one.familiar:.0f} % of them{worse}"
+    )

@@ -1,0 +1,306 @@
+"""Clips in, embeddings out: decoding processes ahead of the encoder, batches by row, a store that resumes.
+
+A batch is `batch_size` neighbouring rows of one split, whoever computes it and however often the run was interrupted, so
+the same command ends with the same bits. A batch is done when every row of it is in the store and was made from the same
+text and file; otherwise it is computed whole. Rank r takes every world_size-th batch of those that are to be done.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from tqdm import tqdm
+
+from imagebind_llm import distributed
+from imagebind_llm.clips.media import load_clip
+from imagebind_llm.config import EMBEDDING_WIDTH, MODALITIES
+from imagebind_llm.datasets.readers import DataError, load_dataset
+from imagebind_llm.encoder.bpe import ClipBPE
+from imagebind_llm.encoder.store import Failure, Identity, Store, StoreWriter, check_identity, clear, export_pt, source_digest
+from imagebind_llm.encoder.towers import ImageBind
+from imagebind_llm.encoder.weights import file_sha256, find_imagebind, load_imagebind
+from imagebind_llm.files import write_atomic
+from imagebind_llm.records import Example, Windows
+from imagebind_llm.settings import ExtractSettings
+from imagebind_llm.weight_files import WeightsError
+
+NUMBERS = "1"  # raised whenever a change of front end, tokenizer or towers changes an embedding
+EMPTY_TEXT = "the text is empty"
+NOT_FINITE = "the encoder returned values that are not finite"
+
+
+@dataclass
+class Inputs:
+    """The encoder inputs of one modality of a batch: which clips have it, and their windows one after the other."""
+
+    clips: list[int]
+    windows: Tensor
+    counts: list[tuple[int, ...]]
+
+
+@dataclass
+class Batch:
+    """One batch as it comes from a decoding process. `failures`: (index of the clip, modality, reason)."""
+
+    examples: list[Example]
+    inputs: dict[str, Inputs]
+    failures: list[tuple[int, str, str]]
+    n_cut_texts: int
+    sources: list[int]
+
+    def pin_memory(self) -> "Batch":
+        for inputs in self.inputs.values():
+            inputs.windows = inputs.windows.pin_memory()
+        return self
+
+
+@dataclass
+class Summary:
+    """What a run ended with; `failures` are those of every clip asked for, also from earlier runs into the same store."""
+
+    n_clips: int
+    n_done_before: int
+    n_embedded: int
+    n_cut_texts: int
+    seconds: float
+    is_main: bool  # this process is the one that reports
+    present: dict[str, int]
+    failures: list[Failure]
+
+
+class BatchReader(TorchDataset):
+    """Loads whole batches; runs in the decoding processes."""
+
+    def __init__(self, batches: list[list[Example]], settings: ExtractSettings):
+        self.batches, self.settings = batches, settings
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> Batch:
+        examples = self.batches[index]
+        tokenizer = ClipBPE()
+        sources = [_source(example) for example in examples]  # before reading: what changes meanwhile is read again
+        loaded = [self._load(example, tokenizer) for example in examples]
+        n_cut_texts = sum(tokenizer.n_tokens(example.text) > tokenizer.context_length for example in examples)
+        batch = Batch(examples, {}, [], n_cut_texts if "text" in self.settings.modalities else 0, sources)
+        for modality in self.settings.modalities:
+            found = {i: clip[modality] for i, clip in enumerate(loaded)}
+            there = {i: item for i, item in found.items() if isinstance(item, Windows)}
+            batch.failures += [(i, modality, str(item)) for i, item in found.items() if i not in there]
+            if there:
+                windows = torch.cat([item.inputs for item in there.values()])
+                batch.inputs[modality] = Inputs(list(there), windows, [item.counts for item in there.values()])
+        return batch
+
+    def _load(self, example: Example, tokenizer: ClipBPE) -> dict:
+        settings = self.settings
+        media = tuple(m for m in settings.modalities if m != "text")
+        loaded: dict = {}
+        if media and example.clip is not None:
+            loaded = dict(load_clip(example.clip, media, settings.window_rule, settings.clean_audio))
+        if "text" in settings.modalities:
+            text = example.text.strip()
+            loaded["text"] = Windows(tokenizer.encode([text]), (1,)) if text else EMPTY_TEXT
+        return loaded
+
+
+def extract(settings: ExtractSettings) -> Summary:
+    """Embed a data set into a store: the whole of avt_get_emb.py.
+
+    Raises DataError, WeightsError or StoreError, before anything is decoded, for what cannot be meant; a clip that cannot
+    be read is recorded and the run goes on.
+    """
+    started = time.monotonic()
+    dataset = load_dataset(settings.data_path, settings.splits)
+    _refuse_missing_clips(dataset, settings)
+    if Path(settings.output_dir).resolve() == dataset.root.resolve():
+        raise DataError(f"--output_dir {settings.output_dir} is the data's own folder; give the store a folder of its own")
+    weights = find_imagebind(settings.encoder, settings.encoder_weights)
+    root = Path(settings.output_dir)
+    with distributed.process_group(_device(settings.device)) as device:
+        distributed.warn_of_emulation(settings.dtype, device)
+        identity = _identity(settings, _shared_sha256(weights))
+        _refuse_rows_apart(dataset, settings)
+        model = load_imagebind(weights, settings.encoder, getattr(torch, settings.dtype), device, settings.modalities)
+        if settings.overwrite and distributed.is_main():
+            clear(root)
+        distributed.barrier()
+        batches = [rows for examples in dataset.splits.values() for rows in _batched(examples, settings.batch_size)]
+        unfinished = distributed.from_main(_unfinished(batches, root, identity) if distributed.is_main() else [])
+        pending = [batches[number] for number in unfinished]
+        n_done_before = len(dataset.examples) - sum(map(len, pending))
+        own = pending[distributed.rank() :: distributed.world_size()]
+        with StoreWriter(root, identity, writer=distributed.rank()) as writer:
+            n_cut = _embed_all(model, own, settings, device, writer)
+        n_cut_texts = sum(distributed.gather_objects(n_cut))  # also waits until every rank has written
+        is_main = distributed.is_main()
+    store = Store(root)
+    summary = Summary(
+        n_clips=len(dataset.examples),
+        n_done_before=n_done_before,
+        n_embedded=len(dataset.examples) - n_done_before,
+        n_cut_texts=n_cut_texts,
+        seconds=time.monotonic() - started,
+        is_main=is_main,
+        present=store.count_present([example.key for example in dataset.examples], identity.modalities),
+        failures=[failure for example in dataset.examples for failure in store.failures(example.key)],
+    )
+    if is_main:
+        _write_results(summary, dataset.splits, store, settings.export_pt)
+    return summary
+
+
+def _embed_all(model: ImageBind, batches: list[list[Example]], settings: ExtractSettings, device: torch.device, writer) -> int:
+    """Decode, encode and store this rank's batches; returns how many texts were cut."""
+    loader = DataLoader(
+        BatchReader(batches, settings),
+        batch_size=None,
+        num_workers=min(settings.num_workers, len(batches)),
+        pin_memory=device.type == "cuda",
+    )
+    n_cut = 0
+    hidden = not distributed.is_main() or not batches
+    with tqdm(total=sum(map(len, batches)), unit="clip", desc=_bar_title(), disable=hidden, smoothing=0.1) as bar:
+        for batch in _watched(loader):
+            vectors, present, failures = embed(model, batch)
+            writer.append([example.key for example in batch.examples], vectors, present, batch.sources, failures)
+            n_cut += batch.n_cut_texts
+            bar.update(len(batch.examples))
+    return n_cut
+
+
+def _watched(loader: DataLoader) -> Iterator[Batch]:
+    """The loader's batches; a decoding process that is killed (memory, as a rule) becomes an error with a way out."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in ("exited unexpectedly", "is killed by signal")):
+            raise
+        raise DataError(
+            f"a decoding process died ({error}); most often memory is short: start again with a smaller --batch_size or "
+            f"--num_workers 0, the run continues where it was"
+        ) from error
+
+
+@torch.inference_mode()
+def embed(model: ImageBind, batch: Batch) -> tuple[Tensor, Tensor, list[Failure]]:
+    """Vectors (B,M,E) float32 on the CPU, presence (B,M), and what failed."""
+    vectors = torch.zeros(len(batch.examples), len(MODALITIES), EMBEDDING_WIDTH)
+    present = torch.zeros(len(batch.examples), len(MODALITIES), dtype=torch.bool)
+    failures = list(batch.failures)
+    for modality, inputs in batch.inputs.items():
+        rows = model.encode_clips(modality, inputs.windows, inputs.counts).cpu()
+        finite = rows.isfinite().all(dim=1)
+        failures += [(clip, modality, NOT_FINITE) for clip, good in zip(inputs.clips, finite.tolist(), strict=True) if not good]
+        column = MODALITIES.index(modality)
+        vectors[inputs.clips, column] = rows.where(finite[:, None], 0.0)
+        present[inputs.clips, column] = finite
+    return vectors, present, [_failure(batch.examples[clip], modality, reason) for clip, modality, reason in failures]
+
+
+def _failure(example: Example, modality: str, reason: str) -> Failure:
+    return Failure(example.split, example.key, str(example.clip or ""), modality, reason)
+
+
+def _bar_title() -> str:
+    ranks = distributed.world_size()
+    return "embedding" if ranks == 1 else f"embedding (1 of {ranks} ranks)"
+
+
+def _device(name: str) -> str:
+    try:
+        return distributed.choose_device(name)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
+def _refuse_missing_clips(dataset, settings: ExtractSettings) -> None:
+    if not set(settings.modalities) - {"text"}:
+        return
+    clips = [example.clip for example in dataset.examples if example.clip is not None]
+    if not clips:
+        raise DataError(
+            f"{dataset.root}: expected the clips in {dataset.root / 'raw_data'}, found no such folder; "
+            f"put them there, or embed the texts alone with --modalities text"
+        )
+    if not any(os.path.exists(clip) for clip in clips):
+        raise DataError(
+            f"{dataset.root}: none of its {len(clips)} clips is there, {clips[0]} for one (paths are relative to the table); "
+            f"put them there, or embed the texts alone with --modalities text"
+        )
+
+
+def _refuse_rows_apart(dataset, settings: ExtractSettings) -> None:
+    """Raise DataError if machines read other rows at --data_path: rank 0 deals the rows out by number."""
+    if len(set(distributed.gather_objects(source_digest(*(example.key for example in dataset.examples))))) > 1:
+        raise DataError(
+            f"--data_path {settings.data_path}: machines read different rows there; give a folder that all of them see"
+        )
+
+
+def _shared_sha256(weights: Path) -> str:
+    """The weight file's fingerprint, read by the first rank of each machine and told to all. Raises WeightsError if machines
+    have different files."""
+    told = distributed.gather_objects(file_sha256(weights) if distributed.node_rank() == 0 else None)
+    found = sorted({digest for digest in told if digest is not None})
+    if len(found) > 1:
+        raise WeightsError(
+            f"{weights}: expected the same file on every machine, got {len(found)} (sha256 "
+            f"{', '.join(f'{digest[:12]}...' for digest in found)}); copy one of them to all"
+        )
+    return found[0]
+
+
+def _identity(settings: ExtractSettings, weights_sha256: str) -> Identity:
+    return Identity(
+        encoder=settings.encoder,
+        weights_sha256=weights_sha256,
+        dtype=settings.dtype,
+        modalities=tuple(m for m in MODALITIES if m in settings.modalities),
+        window_rule=settings.window_rule,
+        clean_audio=settings.clean_audio,
+        width=EMBEDDING_WIDTH,
+        code=NUMBERS,
+    )
+
+
+def _batched(examples: list[Example], size: int) -> list[list[Example]]:
+    return [examples[i : i + size] for i in range(0, len(examples), size)]
+
+
+def _source(example: Example) -> int:
+    """Changes when the text or the clip's size or date does (or the clip appears): then it is embedded again."""
+    try:
+        status = example.clip.stat() if example.clip is not None else None
+    except OSError:
+        status = None
+    return source_digest(example.text, f"{status.st_size} {status.st_mtime_ns}" if status else "no file")
+
+
+def _unfinished(batches: list[list[Example]], root: Path, identity: Identity) -> list[int]:
+    """Numbers of the batches that are to be computed. The main rank decides for all: machines may see a disk differently."""
+    if not any(root.glob("manifest-*.json")):
+        return list(range(len(batches)))
+    store = Store(root)
+    check_identity(root, store.identity, identity)
+    return [
+        number
+        for number, rows in enumerate(batches)
+        if any(store.sources.get(example.key) != _source(example) for example in rows)
+    ]
+
+
+def _write_results(summary: Summary, splits: dict[str, list[Example]], store: Store, export: str) -> None:
+    lines = ["split\tkey\tpath\tmodality\treason"]
+    lines += ["\t".join(" ".join(part.split()) for part in vars(failure).values()) for failure in summary.failures]
+    write_atomic(store.root / "failures.tsv", ("\n".join(lines) + "\n").encode())
+    if export:
+        for split, examples in splits.items():
+            export_pt(store, [example.key for example in examples], Path(export) / f"{split}_emb")

@@ -1,0 +1,75 @@
+"""ImageBind weights in: the public `imagebind_huge.pth`, ImageBind-LLM's variant of it, or safetensors.
+
+The public file is a flat state dict of 1311 float32 tensors. ImageBind-LLM ships one with a point-cloud tower added, whose
+entries are ignored by name; anything else that is missing, surplus or of another shape is an error that lists it.
+"""
+
+import hashlib
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from imagebind_llm.config import ENCODERS, MODALITIES, ImageBindConfig
+from imagebind_llm.encoder.towers import ImageBind
+from imagebind_llm.weight_files import TensorFile, WeightsError, check_tensors
+
+CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"  # of the repository, wherever the command is typed
+SCALE = ".log_logit_scale"  # stays float32: bfloat16 would turn the factor 20 into 20.09
+IGNORED_PREFIXES = ("point_trunk.", "modality_heads.point.", "modality_postprocessors.point.", "modality_preprocessors.point.")
+
+
+def find_imagebind(preset: str, given: str, folder: Path = CHECKPOINTS) -> Path:
+    """The weight file to use: `given`, or PRESET.pth / PRESET.safetensors in checkpoints/. Raises WeightsError if absent."""
+    candidates = [Path(given)] if given else [folder / f"{preset}{ending}" for ending in (".safetensors", ".pth")]
+    for path in candidates:
+        if path.is_file():
+            return path
+    if given:
+        raise WeightsError(f"--encoder_weights {given}: expected a .safetensors or .pth file, got {_what_is(candidates[0])}")
+    raise WeightsError(
+        f"no weights of {preset}: looked for {' and '.join(map(str, candidates))}. Give the file by --encoder_weights "
+        f"(checkpoints/README.md says where each comes from), or try things out with --encoder imagebind_tiny"
+    )
+
+
+def _what_is(path: Path) -> str:
+    return "a folder" if path.is_dir() else "no such file"
+
+
+def load_imagebind(
+    path: Path,
+    preset: str,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    towers: Collection[str] = MODALITIES,
+) -> ImageBind:
+    """Frozen `towers` in evaluation mode on `device`. Raises WeightsError unless the file holds all of the preset, and no more.
+
+    One tensor after the other goes to the device, so that the ranks of a machine do not hold a copy each in its memory. Of
+    the towers left out names and shapes are checked, and nothing is read.
+    """
+    whole = ENCODERS[preset]()
+    file = TensorFile(path)
+    found = {name: shape for name, shape in file.shapes.items() if not name.startswith(IGNORED_PREFIXES)}
+    wanted = {name: tuple(tensor.shape) for name, tensor in _on_meta(whole).state_dict().items()}
+    see = f"see what it is: python -m imagebind_llm.check {path}"
+    check_tensors(path, found, wanted, what=preset, advice=see)
+    model = _on_meta(replace(whole, towers={name: tower for name, tower in whole.towers.items() if name in towers}))
+    kinds = {name: torch.float32 if name.endswith(SCALE) else dtype for name in model.state_dict()}
+    state = {name: file.read(name).to(device, kind, copy=True) for name, kind in kinds.items()}
+    model.load_state_dict(state, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def _on_meta(config: ImageBindConfig) -> ImageBind:
+    """Towers without memory."""
+    with torch.device("meta"):
+        return ImageBind(config)
+
+
+def file_sha256(path: Path) -> str:
+    """Fingerprint of a weight file, for the store's identity."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,179 @@
+"""Answers about clips, for people and for files: what explain.py prints and writes."""
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from imagebind_llm.corpus.seen import keys_seen
+from imagebind_llm.critic.checked_claims import CheckedClaim, ClaimCheck, in_words
+from imagebind_llm.datasets.readers import DataError, load_dataset
+from imagebind_llm.encoder.clip_encoder import ClipEncoder
+from imagebind_llm.encoder.store import Store
+from imagebind_llm.explain.inference import Explainer, Explanation
+from imagebind_llm.explain.scoring import side_by_side
+from imagebind_llm.files import write_atomic
+from imagebind_llm.records import Example
+from imagebind_llm.settings import ExplainSettings, ScoringSettings
+
+
+def embed_clip(explainer: Explainer, example: Example, settings: ExplainSettings) -> tuple[Tensor | None, Tensor | None]:
+    """Embeddings (1,M,E) and presence (1,M) of a clip, made as those that the model was trained on.
+
+    What cannot be read of it counts as absent, and is said. Raises DataError if nothing can.
+    """
+    if not explainer.needs_embeddings or explainer.store_identity is None:
+        return None, None
+    encoder = ClipEncoder.load(explainer.store_identity, settings.encoder_weights, explainer.device)
+    encoded = encoder.encode(example, explainer.modalities)
+    for failure in encoded.failures:
+        print(f"not used, {failure.modality}: {failure.reason}")
+    if not encoded.present.any():
+        reasons = "; ".join(failure.reason for failure in encoded.failures) or "no words"
+        raise DataError(f"{example.clip}: nothing of it can be used: {reasons}")
+    return encoded.vectors, encoded.present
+
+
+def shown(
+    explanation: Explanation, labels: Sequence[str], example: Example, claims: Sequence[CheckedClaim] | None = None
+) -> str:
+    """The answer as a person reads it; `claims`: its rationale's, where a judge has checked them."""
+    lines = [f"Intent:     {explanation.intent} ({float(explanation.probabilities.max()):.2f})"]
+    lines.append("Or:         " + ", ".join(f"{label} ({p:.2f})" for label, p in explanation.runners_up(labels)))
+    lines.append(f"Rationale:  {explanation.rationale}{'' if explanation.finished else ' ... (cut at --max_new_tokens)'}")
+    if claims is not None:
+        lines.append(f"Checked:    {in_words(claims) or 'no claim'}")
+    if not explanation.consistent:
+        other = labels[int(explanation.criticised.argmax())]
+        lines.append(f"Careful:    the rationale speaks for {other} rather than {explanation.intent}")
+    if example.intent is not None:
+        lines.append(f"Labelled:   {example.intent}")
+    return "\n".join(lines)
+
+
+def answer_split(explainer: Explainer, settings: ExplainSettings, check: ClaimCheck | None = None) -> None:
+    """Write an answer a line for every clip of a split, with its claims checked; rows that an interrupted run wrote are kept.
+
+    A file of another model's answers is moved to NAME.old.jsonl (or .old2, .old3 ...), and that is said. Raises DataError for
+    a file that holds anything but answers about clips of this split. `seen` in a line says whether the model was trained or
+    chosen on that clip: then its answer is no result, and scores say so.
+    """
+    whole = load_dataset(settings.data_path, (settings.split,)).splits[settings.split]
+    examples = whole[: settings.limit or None]
+    path = Path(settings.batch)
+    refuse_other_content(path, settings.split, {example.key for example in whole})
+    picked = (settings.best_of, settings.temperature, settings.judge) if settings.best_of else (None, None, None)
+    stamp: dict[str, Any] = {"model": explainer.digest, "max_new_tokens": settings.max_new_tokens}
+    stamp |= dict(zip(("best_of", "temperature", "judge"), picked, strict=True))
+    done, others = _written(path, stamp)
+    if others:
+        old = path.replace(_free(path))
+        print(f"{path} held {others} answers of another model or --max_new_tokens; they are in {old} now")
+        _write(path, whole, done)
+    todo = [example for example in examples if example.key not in done]
+    store = open_store(explainer, settings)
+    known = keys_seen(Path(settings.checkpoint), whole, store)
+    with tqdm(total=len(examples), initial=len(examples) - len(todo), unit="clip", desc="explaining", smoothing=0.1) as bar:
+        for start in range(0, len(todo), settings.batch_size):
+            part = todo[start : start + settings.batch_size]
+            vectors, present = store.read([e.key for e in part]) if store else (None, None)
+            for example, found in zip(part, explainer.explain(part, vectors, present, settings.max_new_tokens), strict=True):
+                done[example.key] = row(explainer, example, found) | stamp | {"seen": example.key in known}
+            _write(path, whole, done)
+            bar.update(len(part))
+    if check and store:
+        for example in examples:
+            vectors, present = store.read([example.key])
+            done[example.key]["claims"] = [asdict(c) for c in check(done[example.key]["rationale"], vectors[0], present[0])]
+        _write(path, whole, done)
+    unfinished = sum(not done[example.key]["finished"] for example in examples)
+    doubtful = sum(not done[example.key]["consistent"] for example in examples)
+    print(f"{len(examples)} answers in {path}; {doubtful} whose rationale speaks for another intent (consistent: false)")
+    if unfinished:
+        print(f"{unfinished} rationales were cut at --max_new_tokens {settings.max_new_tokens}")
+
+
+def scores_beside(data_path: str, answers: Sequence[Path], split: str) -> tuple[dict[str, dict[str, float | None]], str]:
+    """Scores of files of answers beside references, shuffled and template rationales, and what the judge of them is worth.
+
+    Nothing where there are no references; where there are too few of them to judge by, no scores and the reason.
+    """
+    if not (Path(data_path) / "rationales.jsonl").is_file() or split not in ("dev", "test"):
+        return {}, ""
+    try:
+        return side_by_side(ScoringSettings(data_path, candidates=tuple(map(str, answers)), split=split))
+    except ValueError as error:  # the answers are written, and worth more than their scores
+        return {}, f"the rationales have no scores: {error}"
+
+
+def row(explainer: Explainer, example: Example, found: Explanation) -> dict:
+    """One line of the file: what rationales.jsonl has, and what the model thought."""
+    return {
+        "key": example.key,
+        "gold": example.intent,
+        "intent": found.intent,
+        "probability": round(float(found.probabilities.max()), 5),
+        "runners_up": [[label, round(p, 5)] for label, p in found.runners_up(explainer.taxonomy.labels)],
+        "rationale": found.rationale,
+        "finished": found.finished,
+        "consistent": found.consistent,
+        "criticised": explainer.taxonomy.labels[int(found.criticised.argmax())],
+    }
+
+
+def _write(path: Path, examples: Sequence[Example], rows: dict[str, dict]) -> None:
+    """The rows that there are, in the order of the examples."""
+    lines = [json.dumps(rows[example.key]) + "\n" for example in examples if example.key in rows]
+    write_atomic(path, "".join(lines).encode())
+
+
+def refuse_other_content(path: Path, split: str, keys: Collection[str]) -> None:
+    """Raises DataError if a file for answers about the clips `keys` of a split holds anything else: it would be lost."""
+    strange = [line for line, found in _lines(path) if not isinstance(found, dict) or found.get("key") not in keys]
+    if strange:
+        raise DataError(
+            f"{path}: {len(strange)} of its lines are no answers about clips of split {split}, {strange[0][:60]!r} for one; "
+            f"they stay as they are: give another file for this split"
+        )
+
+
+def _written(path: Path, stamp: dict) -> tuple[dict[str, dict], int]:
+    """Rows of this very model that are there already, and how many of others."""
+    rows = [found for _, found in _lines(path)]
+    own = {found["key"]: found for found in rows if {name: found.get(name) for name in stamp} == stamp}
+    return own, sum({name: found.get(name) for name in stamp} != stamp for found in rows)
+
+
+def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """The lines of a file and what each says, None for what is no JSON; a last line that was cut off is left out."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""  # our own lines are ASCII
+    for line in text.splitlines(keepends=True):
+        try:
+            yield line, json.loads(line)
+        except json.JSONDecodeError:
+            if line.endswith("\n") or not line.startswith("{"):
+                yield line, None
+
+
+def _free(path: Path) -> Path:
+    """NAME.old.jsonl or, where that is taken, NAME.old2.jsonl and so on."""
+    names = (path.with_suffix(f".old{number}{path.suffix}") for number in ("", *range(2, 10_000)))
+    return next(name for name in names if not name.exists())
+
+
+def open_store(explainer: Explainer, settings: ExplainSettings) -> Store | None:
+    """--emb_path, checked; None for a model that knows words alone."""
+    if not explainer.needs_embeddings:
+        return None
+    if not settings.emb_path:
+        raise DataError(
+            f"this model looks at {' '.join(explainer.modalities)}: pass --emb_path, a store made by: "
+            f"python avt_get_emb.py --data_path {settings.data_path} --output_dir EMB"
+        )
+    store = Store(Path(settings.emb_path))
+    explainer.check_store(store)
+    return store

@@ -1,0 +1,53 @@
+"""What a model says when it is asked to describe clips, as the first stage of training asks; the second may unlearn it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imagebind_llm.corpus.batches import Collator
+from imagebind_llm.itsl.assembly import frozen_dtype, open_language, restore
+from imagebind_llm.itsl.generate import generate
+from imagebind_llm.itsl.instructions import CAPTION_REQUEST
+from imagebind_llm.itsl.model import ITSL
+from imagebind_llm.llama.tokenizers import LlamaTokenizer
+
+MAX_NEW_TOKENS = 112  # of a caption
+LISTING = "Face:"  # how the demo world's captions begin that name all cues in one line
+
+
+def load_describer(
+    folder: Path, llama_model_path: str = "", device: str = "cpu", dtype: str = "auto"
+) -> tuple[ITSL, LlamaTokenizer, dict[str, Any]]:
+    """The model and tokenizer of a checkpoint of any stage, and what the checkpoint says of itself. Raises CheckpointError."""
+    place = torch.device(device)
+    assembled, info = restore(folder, llama_model_path, place, frozen_dtype(dtype, place))
+    _, tokenizer = open_language(llama_model_path or info["settings"]["llama_model_path"])
+    return assembled.model.eval(), tokenizer, info
+
+
+def describe(
+    model: ITSL,
+    tokenizer: LlamaTokenizer,
+    modalities: tuple[str, ...],
+    vectors: Tensor,
+    present: Tensor,
+    beginning: str = "",
+    batch_size: int = 32,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> Iterator[str]:
+    """The likeliest caption of every clip that starts with `beginning`, in order.
+
+    vectors (N,M,E) and present (N,M) as the store has them; modalities that the model does not know are not looked at.
+    """
+    device = model.llama.tok_embeddings.weight.device
+    prompt = tokenizer.encode(CAPTION_REQUEST + beginning, bos=True)
+    there = present & Collator(None, modalities).known
+    for start in range(0, len(vectors), batch_size):
+        part = slice(start, start + batch_size)
+        shown, known = vectors[part].to(device), there[part].to(device)
+        asked = [prompt] * len(shown)
+        for [ids] in generate(model, asked, max_new_tokens, tokenizer.eos_id, embeddings=shown, present=known):
+            yield f"{beginning} {tokenizer.decode(ids).strip()}".strip()

@@ -1,0 +1,216 @@
+"""Does a rationale speak of what the model was given? One modality is dropped, or taken from another clip, and we read again.
+
+    python -m imagebind_llm.explain.faithfulness --checkpoint runs/itsl/best --data_path data/demo/clips --emb_path runs/emb
+
+A faithful rationale changes its claims about that modality (with another clip's picture it describes the other clip) and keeps
+its claims about the others. Where cues are known (the demo world), both are counted claim by claim; everywhere, how far the
+text moves and whether the intent changes. Phrases about the words count as claims about the text (demo_world.phrases.GISTS).
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from imagebind_llm import distributed
+from imagebind_llm.config import MODALITIES, PERTURBATIONS
+from imagebind_llm.corpus.seen import keys_seen
+from imagebind_llm.datasets.readers import load_dataset
+from imagebind_llm.demo_world.cues import CUES_OF
+from imagebind_llm.demo_world.yardsticks import follows
+from imagebind_llm.encoder.store import Store
+from imagebind_llm.explain.inference import Explainer
+from imagebind_llm.explain.scoring import Rationale, claims_in, modality_of, read_rationales
+from imagebind_llm.files import write_atomic
+from imagebind_llm.flags import parse
+from imagebind_llm.itsl.checkpoint import CheckpointError
+from imagebind_llm.records import Example
+from imagebind_llm.settings import FaithfulnessSettings
+from imagebind_llm.text_metrics import rouge_l
+
+# `Explainer.explain`, say: examples, embeddings (N,M,E), present (N,M) -> N answers with .intent and .rationale
+Explain = Callable[[Sequence[Example], Tensor, Tensor], Iterable]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What changing one modality does. Shares in [0, 1]; None where no claim was there to count.
+
+    own_changed: of the claims about it, how many are withdrawn or differ. own_follows: of those about cues in which the other
+    clip differs, how many now state the other clip's. others_kept: of the claims about other modalities, how many stay.
+    """
+
+    modality: str
+    how: str
+    n_clips: int
+    n_claims: int
+    own_changed: float | None
+    own_follows: float | None
+    others_kept: float | None
+    intent_changed: float
+    text_moved: float  # 1 - ROUGE-L between the two texts
+
+
+def faithfulness(
+    explain: Explain,
+    examples: Sequence[Example],
+    embeddings: Tensor,
+    present: Tensor,
+    truth: Sequence[Rationale] | None = None,
+    modalities: Sequence[str] = MODALITIES,
+    seed: int = 0,
+    hows: Sequence[str] = PERTURBATIONS,
+) -> list[Change]:
+    """Explain every clip as it is, then with each of `modalities` changed in each of `hows` (drop, swap). `truth`: the
+    references, with cues."""
+    answers = list(explain(examples, embeddings, present))
+    changes = []
+    for modality in modalities:
+        for how in hows:
+            others = another_clip(len(examples), seed)
+            changed = perturbed(examples, embeddings, present, modality, how, others)
+            now = list(explain(*changed))
+            changes.append(_change(modality, how, answers, now, truth, others))
+    return changes
+
+
+def another_clip(n: int, seed: int) -> list[int]:
+    """For every clip another one, drawn; nobody gets their own."""
+    if n < 2:
+        raise ValueError(f"swapping needs at least 2 clips, got {n}")
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    other = torch.empty_like(order)
+    other[order] = order.roll(1)
+    return other.tolist()
+
+
+def perturbed(
+    examples: Sequence[Example], embeddings: Tensor, present: Tensor, modality: str, how: str, others: Sequence[int]
+) -> tuple[list[Example], Tensor, Tensor]:
+    """The clips without a modality, or with that of the clips `others`; the words go with the text."""
+    m, embeddings, present = MODALITIES.index(modality), embeddings.clone(), present.clone()
+    texts = [example.text for example in examples]
+    if how == "drop":
+        embeddings[:, m], present[:, m] = 0, False
+        texts = [""] * len(texts) if modality == "text" else texts
+    else:
+        embeddings[:, m], present[:, m] = embeddings[list(others), m], present[list(others), m]
+        texts = [texts[i] for i in others] if modality == "text" else texts
+    return [replace(example, text=text) for example, text in zip(examples, texts, strict=True)], embeddings, present
+
+
+def _change(
+    modality: str, how: str, before: Sequence, after: Sequence, truth: Sequence[Rationale] | None, others: Sequence[int]
+) -> Change:
+    """Count claims before and after, clip by clip."""
+    changed, followed, kept = [], [], []
+    for i, (was, now) in enumerate(zip(before, after, strict=True)):
+        claims, claims_now = claims_in(was.rationale), claims_in(now.rationale)
+        for cue, value in claims.items():
+            if modality_of(cue) != modality:
+                kept.append(claims_now.get(cue) == value)
+                continue
+            changed.append(claims_now.get(cue) != value)
+        if how == "swap" and truth:
+            followed += follows(claims_now, known_of(truth[i]), known_of(truth[others[i]]), CUES_OF[modality])
+    pairs = list(zip(before, after, strict=True))
+    return Change(
+        modality,
+        how,
+        n_clips=len(pairs),
+        n_claims=len(changed),
+        own_changed=_share(changed),
+        own_follows=_share(followed),
+        others_kept=_share(kept),
+        intent_changed=sum(was.intent != now.intent for was, now in pairs) / len(pairs),
+        text_moved=1 - sum(rouge_l(now.rationale, was.rationale) for was, now in pairs) / len(pairs),
+    )
+
+
+def share_following(
+    rationales: Sequence[str], truth: Sequence[Rationale], others: Sequence[int], modality: str
+) -> float | None:
+    """Of what rationales written after a swap claim about cues in which the two clips differ, the share that is true of the
+    clip `others` whose modality was given; None without such claims."""
+    hits = [
+        hit
+        for text, own, other in zip(rationales, truth, others, strict=True)
+        for hit in follows(claims_in(text), known_of(own), known_of(truth[other]), CUES_OF[modality])
+    ]
+    return _share(hits)
+
+
+def known_of(reference: Rationale) -> dict[str, str]:
+    """The truth about a clip: its cues, and the family of its words as the reference puts it."""
+    said = claims_in(reference.rationale)
+    return {cue: said[cue] for cue in said if cue == "family"} | dict(reference.cues or {})
+
+
+def _share(hits: Sequence[bool]) -> float | None:
+    return sum(hits) / len(hits) if hits else None
+
+
+def change_cells(changes: Iterable[Mapping]) -> tuple[list[str], list[list[str]]]:
+    """Header and a row a change, from the fields of each."""
+    names = {
+        "own_changed": "own claims changed",
+        "own_follows": "now say the other clip's",
+        "others_kept": "other claims kept",
+        "intent_changed": "intent changed",
+        "text_moved": "text moved",
+    }
+    rows = []
+    for change in changes:
+        shares = ["–" if change[name] is None else f"{change[name]:.3f}" for name in names]
+        rows.append([change["modality"], change["how"], str(change["n_claims"]), *shares])
+    return ["modality", "change", "claims", *names.values()], rows
+
+
+def markdown(changes: Sequence[Change]) -> str:
+    """One row a change."""
+    header, rows = change_cells([asdict(change) for change in changes])
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))
+
+
+def measure(settings: FaithfulnessSettings) -> list[Change]:
+    """`faithfulness` of a trained model on the first clips of a split. Raises CheckpointError, DataError, StoreError."""
+    explainer = Explainer.load(Path(settings.checkpoint), settings.llama_model_path, distributed.choose_device(settings.device))
+    if not explainer.needs_embeddings:
+        raise CheckpointError(f"{settings.checkpoint}: trained on the words alone; there is no modality to drop or swap")
+    dataset = load_dataset(settings.data_path, (settings.split,))
+    examples = dataset.splits[settings.split][: settings.limit or None]
+    store = Store(Path(settings.emb_path))
+    explainer.check_store(store)
+    if seen := keys_seen(Path(settings.checkpoint), examples, store):
+        print(f"{settings.checkpoint}: was trained or chosen on {len(seen)} of these {len(examples)} clips")
+    file = dataset.root / "rationales.jsonl"
+    known = read_rationales(file) if file.is_file() else {}
+    truth = [known[e.key] for e in examples] if all(e.key in known and known[e.key].cues for e in examples) else None
+    explain = partial(explainer.explain, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size)
+    vectors, present = store.read([example.key for example in examples])
+    return faithfulness(explain, examples, vectors, present, truth, explainer.modalities, settings.seed, settings.how)
+
+
+def main(argv: list[str] | None = None) -> int:
+    settings = parse(FaithfulnessSettings, argv, "What a model's rationales say when a modality is dropped or swapped.")
+    try:
+        changes = measure(settings)
+        print(markdown(changes))
+        if settings.output:
+            write_atomic(Path(settings.output), (json.dumps([asdict(change) for change in changes], indent=1) + "\n").encode())
+    except (ValueError, OSError) as error:  # what is wrong with the input; all errors of our own are ValueErrors
+        print(f"imagebind_llm.explain.faithfulness: {error}", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError as error:
+        print(f"imagebind_llm.explain.faithfulness: {error}; lower --batch_size, or pass --device cpu", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

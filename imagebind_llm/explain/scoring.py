@@ -1,0 +1,349 @@
+"""All scores of rationales side by side: against references, against the label with its words masked, against known cues.
+
+    python -m imagebind_llm.explain.scoring --data_path data/demo/clips --candidates answers.jsonl
+
+No score means anything alone, so a table has three rows that need no model: the references themselves (what is best), the
+references dealt out to other clips (what a fluent text about something else gets) and one fixed rationale for each intent
+(what is got by knowing the label without looking). A score that does not fall from the first to the others measures nothing.
+The fixed rationale is made of the intent's typical cues where the table of cues is known (demo_world.yardsticks, which also
+says what an atypical claim is), else the train rationale most like the others; it stands beside every file for the intents that
+the file predicts.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from imagebind_llm.critic.verifier import Verifier, VerifierError, fit_verifier
+from imagebind_llm.datasets.readers import DataError, load_dataset, rationale_rows
+from imagebind_llm.demo_world.cues import CUES_OF, TYPICAL
+from imagebind_llm.demo_world.phrases import GISTS, cues_in
+from imagebind_llm.demo_world.yardsticks import claim_counts, skill, template
+from imagebind_llm.files import write_atomic
+from imagebind_llm.flags import parse
+from imagebind_llm.settings import ScoringSettings
+from imagebind_llm.taxonomy import Taxonomy
+from imagebind_llm.text_metrics import CiderD, bleu4, distinct2, meteor, repetition4, rouge_l, similarity, words
+
+Encode = Callable[[Sequence[str]], Tensor]
+COLUMNS = {
+    "bleu4": "BLEU-4", "rouge_l": "ROUGE-L", "cider_d": "CIDEr-D", "meteor": "METEOR", "similarity": "similarity",
+    "consistency": "reads gold", "q_gold": "q(gold)", "consistency_predicted": "reads predicted",
+    "cue_precision": "cue P", "cue_recall": "cue R", "cue_f1": "cue F1", "cue_skill": "cue skill",
+    "atypical_precision": "atypical P", "atypical_claims": "atypical claims", "claims": "claims an answer",
+    "distinct2": "distinct-2", "repetition4": "repeated", "words": "words",
+}  # fmt: skip
+CUE_SCORES = ("claims", *(name for name in COLUMNS if name.startswith(("cue_", "atypical_"))))
+
+
+@dataclass(frozen=True)
+class Rationale:
+    """A line of a rationales.jsonl: `cues` is the truth about the clip, where it is known; `seen`: written by a model that was
+    trained or chosen on the clip."""
+
+    key: str
+    intent: str
+    rationale: str
+    cues: Mapping[str, str] | None = None
+    seen: bool = False
+
+
+@dataclass(frozen=True)
+class Judges:
+    """What is fitted on the train split's reference rationales, once: document frequencies and the verifier."""
+
+    cider: CiderD
+    verifier: Verifier
+    encode: Encode | None = None
+
+    @classmethod
+    def fit(
+        cls,
+        train: Sequence[Rationale],
+        taxonomy: Taxonomy,
+        dev: Sequence[Rationale] = (),
+        encode: Encode | None = None,
+    ) -> "Judges":
+        """Raises VerifierError where there are too few rationales."""
+        held_out = ([row.rationale for row in dev], [row.intent for row in dev]) if dev else None
+        texts = [row.rationale for row in train]
+        verifier = fit_verifier(texts, [row.intent for row in train], taxonomy, held_out)  # raises, also for a single one
+        return cls(CiderD(texts), verifier, encode)
+
+
+def score_rationales(
+    candidates: Sequence[str],
+    references: Sequence[Rationale],
+    judges: Judges,
+    predicted: Sequence[str] | None = None,
+) -> dict[str, float | None]:
+    """Every score of `candidates` (a text a clip, empty where there is none) under the names of COLUMNS; None where unknown.
+
+    references: the gold intent of each clip, its faithful reference rationale (empty if there is none) and its true cues. All
+    but CIDEr-D (0 to 10), skill (at most 1) and the numbers of claims and words lie in [0, 1]. Clips without a reference count
+    for no score that needs one.
+    """
+    if len(candidates) != len(references) or not candidates:
+        raise ValueError(f"expected a candidate for each of {len(references)} references, got {len(candidates)}")
+    pairs = [(ours, row.rationale) for ours, row in zip(candidates, references, strict=True) if row.rationale]
+    scores: dict[str, float | None] = dict.fromkeys(COLUMNS)
+    if pairs:
+        ours, theirs = ([text for text, _ in pairs], [text for _, text in pairs])
+        scores |= {"bleu4": bleu4(ours, theirs), "meteor": meteor(ours, theirs)}
+        scores["rouge_l"] = _mean([rouge_l(*pair) for pair in pairs])
+        scores["cider_d"] = _mean([judges.cider.score(*pair) for pair in pairs])
+        scores["similarity"] = similarity(ours, theirs, judges.encode) if judges.encode else None
+    scores |= _masked_consistency(candidates, [row.intent for row in references], predicted, judges.verifier)
+    if all(row.cues for row in references):
+        scores |= cue_scores(candidates, references)
+    scores |= {"distinct2": distinct2(candidates), "repetition4": _mean([repetition4(text) for text in candidates])}
+    scores["words"] = _mean([len(words(text)) for text in candidates])
+    return scores
+
+
+def _masked_consistency(
+    candidates: Sequence[str], gold: Sequence[str], predicted: Sequence[str] | None, verifier: Verifier
+) -> dict[str, float | None]:
+    """How often, and how surely, the label is read from a text whose label words are masked; an empty text tells nothing."""
+    q = verifier.predict_proba(candidates)
+    labels = verifier.taxonomy.labels
+    read = [labels[i] if text.strip() else None for i, text in zip(q.argmax(1).tolist(), candidates, strict=True)]
+    own = [
+        float(row[labels.index(label)]) if text.strip() else 0.0 for row, label, text in zip(q, gold, candidates, strict=True)
+    ]
+    return {
+        "consistency": _mean([a == b for a, b in zip(read, gold, strict=True)]),
+        "q_gold": _mean(own),
+        "consistency_predicted": _mean([a == b for a, b in zip(read, predicted, strict=True)]) if predicted else None,
+    }
+
+
+def cue_scores(candidates: Sequence[str], references: Sequence[Rationale]) -> dict[str, float | None]:
+    """Claims about looks and sounds over all clips together.
+
+    Precision: the share that is true of the clip. Recall: of what the reference names, the share that is named, truly. Skill:
+    the share of the errors of the clip-blind template of the gold intents that is avoided. Then the precision of atypical
+    claims, how many there are, and how many claims of any kind an answer makes. None where nothing is claimed, or the table of
+    cues (skill, atypical) does not know the intents.
+    """
+    return cue_scores_of(cue_counts(candidates, references).sum(0))
+
+
+def cue_scores_of(counts: np.ndarray) -> dict[str, float | None]:
+    """The same from (9,) sums of cue_counts."""
+    answers, claimed, true, named, found, atypical, seen, of_template, true_of_template = counts.tolist()
+    pairs = ((true, claimed), (found, named), (seen, atypical), (true_of_template, of_template))
+    precision, recall, atypical_precision, blind = (part / whole if whole else None for part, whole in pairs)
+    both = precision is not None and recall is not None
+    return {
+        "cue_precision": precision,
+        "cue_recall": recall,
+        "cue_f1": 2 * precision * recall / max(precision + recall, 1e-9) if both else None,  # type: ignore[operator]
+        "cue_skill": skill(precision, blind),
+        "atypical_precision": atypical_precision,
+        "atypical_claims": atypical if of_template else None,
+        "claims": claimed / answers if answers else None,
+    }
+
+
+def cue_counts(candidates: Sequence[str], references: Sequence[Rationale]) -> np.ndarray:
+    """(N,9) by clip: 1; claims about looks and sounds, the true ones; cues that the reference names, those named truly;
+    atypical claims, the true ones; claims of the template of the gold intent, the true ones."""
+    rows = []
+    for text, row in zip(candidates, references, strict=True):
+        claims, truth, wanted = cues_in(text), row.cues or {}, set(cues_in(row.rationale))
+        claimed, true, atypical, seen = claim_counts(claims, truth, row.intent)
+        found = sum(claims.get(cue) == truth.get(cue) for cue in wanted if cue in claims)
+        blind = claim_counts(cues_in(template(row.intent)), truth, row.intent)[:2] if row.intent in TYPICAL else (0, 0)
+        rows.append((1, claimed, true, len(wanted), found, atypical, seen, *blind))
+    return np.array(rows, dtype=np.int64).reshape(-1, 9)
+
+
+def claim_rows(
+    candidates: Sequence[str], predicted: Sequence[str], references: Sequence[Rationale]
+) -> dict[str, dict[str, float | None]]:
+    """cue_scores of a model's rationales beside those of the references and of the clip-blind template, for the true intents
+    and for the predicted ones. Empty where the truth or the table of cues does not cover every clip."""
+    gold = [row.intent for row in references]
+    if not references or not all(row.cues for row in references) or not {*gold, *predicted} <= set(TYPICAL):
+        return {}
+    sources = {
+        "model": candidates,
+        "references": [row.rationale for row in references],
+        "template of the gold intent": [template(intent) for intent in gold],
+        "template of the predicted intent": [template(intent) for intent in predicted],
+    }
+    return {name: cue_scores(texts, references) for name, texts in sources.items()}
+
+
+def claims_in(text: str) -> dict[str, str]:
+    """What a text claims of every modality: the cues of demo_world.phrases, and as `family` what it says the words do."""
+    lowered = text.lower()
+    families = [family for family, gists in GISTS.items() if any(gist in lowered for gist in gists)]
+    return {"family": families[0]} | cues_in(text) if families else cues_in(text)
+
+
+def modality_of(cue: str) -> str:
+    """text, audio or vision: where a cue is to be seen or heard."""
+    return next(modality for modality, cues in CUES_OF.items() if cue in cues)
+
+
+# --- rows that need no model ------------------------------------------------------------------------------------------------
+
+
+def shuffled(references: Sequence[Rationale], seed: int = 0) -> list[str]:
+    """The references dealt out to other clips: nobody keeps their own."""
+    order = np.random.default_rng(seed).permutation(len(references))
+    dealt = {int(mine): int(other) for mine, other in zip(order, np.roll(order, 1), strict=True)}
+    return [references[dealt[i]].rationale for i in range(len(references))]
+
+
+def templates(train: Sequence[Rationale]) -> dict[str, str]:
+    """By intent, one fixed text: label known, clip unseen. Where the table of cues is known, its typical values in a
+    sentence; elsewhere the train rationale that is most like the others of its intent (mean ROUGE-L)."""
+    if train and all(row.cues and row.intent in TYPICAL for row in train):
+        return {intent: template(intent) for intent in TYPICAL}
+    by_intent: dict[str, list[str]] = {}
+    for row in train:
+        by_intent.setdefault(row.intent, []).append(row.rationale)
+    return {intent: max(some, key=lambda own: sum(rouge_l(own, other) for other in some)) for intent, some in by_intent.items()}
+
+
+# --- files ------------------------------------------------------------------------------------------------------------------
+
+
+def read_rationales(path: Path) -> dict[str, Rationale]:
+    """By key, the lines of a JSONL of {key, rationale, intent, cues}; of two with one key the later. Raises DataError."""
+    return {
+        key: Rationale(key, row.get("intent") or "", row["rationale"], row.get("cues"), bool(row.get("seen")))
+        for key, row in rationale_rows(path).items()
+    }
+
+
+def load_references(settings: ScoringSettings) -> tuple[Taxonomy, dict[str, list[Rationale]]]:
+    """The data set's taxonomy, and by split its clips that have an intent, with reference rationale and cues where known."""
+    dataset = load_dataset(settings.data_path)
+    if dataset.taxonomy is None:
+        raise DataError(f"{dataset.root}: a plain folder has no intents to score against")
+    known = read_rationales(Path(settings.references or dataset.root / "rationales.jsonl"))
+    splits: dict[str, list[Rationale]] = {}
+    for split, examples in dataset.splits.items():
+        labelled = [example for example in examples if example.intent in dataset.taxonomy.labels]
+        rows = [(known.get(e.key), e) for e in labelled]
+        splits[split] = [
+            Rationale(e.key, e.intent or "", row.rationale if row else "", row.cues if row else None) for row, e in rows
+        ]
+    return dataset.taxonomy, splits
+
+
+def sentence_encoder(folder: str) -> Encode:
+    """Mean last states of a local Hugging Face encoder: n texts -> (n, width). Raises DataError if it cannot be loaded."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    except (OSError, ValueError) as error:
+        raise DataError(f"--sentence_encoder {folder}: no local encoder can be loaded ({error})") from error
+
+    @torch.no_grad()
+    def encode(texts: Sequence[str]) -> Tensor:
+        vectors = []
+        for start in range(0, len(texts), 32):
+            batch = tokenizer(
+                list(texts[start : start + 32]), padding=True, truncation=True, max_length=256, return_tensors="pt"
+            )
+            states, mask = model(**batch).last_hidden_state, batch["attention_mask"][..., None]
+            vectors.append((states * mask).sum(1) / mask.sum(1))  # (n,width)
+        return torch.cat(vectors)
+
+    return encode
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
+def score_cells(rows: Mapping[str, Mapping[str, float | None]]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: sources down, scores across. Scores that no source has are left out, but for what needs a table of cues:
+    a dash there says that nothing is known of the truth."""
+    known = {name for scores in rows.values() for name, value in scores.items() if value is not None}
+    names = [name for name in COLUMNS if name in known or name in CUE_SCORES]
+    cells = [
+        [source, *("–" if (value := scores.get(name)) is None else _shown(name, value) for name in names)]
+        for source, scores in rows.items()
+    ]
+    return ["", *(COLUMNS[name] for name in names)], cells
+
+
+def markdown(rows: Mapping[str, Mapping[str, float | None]]) -> str:
+    """The same as a table in Markdown."""
+    header, cells = score_cells(rows)
+    lines = ["| " + " | ".join(row) + " |" for row in (header, *cells)]
+    return "\n".join([lines[0], "|---|" + "---|" * (len(header) - 1), *lines[1:]])
+
+
+def _shown(name: str, value: float) -> str:
+    digits = {"words": 1, "cider_d": 2, "claims": 2, "atypical_claims": 0}.get(name, 3)
+    return f"{value:.{digits}f}"
+
+
+def side_by_side(settings: ScoringSettings) -> tuple[dict[str, dict[str, float | None]], str]:
+    """The scores of every source on one split, and what the verifier is worth. Raises DataError, VerifierError."""
+    taxonomy, splits = load_references(settings)
+    written = {split: [row for row in rows if row.rationale] for split, rows in splits.items()}
+    if gone := [name for name in ("train", settings.split) if name not in splits]:
+        raise DataError(f"{settings.data_path}: no split {gone[0]}, which scoring needs; there are: {', '.join(splits)}")
+    encode = sentence_encoder(settings.sentence_encoder) if settings.sentence_encoder else None
+    dev = written.get("dev", []) if settings.split != "dev" else []
+    judges = Judges.fit(written["train"], taxonomy, dev, encode)
+    rows, fixed = written[settings.split], templates(written["train"])
+    scores = {}
+    if rows:
+        sources = {
+            "reference": [row.rationale for row in rows],
+            "reference, shuffled": shuffled(rows, settings.seed),
+            "template of the gold intent": [fixed.get(row.intent, "") for row in rows],
+        }
+        scores = {name: score_rationales(texts, rows, judges) for name, texts in sources.items()}
+    warned = []
+    for file in settings.candidates:
+        answers = read_rationales(Path(file))
+        asked = [row for row in splits[settings.split] if row.key in answers]
+        if not asked:
+            raise DataError(f"--candidates {file}: none of its {len(answers)} keys is in split {settings.split}")
+        own = [answers[row.key] for row in asked]
+        name = f"{Path(file).stem} ({len(asked)} of {len(splits[settings.split])})"
+        guesses = [answer.intent for answer in own]
+        scores[name] = score_rationales([answer.rationale for answer in own], asked, judges, guesses)
+        if seen := sum(answer.seen for answer in own):
+            warned.append(f"{name}: not a result, its model was trained or chosen on {seen} of these {len(own)} clips")
+        if any(guesses):
+            known = [fixed.get(intent, "") for intent in guesses]
+            scores[f"template of the intents of {Path(file).stem}"] = score_rationales(known, asked, judges, guesses)
+    check = judges.verifier.dev
+    return scores, "\n".join([*warned, check.sentence() if check else "the verifier was not checked: no dev rationales"])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the table; write it as JSON where --output says so."""
+    settings = parse(ScoringSettings, argv, "Score rationales: references, shuffled, templates and candidates side by side.")
+    try:
+        scores, check = side_by_side(settings)
+    except (DataError, VerifierError) as error:
+        print(f"imagebind_llm.explain.scoring: {error}", file=sys.stderr)
+        return 2
+    print(markdown(scores) + f"\n\n{check}")
+    if settings.output:
+        write_atomic(Path(settings.output), (json.dumps(scores, indent=1) + "\n").encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

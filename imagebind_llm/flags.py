@@ -1,0 +1,54 @@
+"""Command-line flags from the fields of a frozen dataclass: name, type, default and help stand in one place.
+
+`parse(SomeSettings, argv)` builds the argument parser. No other module uses argparse.
+"""
+
+import argparse
+import dataclasses
+import types
+import typing
+from dataclasses import field
+
+
+def flag(default=dataclasses.MISSING, help: str = "", choices=None):
+    """A dataclass field that is also a command-line flag. Without a default the flag is required."""
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+def parse(settings: type, argv: list[str] | None = None, description: str = ""):
+    """Parse `argv` (default: the process's own) into an instance of the dataclass `settings`.
+
+    A field `x: int = flag(3, "...")` becomes `--x 3`; `bool` becomes a switch; `tuple[T, ...]` takes several values.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    hints = typing.get_type_hints(settings)
+    for spec in dataclasses.fields(settings):
+        parser.add_argument(f"--{spec.name}", **_argument(spec, hints[spec.name]))
+    values = vars(parser.parse_args(argv))
+    try:
+        return settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    except ValueError as error:  # what __post_init__ refuses
+        parser.error(str(error))
+
+
+def _argument(spec: dataclasses.Field, hint) -> dict:
+    """The keyword arguments of `add_argument` for one field."""
+    required = spec.default is dataclasses.MISSING
+    keywords: dict = {"help": spec.metadata.get("help", "") + _shown_default(spec.default)}
+    keywords |= {"required": True, "default": argparse.SUPPRESS} if required else {"default": spec.default}
+    if hint is bool:
+        return keywords | {"action": "store_true"}
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):  # Optional[T]
+        hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
+    if typing.get_origin(hint) is tuple:
+        keywords["nargs"], hint = "+", typing.get_args(hint)[0]
+    if spec.metadata.get("choices"):
+        keywords["choices"] = spec.metadata["choices"]
+    return keywords | {"type": hint, "metavar": None if spec.metadata.get("choices") else spec.name.split("_")[-1].upper()}
+
+
+def _shown_default(default) -> str:
+    """The default as it would be typed; nothing where there is none worth showing."""
+    if default is dataclasses.MISSING or default is None or default is False or default in ("", ()):
+        return ""
+    return f" (default: {' '.join(map(str, default)) if isinstance(default, tuple) else default})"

@@ -1,0 +1,157 @@
+"""The methods of classifier.py: each fits itself to what it may see of a Protocol and becomes a predictor.
+
+probe     the MLP on concatenated embeddings, and logistic regression as its plain baseline
+zeroshot  the nearest label sentence; nothing is fitted
+itsl      checkpoints of engine_finetune.py, which were trained before; they carry what they were trained on
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from imagebind_llm import distributed
+from imagebind_llm.config import ENCODERS, MODALITIES, NO_MODALITY, ProbeConfig
+from imagebind_llm.corpus.seen import notes, read_stages, refuse_seen
+from imagebind_llm.corpus.sequences import ask
+from imagebind_llm.datasets.readers import DataError
+from imagebind_llm.encoder.bpe import ClipBPE
+from imagebind_llm.encoder.store import Identity, Store, StoreError
+from imagebind_llm.encoder.weights import file_sha256, find_imagebind, load_imagebind
+from imagebind_llm.explain.inference import Explainer
+from imagebind_llm.intents.evaluation import Fitted, Method
+from imagebind_llm.intents.probe import Scaling, fit_logistic, train_probes
+from imagebind_llm.intents.protocol import Protocol, Rows, marks
+from imagebind_llm.intents.zeroshot import label_sentences, nearest_label
+from imagebind_llm.itsl import checkpoint
+from imagebind_llm.itsl.assembly import SharedLlama
+from imagebind_llm.itsl.instructions import encode_prompt
+from imagebind_llm.records import Example
+from imagebind_llm.settings import ClassifierSettings
+from imagebind_llm.taxonomy import EXPRESS
+
+
+def fit_probe(protocol: Protocol, modalities: tuple[str, ...], settings: ClassifierSettings, tick) -> Fitted:
+    """The MLP, `settings.seeds` times, and logistic regression, on the concatenated embeddings of these modalities."""
+    columns = [MODALITIES.index(name) for name in modalities]
+    train, select = protocol.train, protocol.select
+    assert train is not None
+    scaling = Scaling.of(train.vectors[:, columns], train.present[:, columns])
+
+    def inputs(rows: Rows):
+        return scaling.apply(rows.vectors[:, columns], rows.present[:, columns])
+
+    selection = (inputs(select), select.classes) if select else None
+    config = ProbeConfig(hidden=settings.hidden, epochs=settings.epochs, class_weights=settings.class_weights)
+    known, n_classes = (inputs(train), train.classes), len(protocol.classes)
+    probes = train_probes(*known, selection, n_classes, config, settings.seeds, tick)
+    logistic = fit_logistic(*known, selection, n_classes, settings.class_weights)
+    return Fitted(
+        lambda rows: probes.probabilities(inputs(rows)),
+        settings.seeds,
+        baseline=lambda rows: logistic(inputs(rows))[None],
+        epochs=tuple(probes.epochs),
+    )
+
+
+def fit_zeroshot(protocol: Protocol, modalities: tuple[str, ...], settings: ClassifierSettings, tick) -> Fitted:
+    """Nothing is fitted: the label sentences are encoded by the encoder that made the store."""
+    sentences = label_sentences(protocol.classes, settings.sentences)
+    vectors = encode_sentences(sentences, protocol.store.identity, settings)
+    tick()
+    return Fitted(lambda rows: nearest_label(rows.vectors, rows.present, vectors, modalities).numpy()[None], (0,))
+
+
+def encode_sentences(sentences: list[str], identity: Identity, settings: ClassifierSettings):
+    """(C,E) public text vectors. Raises StoreError unless the weights at hand are those that made the store."""
+    if identity.encoder not in ENCODERS or ENCODERS[identity.encoder]().out_width != identity.width:
+        raise StoreError(
+            f"{settings.emb_path}: made by {identity.encoder}, width {identity.width}; zero-shot needs the encoder to read "
+            f"the label sentences too, and knows {' and '.join(ENCODERS)} (width {ENCODERS['imagebind_huge']().out_width})"
+        )
+    weights = find_imagebind(identity.encoder, settings.encoder_weights)
+    if identity.weights_sha256 and file_sha256(weights) != identity.weights_sha256:
+        raise StoreError(
+            f"{settings.emb_path}: made by other weights of {identity.encoder} (sha256 {identity.weights_sha256[:12]}...) than "
+            f"{weights}; give theirs by --encoder_weights, or embed the clips again with these"
+        )
+    encoder = load_imagebind(weights, identity.encoder, towers=("text",))
+    return encoder.encode("text", ClipBPE().encode(sentences)).detach()
+
+
+# --- a trained checkpoint ---------------------------------------------------------------------------------------------
+
+
+def fit_itsl(
+    protocol: Protocol, modalities: tuple[str, ...], settings: ClassifierSettings, tick, llama: SharedLlama | None = None
+) -> Fitted:
+    """Checkpoints of one model, each trained with another seed. Nothing is fitted here; their LLaMA is read once, and one of
+    them at a time stands around it."""
+    device, llama = distributed.choose_device(settings.device), llama or SharedLlama()
+    infos = [checkpoint.read_info(Path(folder)) for folder in settings.checkpoint]
+    seeds = tuple(info["settings"]["seed"] for info in infos)
+    if again := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
+        raise DataError(
+            f"--checkpoint {' '.join(settings.checkpoint)}: expected checkpoints of one model that were trained with different "
+            f"seeds, got seed {', '.join(map(str, again))} more than once; evaluate each on its own, into another --output_dir"
+        )
+    for folder in settings.checkpoint:
+        _refuse_seen(folder, protocol)
+    tick()
+
+    def predict(rows: Rows) -> np.ndarray:
+        opened = (_open(folder, protocol, modalities, settings, device, llama) for folder in settings.checkpoint)
+        return np.stack([answers_of(explainer, rows, protocol, settings.batch_size) for explainer in opened])
+
+    return Fitted(predict, seeds)
+
+
+def answers_of(explainer: Explainer, rows: Rows, protocol: Protocol, batch_size: int = 32) -> np.ndarray:
+    """Probabilities (N,C) in the protocol's classes. Where the text counts as absent, the prompt has no words either."""
+    found = []
+    for start in range(0, len(rows), batch_size):
+        part = slice(start, start + batch_size)
+        asked = []
+        for example, present in zip(rows.examples[part], rows.present[part], strict=True):
+            known = tuple(name for name in explainer.modalities if name != "text" or present[0])
+            bare = Example(example.key, example.split, example.clip, example.text)  # neither intent nor rationale
+            asked.append(encode_prompt(ask(bare, None, known, explainer.order), explainer.tokenizer, explainer.max_len))
+        reading = explainer.score(asked, rows.vectors[part], rows.present[part])
+        found.append(explainer.calibration.probabilities(reading.head, reading.decoder).numpy())
+    p, labels = np.concatenate(found), explainer.taxonomy.labels  # (N, their classes)
+    if protocol.classes[0] == EXPRESS:
+        express = np.array([explainer.taxonomy.coarse(name) == EXPRESS for name in labels])
+        return np.stack([p[:, express].sum(1), p[:, ~express].sum(1)], axis=1)
+    return p[:, [labels.index(name) for name in protocol.classes]]
+
+
+def _open(
+    folder: str,
+    protocol: Protocol,
+    modalities: tuple[str, ...],
+    settings: ClassifierSettings,
+    device: str = "cpu",
+    llama: SharedLlama | None = None,
+) -> Explainer:
+    """The checkpoint, if it was made for these labels, embeddings and modalities."""
+    explainer = Explainer.load(Path(folder), settings.llama_model_path, device, shared=llama)
+    if protocol.classes[0] != EXPRESS and set(protocol.classes) != set(explainer.taxonomy.labels):
+        raise DataError(
+            f"{folder}: trained on the {len(explainer.taxonomy.labels)} intents of {explainer.taxonomy.name}; "
+            f"{protocol.dataset.root} has {len(protocol.classes)} classes, {protocol.dataset.layout}"
+        )
+    known = ("text",) if NO_MODALITY in explainer.modalities else explainer.modalities
+    if strange := [name for name in modalities if name not in known]:
+        raise DataError(f"{folder}: was not trained with {' '.join(strange)}; give --modalities {' '.join(known)}")
+    if explainer.needs_embeddings and isinstance(protocol.store, Store):  # .pt files do not say what made them
+        explainer.check_store(protocol.store)
+    return explainer
+
+
+def _refuse_seen(folder: str, protocol: Protocol) -> None:
+    """Raise DataError if a reported row is among those that any stage of the checkpoint was trained or chosen on."""
+    stages, report = read_stages(Path(folder)), marks(protocol.report)
+    refuse_seen(folder, stages, protocol.report.examples, report)
+    protocol.notes.extend(notes(folder, stages, report))
+
+
+METHODS: dict[str, Method] = {"probe": fit_probe, "zeroshot": fit_zeroshot, "itsl": fit_itsl}

@@ -1,0 +1,259 @@
+"""Puts the model together: a LLaMA from its files, and bridge, prompts, LoRA and head anew or from files."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imagebind_llm import distributed
+from imagebind_llm.config import LLAMA_PRESETS, BridgeConfig, LlamaConfig, ModelConfig, PromptConfig
+from imagebind_llm.itsl import checkpoint
+from imagebind_llm.itsl.adapter import open_adapter
+from imagebind_llm.itsl.checkpoint import CheckpointError
+from imagebind_llm.itsl.model import HEAD, ITSL
+from imagebind_llm.llama.checkpoint_files import expected_shapes
+from imagebind_llm.llama.gguf import smollm2_path
+from imagebind_llm.llama.load import assign, load_llama, open_llama
+from imagebind_llm.llama.tokenizers import LlamaTokenizer, check_vocabulary, load_tokenizer
+from imagebind_llm.settings import TrainSettings
+from imagebind_llm.taxonomy import Taxonomy
+from imagebind_llm.weight_files import WeightsError
+
+DEFAULT_LAYERS, DEFAULT_PROMPTS = 30, 10  # LLaMA-Adapter's
+FINGERPRINT_ROWS = 8  # of every matrix: 20 MB of LLaMA-7B
+
+
+@dataclass
+class Assembled:
+    """A model, what it was built from, the names of the parameters that are not simply its LLaMA's, and fingerprints of that
+    LLaMA and of the checkpoint that training starts from."""
+
+    model: ITSL
+    config: ModelConfig
+    own: frozenset[str]
+    llama: str
+    start: str = ""
+
+    def adapter(self) -> dict[str, Tensor]:
+        """What a checkpoint holds: everything that the LLaMA's own files do not."""
+        return {name: p.detach().cpu().contiguous() for name, p in self.model.named_parameters() if name in self.own}
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where training starts from: settings that are given, and the tensors that go with them."""
+
+    prompts: PromptConfig | None = None
+    bridge: BridgeConfig | None = None
+    tensors: dict[str, Tensor] | None = None
+    llama: str | None = None  # fingerprint, where the start says so
+
+
+class SharedLlama:
+    """A LLaMA that is read once for all models around it: they share its tensors, and none of them changes one in place."""
+
+    def __init__(self) -> None:
+        self._key: tuple[Path, torch.dtype, torch.device] | None = None
+        self._found: tuple[LlamaConfig, dict[str, Tensor]] | None = None
+
+    def read(self, path: str | Path, dtype: torch.dtype, device: torch.device) -> tuple[LlamaConfig, dict[str, Tensor]]:
+        """As load_llama; the last LLaMA that was read is kept, one at a time."""
+        key = (Path(path).expanduser().resolve(), dtype, device)
+        if self._found is None or self._key != key:
+            self._found = None  # before the next one is read: there may be no room for two
+            self._key, self._found = key, load_llama(path, dtype, device)
+        return self._found
+
+
+def open_language(path: str, model: str = "auto") -> tuple[LlamaConfig, LlamaTokenizer]:
+    """Sizes and tokenizer of a LLaMA, without reading its weights; "" is SmolLM2. Raises WeightsError, TokenizerError."""
+    path = path or str(smollm2_path())
+    config = open_llama(path, model).config
+    tokenizer = load_tokenizer(path)
+    check_vocabulary(tokenizer, config.vocab_size)
+    return config, tokenizer
+
+
+def build(settings: TrainSettings, taxonomy: Taxonomy | None, embedding_width: int | None, device: torch.device) -> Assembled:
+    """The model that a run trains, its trainable parameters chosen. `embedding_width` None: no clip has embeddings.
+
+    Without a taxonomy it has no intent head; that of --pretrained_path goes on if it is for the same taxonomy.
+    """
+    start = _start(settings, taxonomy)
+    path = settings.llama_model_path or smollm2_path()
+    llama, state = load_llama(path, frozen_dtype(settings.dtype, device), device, settings.model)
+    if start.llama is not None and not same_llama(start.llama, llama_fingerprint(state)):
+        raise CheckpointError(f"{settings.pretrained_path}: trained on another LLaMA than {path}; pass its own")
+    prompts = _prompts(settings, start, llama, embedding_width is None)
+    config = ModelConfig(
+        llama, prompts, _bridge(settings, start, llama, embedding_width), len(taxonomy.labels) if taxonomy else 0
+    )
+    torch.manual_seed(settings.seed)
+    assembled = _around(config, state, start.tensors or {}, device)
+    assembled.model.train_only(settings.trainable)
+    if embedding_width is None:  # nothing would ever reach them
+        for name, parameter in assembled.model.named_parameters():
+            if name.startswith(("bridge.", "modality_")):
+                parameter.requires_grad_(False)
+    trained = {name for name, p in assembled.model.named_parameters() if p.requires_grad}
+    assembled.own = assembled.own | trained
+    assembled.start = digest(start.tensors) if start.tensors else ""
+    return assembled
+
+
+def restore(
+    folder: Path, llama_model_path: str, device: torch.device, dtype: torch.dtype, shared: SharedLlama | None = None
+) -> tuple[Assembled, dict[str, Any]]:
+    """The model of a checkpoint around its LLaMA ("": the one it names), frozen, and the checkpoint's JSON.
+
+    `shared`: where that LLaMA may have been read already. Raises CheckpointError if the checkpoint or the LLaMA does not fit.
+    """
+    info = checkpoint.read_info(folder)
+    config = checkpoint.config_from_json(info["model"])
+    path = llama_model_path or info["settings"]["llama_model_path"] or smollm2_path()
+    llama, state = (shared or SharedLlama()).read(path, dtype, device)
+    if llama != config.llama:
+        raise CheckpointError(f"{folder}: trained on a LLaMA of other sizes than {path}; pass its own as --llama_model_path")
+    if not same_llama(info["llama"], llama_fingerprint(state)):
+        raise CheckpointError(
+            f"{folder}: trained on another LLaMA of the same sizes than {path}; pass its own as --llama_model_path"
+        )
+    return _around(config, state, checkpoint.read_tensors(folder), device), info
+
+
+def _around(config: ModelConfig, state: dict[str, Tensor], own: dict[str, Tensor], device: torch.device) -> Assembled:
+    """ITSL around a LLaMA's parameters; `own` replaces what was drawn at random."""
+    model = ITSL(config.llama, config.prompts, config.bridge, "meta", config.n_intents)
+    llama = llama_fingerprint(state)  # before an adapter's norms or training change it
+    assign(model.llama, {name: tensor for name, tensor in state.items()})
+    parameters = dict(model.named_parameters())
+    unknown = sorted(set(own) - set(parameters))
+    if unknown:
+        raise WeightsError(f"the adapter has {len(unknown)} tensors that the model does not have, {unknown[0]} for one")
+    assign(model, own)
+    base = {f"llama.{name}" for name in expected_shapes(config.llama)}
+    names = frozenset(name for name in parameters if name not in base or name in own)
+    return Assembled(model.to(device), config, names, llama)
+
+
+def frozen_dtype(name: str, device: torch.device) -> torch.dtype:
+    """ "auto": bfloat16 on a GPU that has it, else float32. Says so where a GPU has none.
+
+    Not float16 there: a LLaMA trained in bfloat16 can overflow it, and gradients that pass through it would need a scaled loss.
+    """
+    if name != "auto":
+        distributed.warn_of_emulation(name, device)
+        return getattr(torch, name)
+    if card := distributed.card_without_bfloat16(device):
+        distributed.warn(f"{card} has no bfloat16: frozen weights are float32, which takes twice the memory")
+    return torch.bfloat16 if device.type == "cuda" and not card else torch.float32
+
+
+def llama_fingerprint(state: Mapping[str, Tensor]) -> str:
+    """Tells LLaMAs of the same sizes apart, whatever dtype they are loaded in: "2-" and a digest of some rows of every matrix,
+    "-" and one of the first embeddings, which is all that older checkpoints know (`same_llama`).
+
+    A variant with merged adapters has the embeddings of its base. Norms are left out: training changes them.
+    """
+    found = hashlib.sha256()
+    for name in sorted(name for name, tensor in state.items() if tensor.ndim == 2):
+        found.update(name.encode() + _bits(state[name][:: -(-len(state[name]) // FINGERPRINT_ROWS)]))
+    embeddings = _bits(state["tok_embeddings.weight"][:256])
+    return f"2-{found.hexdigest()[:16]}-{hashlib.sha256(embeddings).hexdigest()[:16]}"
+
+
+def same_llama(one: str, other: str) -> bool:
+    """Whether two fingerprints are of one LLaMA, as far as the older of them knows."""
+    if "-" in one and "-" in other:
+        return one == other
+    return one.split("-")[-1] == other.split("-")[-1]
+
+
+def _bits(tensor: Tensor) -> bytes:
+    return tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Tells sets of tensors apart by their names and every bit of them."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(name.encode())
+        found.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+# --- where training starts --------------------------------------------------------------------------------------------
+
+
+def _start(settings: TrainSettings, taxonomy: Taxonomy | None) -> Start:
+    if not settings.pretrained_path:
+        return Start()
+    path = checkpoint.resolve(Path(settings.pretrained_path))
+    if path.is_dir():
+        info = checkpoint.read_info(path)
+        config = checkpoint.config_from_json(info["model"])
+        tensors = checkpoint.read_tensors(path)
+        if (taxonomy.described() if taxonomy else None) != info["taxonomy"]:  # the head is for other labels
+            tensors = {name: t for name, t in tensors.items() if not name.startswith(HEAD)}
+        return Start(config.prompts, config.bridge, tensors, info["llama"])
+    adapter = open_adapter(path, settings.adapter_layer)
+    return Start(adapter.prompts, adapter.bridge, adapter.read())
+
+
+def _prompts(settings: TrainSettings, start: Start, llama: LlamaConfig, text_only: bool) -> PromptConfig:
+    """The shape of prompts and LoRA: that of the start, where there is one; a flag that disagrees is an error."""
+    given = start.prompts
+    wants_lora = settings.trainable != "prompts"
+    rank = settings.lora_rank
+    if given is None:
+        if wants_lora and not rank:
+            raise ValueError(
+                f"--trainable {settings.trainable}: there is no LoRA to train; pass --lora_rank 8 or a --pretrained_path"
+            )
+        layers = min(DEFAULT_LAYERS, llama.n_layers) if settings.adapter_layer is None else settings.adapter_layer
+        prompts = DEFAULT_PROMPTS if settings.adapter_len is None else settings.adapter_len
+        normalise = _normalises(settings, text_only)
+        return PromptConfig(layers, prompts, normalise, lora_rank=rank or 0, bias=bool(rank), lora_layers=layers)
+    for name in ("adapter_layer", "adapter_len"):
+        flag, own = getattr(settings, name), getattr(given, name)
+        if flag is not None and flag != own:
+            raise ValueError(f"--{name} {flag}, but {settings.pretrained_path} has {own}: pass --{name} {own} or leave it out")
+    if given.lora_rank and rank not in (None, given.lora_rank):
+        raise ValueError(f"--lora_rank {rank}, but {settings.pretrained_path} has {given.lora_rank}: pass that or leave it out")
+    if wants_lora and not (rank or given.lora_rank):
+        raise ValueError(
+            f"--trainable {settings.trainable}: {settings.pretrained_path} has no LoRA; pass --lora_rank 16 to add one"
+        )
+    return given if given.lora_rank or not rank else replace(given, lora_rank=rank, bias=True, lora_layers=given.adapter_layer)
+
+
+def _normalises(settings: TrainSettings, text_only: bool) -> bool:
+    """Whether new prompts are N(0, 0.02) and brought to unit RMS before wk and wv. Else they are N(0, 1) and used raw, as in
+    LLaMA-Adapter v1 (arXiv:2303.16199, its public code): so --blr means there what it meant for v1. AdamW moves every number by
+    about a learning rate a step: that turns a vector of N(0, 0.02), read at unit RMS, 50 times as far as one of N(0, 1).
+
+    v1's form is that of a plain start from text under v1's name. A run that is continued keeps the form that it began with.
+    """
+    last, form = checkpoint.resolve(Path(settings.output_dir) / "last"), None
+    if distributed.is_main() and settings.resume == "auto" and last.is_dir():
+        form = checkpoint.config_from_json(checkpoint.read_info(last)["model"]).prompts.normalise_prefix
+    if (form := distributed.from_main(form)) is not None:  # machines may see the folder at different times
+        return form
+    return not (text_only and settings.model in LLAMA_PRESETS and not settings.lora_rank)
+
+
+def _bridge(settings: TrainSettings, start: Start, llama: LlamaConfig, embedding_width: int | None) -> BridgeConfig | None:
+    if start.bridge is not None:
+        if embedding_width not in (None, start.bridge.embedding_width):
+            raise ValueError(
+                f"{settings.pretrained_path} takes embeddings of width {start.bridge.embedding_width}, "
+                f"{settings.emb_path} holds {embedding_width}; make them with the encoder that it was trained with"
+            )
+        return start.bridge
+    if embedding_width is None:
+        return None
+    return BridgeConfig(round(settings.bridge_width * llama.dim), embedding_width, settings.fusion)

@@ -1,0 +1,388 @@
+"""LLaMA decoder with gated prompt attention: rotary on adjacent pairs, SwiGLU, RMSNorm, grouped queries, tied or not.
+
+Parameter names are Meta's, so that a consolidated checkpoint loads without renaming; gate, biases and LoRA have
+LLaMA-Adapter's and ImageBind-LLM's names. The decoder knows nothing of modalities: it is handed prompt vectors.
+
+In each of the top A layers (LLaMA-Adapter, arXiv:2303.16199, section 3):
+    out = softmax(q k^T / sqrt K) v + tanh(gate) * softmax(q k_p^T / sqrt K) v_p
+Two separate softmaxes, a gate per head that starts at 0; k_p and v_p come from the prompts through the layer's frozen
+wk and wv, without rotary, and are seen from every position.
+
+Frozen weights need no gradient, so autograd itself keeps nothing for the layers below the lowest trained one.
+Trained parameters may be float32 above bf16 weights: they are cast where they meet the activations.
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as compute_again
+
+from imagebind_llm.config import LlamaConfig, PromptConfig, RopeScaling
+from imagebind_llm.kernels.attention import cached_attention, causal_attention, gated_attention, other_segments
+from imagebind_llm.kernels.fused import rms_norm, swiglu
+from imagebind_llm.kernels.linear import linear
+
+PREFIX_EPS = 1e-6
+Device = torch.device | str | None
+
+
+class ContextError(ValueError):
+    """More positions than the model's context has."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompt vectors of the top A layers: `vectors` (B or 1, A, P, D); `present` (B, P) bool, None if all are there."""
+
+    vectors: Tensor
+    present: Tensor | None = None
+
+
+def check_context(length: int, config: LlamaConfig) -> None:
+    """Raises ContextError if `length` positions do not fit."""
+    if length > config.max_seq_len:
+        raise ContextError(
+            f"{length} positions, but the context of this LLaMA is {config.max_seq_len}; "
+            "shorten the prompt or ask for fewer new tokens"
+        )
+
+
+def lowest_adapted(config: LlamaConfig, prompts: PromptConfig | None) -> int:
+    """Index of the lowest layer that has LoRA and biases, if any has."""
+    return config.n_layers - prompts.lora_layers if prompts and prompts.lora_layers is not None else 0
+
+
+class KVCache:
+    """Keys and values of at least `capacity` columns, allocated once; the caller makes it, owns it and passes it in.
+
+    `used` columns are filled. `prompt` holds each layer's prompt keys and values, computed once in the first pass.
+    Reads span a multiple of SPAN columns, the rest of them hidden and zero: a CPU kernel is compiled for every new shape.
+    """
+
+    SPAN = 32
+
+    def __init__(self, config: LlamaConfig, batch: int, capacity: int, like: Tensor):
+        shape = (batch, config.n_kv_heads, self._span(capacity), config.dim // config.n_heads)
+        self.keys = [like.new_zeros(shape) for _ in range(config.n_layers)]
+        self.values = [like.new_zeros(shape) for _ in range(config.n_layers)]
+        self.prompt: list[PromptKV | None] = [None] * config.n_layers
+        self.used = 0
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append (B,KV,T,K) to a layer; returns views of all its columns, to go with `bias`. The decoder moves `used`."""
+        end = self.used + keys.shape[2]
+        self.keys[layer][:, :, self.used : end] = keys
+        self.values[layer][:, :, self.used : end] = values
+        return self.keys[layer][:, :, : self._span(end)], self.values[layer][:, :, : self._span(end)]
+
+    def bias(self, new: int, mask: Tensor | None, like: Tensor) -> Tensor:
+        """(B or 1,1,1,T,S) to add to the scores of T = `new` positions: 0 where `mask` (B,1,T,used+T) is true, else -inf.
+
+        Without a mask each new position sees all columns up to its own.
+        """
+        if mask is None:
+            mask = torch.ones(1, 1, new, self.used + new, dtype=torch.bool, device=like.device).tril(self.used)
+        bias = like.new_full((len(mask), 1, 1, new, self._span(self.used + new)), -torch.inf)
+        bias[..., : mask.shape[-1]].masked_fill_(mask[:, :, None], 0.0)
+        return bias
+
+    def take(self, rows: Tensor) -> None:
+        """Keep these rows, in this order (a row may be named several times): drops finished rows, repeats for samples."""
+        for i in range(len(self.keys)):
+            self.keys[i], self.values[i] = self.keys[i][rows], self.values[i][rows]
+            kv = self.prompt[i]
+            self.prompt[i] = kv and kv.take(rows)
+
+    def _span(self, columns: int) -> int:
+        return -(-columns // self.SPAN) * self.SPAN
+
+
+@dataclass(frozen=True)
+class PromptKV:
+    """One layer's prompts as keys and values (B or 1,KV,P,K), the gate (1,H,1,1), and which are absent (B,P) or None.
+
+    A lone prompt has no keys, since a softmax over one key is 1; its values are (B or 1,H,1,K).
+    """
+
+    keys: Tensor | None
+    values: Tensor
+    gate: Tensor
+    absent: Tensor | None
+
+    def take(self, rows: Tensor) -> "PromptKV":
+        """These rows; a single one serves every row and stays as it is."""
+        if self.values.shape[0] == 1:
+            return self
+        keys, absent = (part if part is None else part[rows] for part in (self.keys, self.absent))
+        return PromptKV(keys, self.values[rows], self.gate, absent)
+
+    def read(self, q: Tensor) -> Tensor:
+        """What q (B,H,T,K) reads from the prompts, times the gate; (B,H,1,K) if it is the same for every position."""
+        if self.keys is None:
+            return self.gate * self.values
+        return gated_attention(q, self.keys, self.values, self.gate, self.absent)
+
+
+class Adapted(nn.Module):
+    """Frozen linear maps with ImageBind-LLM's optional bias and low-rank term, under its names."""
+
+    def __init__(self, device: Device = None):
+        super().__init__()
+        self._made_on = device
+
+    def add(self, name: str, n_in: int, n_out: int, lora_rank: int, bias: bool = False) -> None:
+        """A map `name` (n_in -> n_out); its LoRA pair starts as the zero map."""
+        frozen = nn.Linear(n_in, n_out, bias=False, device=self._made_on)
+        if bias:
+            frozen.bias = nn.Parameter(torch.zeros(n_out))
+        setattr(self, name, frozen)
+        self.lora_rank = lora_rank
+        if lora_rank:
+            setattr(self, f"lora_{name}_l1", nn.Linear(n_in, lora_rank, bias=False))
+            setattr(self, f"lora_{name}_l2", nn.Linear(lora_rank, n_out, bias=False))
+            nn.init.zeros_(getattr(self, f"lora_{name}_l2").weight)
+
+    def project(self, name: str, x: Tensor) -> Tensor:
+        """x through the frozen map, plus its bias, plus l2(l1(x)) (no scaling factor, no dropout)."""
+        frozen: nn.Linear = getattr(self, name)
+        out = linear(x, frozen.weight, None if frozen.bias is None else frozen.bias.to(x.dtype))
+        if self.lora_rank:
+            down: nn.Linear = getattr(self, f"lora_{name}_l1")
+            up: nn.Linear = getattr(self, f"lora_{name}_l2")
+            out = out + F.linear(F.linear(x, down.weight.to(x.dtype)), up.weight.to(x.dtype))
+        return out
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) in float32, cast back, times the weight."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+class Attention(Adapted):
+    """Causal self-attention plus the gated attention to the prompts."""
+
+    wk: nn.Linear
+    wv: nn.Linear
+
+    def __init__(self, config: LlamaConfig, prompts: PromptConfig | None, device: Device = None):
+        super().__init__(device)
+        self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.dim // config.n_heads
+        rank, bias = (prompts.lora_rank, prompts.bias) if prompts else (0, False)
+        kv_dim = self.n_kv_heads * self.head_dim
+        self.add("wq", config.dim, config.dim, rank, bias)
+        self.add("wk", config.dim, kv_dim, rank)
+        self.add("wv", config.dim, kv_dim, rank)
+        self.add("wo", config.dim, config.dim, rank, bias)
+        self.normalise_prefix = bool(prompts and prompts.normalise_prefix)
+        if prompts:
+            self.gate = nn.Parameter(torch.zeros(1, config.n_heads, 1, 1))
+
+    def prompt_kv(self, prefix: Tensor, present: Tensor | None) -> PromptKV:
+        """Keys and values of prompt vectors (B or 1, P, D), by the frozen wk and wv alone."""
+        if self.normalise_prefix:
+            prefix = F.rms_norm(prefix.float(), prefix.shape[-1:], eps=PREFIX_EPS)
+        prefix = prefix.to(self.wk.weight.dtype)
+        shape = (*prefix.shape[:2], self.n_kv_heads, self.head_dim)
+        values = linear(prefix, self.wv.weight).view(shape).transpose(1, 2)  # (B,KV,P,K)
+        gate = torch.tanh(self.gate).to(prefix.dtype)
+        if prefix.shape[1] == 1 and present is None:
+            return PromptKV(None, values.repeat_interleave(self.n_heads // self.n_kv_heads, dim=1), gate, None)
+        keys = linear(prefix, self.wk.weight).view(shape).transpose(1, 2)  # (B,KV,P,K)
+        return PromptKV(keys, values, gate, None if present is None else ~present)
+
+    def forward(self, x: Tensor, rope: "Rope", prompt_kv: PromptKV | None, past: "Past") -> Tensor:
+        """x (B,T,D) normed -> (B,T,D) before wo."""
+        b, t, _ = x.shape
+        q = rotate(self.project("wq", x).view(b, t, self.n_heads, self.head_dim), rope.q)
+        k = rotate(self.project("wk", x).view(b, t, self.n_kv_heads, self.head_dim), rope.k)
+        v = self.project("wv", x).view(b, t, self.n_kv_heads, self.head_dim)
+        out = past.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))  # (B,H,T,K)
+        if prompt_kv is not None:
+            out = out + prompt_kv.read(q.transpose(1, 2))
+        return out.transpose(1, 2).reshape(b, t, -1)  # (B,T,D)
+
+
+class FeedForward(Adapted):
+    """SwiGLU: w2(silu(w1 x) * w3 x)."""
+
+    def __init__(self, config: LlamaConfig, prompts: PromptConfig | None, device: Device = None):
+        super().__init__(device)
+        rank, bias = (prompts.lora_rank, prompts.bias) if prompts else (0, False)
+        self.add("w1", config.dim, config.hidden_dim, rank, bias)
+        self.add("w2", config.hidden_dim, config.dim, rank, bias)
+        self.add("w3", config.dim, config.hidden_dim, rank, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project("w2", swiglu(self.project("w1", x), self.project("w3", x)))
+
+
+class Block(nn.Module):
+    """One decoder layer: h = x + attention(norm x); h + feed_forward(norm h)."""
+
+    def __init__(self, config: LlamaConfig, prompts: PromptConfig | None, device: Device = None):
+        super().__init__()
+        self.attention = Attention(config, prompts, device)
+        self.feed_forward = FeedForward(config, prompts, device)
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+
+    def forward(self, x: Tensor, rope: "Rope", prompt_kv: PromptKV | None, past: "Past", keep: Tensor | None) -> Tensor:
+        """`keep` (N,) flat positions b*T+t: only these go through the rest of the block, which returns (N,D)."""
+        out = self.attention(self.attention_norm(x), rope, prompt_kv, past)
+        if keep is not None:
+            x, out = x.flatten(0, 1)[keep], out.flatten(0, 1)[keep]  # (N,D)
+        x = x + self.attention.project("wo", out)
+        return x + self.feed_forward(self.ffn_norm(x))
+
+
+class Llama(nn.Module):
+    """The decoder. With `prompts`, every layer has a gate and the top `adapter_layer` of them read prompt vectors."""
+
+    def __init__(self, config: LlamaConfig, prompts: PromptConfig | None = None, device: Device = None):
+        """`device`: where the frozen matrices are made, "meta" if a checkpoint's will be assigned (weights.assign)."""
+        super().__init__()
+        if prompts and not 0 < prompts.adapter_layer <= config.n_layers:
+            raise ValueError(
+                f"adapter_layer {prompts.adapter_layer}: this LLaMA has {config.n_layers} layers; "
+                f"pass --adapter_layer 1 to {config.n_layers}"
+            )
+        self.config = config
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim, device=device)
+        plain = prompts and replace(prompts, lora_rank=0, bias=False)
+        lowest = lowest_adapted(config, prompts)
+        self.lowest = min(lowest, config.n_layers - prompts.adapter_layer) if prompts else 0  # layers below never change
+        self.layers = nn.ModuleList(Block(config, prompts if i >= lowest else plain, device) for i in range(config.n_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        if not config.tied:
+            self.output = nn.Linear(config.dim, config.vocab_size, bias=False, device=device)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """(V, D), the matrix of the head."""
+        return self.tok_embeddings.weight if self.config.tied else self.output.weight
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Float32 logits (..., V) of normed hidden states (..., D)."""
+        return linear(hidden, self.output_weight).float()
+
+    def forward(
+        self,
+        tokens: Tensor,
+        prompts: Prompts | None = None,
+        *,
+        keep: Tensor | None = None,
+        cache: KVCache | None = None,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        segments: Tensor | None = None,
+        checkpoint: bool = False,
+        below: Tensor | None = None,
+    ) -> Tensor:
+        """Normed hidden states (B,T,D) of tokens (B,T), or (N,D) at the flat positions `keep` (b*T+t).
+
+        Without `positions` and `mask`: causal, from position 0; rows are padded on the right. After columns that a cache
+        already holds, give each token's `positions` (B,T) and the `mask` (B,1,T,S) bool of the columns it may see (None:
+        up to its own). Prompts are read in the first pass into a cache and come from the cache afterwards.
+        `segments` (B,T): a token sees those before it in segment 0 and in its own alone; without a cache, with `positions`.
+        `checkpoint`: in training, keep only the layers' inputs and compute the rest again in the backward pass.
+        `below` (B,T,D): what `lower` returned for these tokens; only the layers above are computed.
+        """
+        if positions is None:
+            check_context(tokens.shape[1], self.config)
+            positions = torch.arange(tokens.shape[1], device=tokens.device)[None]  # (1,T)
+        table = rope_table(positions, self.config)
+        rope = Rope(table * (self.config.dim // self.config.n_heads) ** -0.5, table)
+        x = self.tok_embeddings(tokens) if below is None else below
+        bias = cache.bias(tokens.shape[1], mask, like=x) if cache is not None and cache.used else None
+        hidden = None if segments is None else other_segments(segments)
+        for i in range(0 if below is None else self.lowest, self.config.n_layers):
+            layer, kv = self.layers[i], self._prompt_kv(i, prompts, cache)
+            inputs = (x, rope, kv, Past(cache, i, bias, hidden), keep if i == self.config.n_layers - 1 else None)
+            x = compute_again(layer, *inputs, use_reentrant=False) if checkpoint else layer(*inputs)
+        if cache is not None:
+            cache.used += tokens.shape[1]
+        return self.norm(x)
+
+    def lower(self, tokens: Tensor, positions: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
+        """States (B,T,D) that enter the lowest layer with prompts, LoRA or biases: they depend on the tokens (B,T) alone, and
+        on `positions` and `segments` as in `forward`."""
+        if positions is None:
+            check_context(tokens.shape[1], self.config)
+            positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        table = rope_table(positions, self.config)
+        rope = Rope(table * (self.config.dim // self.config.n_heads) ** -0.5, table)
+        x = self.tok_embeddings(tokens)
+        hidden = None if segments is None else other_segments(segments)
+        for i in range(self.lowest):
+            x = self.layers[i](x, rope, None, Past(None, i, None, hidden), None)
+        return x
+
+    def _prompt_kv(self, i: int, prompts: Prompts | None, cache: KVCache | None) -> PromptKV | None:
+        if cache is not None and cache.used:
+            return cache.prompt[i]
+        if prompts is None or i < self.config.n_layers - prompts.vectors.shape[1]:
+            return None
+        slot = i - (self.config.n_layers - prompts.vectors.shape[1])
+        attention: Attention = self.layers[i].attention  # type: ignore[assignment, union-attr]
+        kv = attention.prompt_kv(prompts.vectors[:, slot], prompts.present)
+        if cache is not None:
+            cache.prompt[i] = kv
+        return kv
+
+
+@dataclass(frozen=True)
+class Past:
+    """What the new positions of one layer can see: themselves but for what is `hidden` (B,T,T), or (with a bias) all columns
+    of the cache."""
+
+    cache: KVCache | None
+    layer: int
+    bias: Tensor | None
+    hidden: Tensor | None = None
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q (B,H,T,K), new k and v (B,KV,T,K), which go into the cache; returns (B,H,T,K)."""
+        keys, values = (k, v) if self.cache is None else self.cache.write(self.layer, k, v)
+        return causal_attention(q, k, v, self.hidden) if self.bias is None else cached_attention(q, keys, values, self.bias)
+
+
+class Rope(NamedTuple):
+    """The rotary table of a pass: of keys, and of queries, which it also divides by sqrt K."""
+
+    q: Tensor
+    k: Tensor
+
+
+def rope_table(positions: Tensor, config: LlamaConfig) -> Tensor:
+    """e^(i * position * frequency), complex64 (B or 1, T, 1, K/2); frequency j is theta^(-2j/K), stretched if so set."""
+    width = config.dim // config.n_heads
+    exponents = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width
+    frequencies = config.rope_theta**-exponents  # (K/2,)
+    if config.rope_scaling:
+        frequencies = _stretched(frequencies, config.rope_scaling)
+    angles = positions[..., None, None].float() * frequencies  # (B,T,1,K/2)
+    return torch.polar(torch.ones_like(angles), angles)
+
+
+def _stretched(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    """LLaMA-3.1's rule: slow frequencies are divided by `factor`, fast ones kept, those in between mixed linearly."""
+    turns = scaling.original_max_seq_len * frequencies / (2 * torch.pi)
+    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    kept = kept.clamp(0, 1)
+    return kept * frequencies + (1 - kept) * frequencies / scaling.factor
+
+
+def rotate(x: Tensor, rope: Tensor) -> Tensor:
+    """Multiply the adjacent pairs (2i, 2i+1) of x (B,T,H,K) by the table's complex numbers, in float32, cast back."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # (B,T,H,K/2)
+    return torch.view_as_real(pairs * rope).flatten(-2).to(x.dtype)  # (B,T,H,K)

@@ -1,0 +1,33 @@
+"""Frames of a clip as small JPEGs, for models that see."""
+
+import base64
+import io
+from pathlib import Path
+
+import av
+
+from imagebind_llm.clips.container import MediaError, open_container
+
+LONGEST_SIDE, QUALITY = 512, 85
+
+
+def frame_urls(clip: Path, n: int) -> list[str]:
+    """n frames, evenly spread over the clip, as data URLs; fewer if it has fewer. Raises MediaError if it cannot be read."""
+    try:
+        with open_container(clip) as container:
+            total = sum(1 for _ in container.decode(video=0))
+        wanted = {round((i + 0.5) * total / n - 0.5) for i in range(n)}
+        with open_container(clip) as container:
+            frames = [frame.to_image() for i, frame in enumerate(container.decode(video=0)) if i in wanted]
+    except (MediaError, OSError, IndexError, av.FFmpegError) as error:
+        raise MediaError(f"{clip}: no frames can be read ({error})") from error
+    if not frames:
+        raise MediaError(f"{clip}: it has no frames")
+    return [_data_url(frame) for frame in frames]
+
+
+def _data_url(frame) -> str:
+    frame.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    buffer = io.BytesIO()
+    frame.save(buffer, "JPEG", quality=QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,84 @@
+"""What may change between the stop of a run and its continuation: whatever leaves its steps as they are.
+
+The rows of a step may be dealt out to other numbers of ranks, passes and rows a pass, as long as their product stays. Data,
+embeddings, LLaMA and the start may lie elsewhere, as long as they hold the same: they are compared by digests.
+"""
+
+import hashlib
+import math
+from collections.abc import Collection
+from typing import Any
+
+from imagebind_llm.corpus.sequences import Corpus
+from imagebind_llm.itsl import checkpoint
+from imagebind_llm.itsl.assembly import digest, same_llama
+
+SHARES = {"batch_size", "accum_iter"}  # who computes a step's rows
+PLACES = {"data_path", "emb_path", "llama_model_path", "pretrained_path", "rationales"}  # what is there is compared, not where
+SAMPLED_ROWS = 64  # whose embeddings are compared
+
+
+def differences(then: dict[str, Any], now: dict[str, Any], free: Collection[str]) -> list[str]:
+    """What two descriptions of a run (a checkpoint's JSON) differ in, but for the settings that are `free`; empty: it can
+    continue."""
+    theirs, ours = then["settings"], now["settings"]
+    found = [
+        f"--{name} {_shown(theirs.get(name))} -> {_shown(ours[name])}"
+        for name in ours
+        if name not in SHARES | PLACES | set(free) and theirs.get(name) != ours[name]
+    ]
+    found += [f"--{flag} {ours[flag]} holds {what}" for flag, what in _other_contents(then, now)]
+    if math.prod(_shares(then)) != math.prod(_shares(now)):
+        found.append(f"rows a step: {_shown_shares(then)} -> {_shown_shares(now)}")
+    return found
+
+
+def _other_contents(then: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str]]:
+    """Flags whose place holds something else than it did, and what. An older checkpoint does not tell all of it."""
+    configs = [checkpoint.config_from_json(about["model"]).llama for about in (then, now)]
+    is_same = {
+        ("llama_model_path", "another LLaMA"): same_llama(then["llama"], now["llama"]) and configs[0] == configs[1],
+        ("data_path", "other rows"): then["data"] == now["data"],
+        ("rationales", "other rationales"): then.get("rationales", now["rationales"]) == now["rationales"],
+        ("emb_path", "embeddings made in another way"): then["store"] == now["store"],
+        ("emb_path", "other embeddings"): then.get("vectors", now["vectors"]) == now["vectors"],
+        ("pretrained_path", "other tensors"): then.get("start", now["start"]) == now["start"],
+    }
+    return [place for place, same in is_same.items() if not same]
+
+
+def _shares(about: dict[str, Any]) -> tuple[int, int, int]:
+    """Rows a pass, passes and ranks: their product is the number of rows of a step."""
+    return about["settings"]["batch_size"], about["settings"]["accum_iter"], about["world_size"]
+
+
+def _shown_shares(about: dict[str, Any]) -> str:
+    batch, passes, ranks = _shares(about)
+    return f"{batch * passes * ranks} (--batch_size {batch} --accum_iter {passes}, {ranks} rank{'s' if ranks > 1 else ''})"
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def sums_of_rank(info: dict[str, Any], rank: int, ranks: int) -> tuple[list[float], list[float]]:
+    """The running sums of the epoch, losses' and critic's, that a rank goes on with: those of every `ranks`-th rank that there
+    was. Its own if there are as many, none (empty lists) if it is new or the epoch has just begun."""
+    parts = info["sums"][rank::ranks] if info["step"] else []
+    losses, critic = ([sum(values) for values in zip(*(part[kind] for part in parts), strict=True)] for kind in (0, 1))
+    return losses, critic
+
+
+def digest_of_rationales(corpus: Corpus) -> str:
+    """Of all reference rationales, in order: the self-critical loss rewards answers by them."""
+    rationales = [row.rationale for rows in corpus.splits.values() for row in rows]
+    return hashlib.sha256(repr(rationales).encode()).hexdigest()[:16]
+
+
+def digest_of_vectors(corpus: Corpus) -> str:
+    """Of the embeddings of some rows, evenly spread; "" if there are none."""
+    keys = [row.key for rows in corpus.splits.values() for row in rows if row.embedded]
+    if corpus.store is None or not keys:
+        return ""
+    vectors, present = corpus.store.read(keys[:: math.ceil(len(keys) / SAMPLED_ROWS)])
+    return digest({"vectors": vectors, "present": present})

@@ -1,0 +1,389 @@
+"""The training step, the epoch, the evaluation. One wrapped forward pass for every backward pass.
+
+    loss = w_intent * CE(intent head) + w_rationale * NLL(answer tokens) + w_caption * NLL(tokens of captions mixed in)
+           + w_contrast * contrast(answers with their own clip, with another's) + lambda * self-critical loss (sampled answers)
+All are sums over all rows of a step, on every rank and in every forward pass, over their number there; so the gradient does
+not depend on how the rows were shared out. The schedule and the weight-decay groups are LLaMA-Adapter's.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from imagebind_llm import distributed, metrics
+from imagebind_llm.corpus.batches import Collator, by_length, load, shares, steps_of_epoch, with_captions, with_others
+from imagebind_llm.corpus.packing import joined, packed, split, with_other_clips
+from imagebind_llm.critic.critic_sums import CriticSums
+from imagebind_llm.critic.self_critical import Critic, Sampled
+from imagebind_llm.itsl.generate import NotFiniteError
+from imagebind_llm.itsl.losses import contrast, intent_cross_entropy, rationale_nll
+from imagebind_llm.itsl.model import ITSL
+from imagebind_llm.records import IGNORE, Batch, Output
+from imagebind_llm.records import Sequence as Ids
+from imagebind_llm.settings import TrainSettings
+
+AnySums = TypeVar("AnySums", "Sums", CriticSums)
+BETAS, EPS = (0.9, 0.95), 1e-8
+RESAMPLES = 500  # of dev rows, for the standard error of its macro F1
+HEADED_ROWS = 2  # a prompt costs about a sixtieth of a clip whose four answers are sampled and scored
+
+
+class TrainingError(ValueError):
+    """Training cannot go on; the message says why and what to change."""
+
+
+# --- schedule and optimizer -------------------------------------------------------------------------------------------
+
+
+def peak_lr(settings: TrainSettings, ranks: int) -> float:
+    """--lr, or --blr scaled to the rows of a step: blr * batch * passes * ranks / 256."""
+    if settings.lr is not None:
+        return settings.lr
+    return settings.blr * settings.batch_size * settings.accum_iter * ranks / 256
+
+
+def lr_at(epoch: float, peak: float, settings: TrainSettings) -> float:
+    """Learning rate at a moment (in epochs): rises in a line during the warm-up, then falls along a half cosine to min_lr."""
+    if epoch < settings.warmup_epochs:
+        return peak * epoch / settings.warmup_epochs
+    share = (epoch - settings.warmup_epochs) / (settings.epochs - settings.warmup_epochs)
+    return settings.min_lr + (peak - settings.min_lr) / 2 * (1 + math.cos(math.pi * share))
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, gate_lr: float = 1.0) -> list[dict[str, Any]]:
+    """Trained parameters for AdamW: vectors and biases without weight decay, all others (gates and prompts too) with it.
+
+    `lr_scale` says how many times the schedule's learning rate a group gets: `gate_lr` the gates, which have a group of
+    their own if that is not 1.
+    """
+    free: list[nn.Parameter] = []
+    decayed: list[nn.Parameter] = []
+    gates: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_free = parameter.ndim == 1 or name.endswith(".bias")
+            is_gate = gate_lr != 1 and name.endswith(".gate")
+            (gates if is_gate else free if is_free else decayed).append(parameter)
+    groups = [(free, 0.0, 1.0), (decayed, weight_decay, 1.0), *([(gates, weight_decay, gate_lr)] if gates else [])]
+    return [{"params": params, "weight_decay": decay, "lr_scale": scale} for params, decay, scale in groups]
+
+
+def make_optimizer(model: nn.Module, weight_decay: float, gate_lr: float = 1.0) -> torch.optim.AdamW:
+    return torch.optim.AdamW(parameter_groups(model, weight_decay, gate_lr), lr=0.0, betas=BETAS, eps=EPS, fused=True)
+
+
+# --- one step ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a whole step's losses are divided by, over all ranks and passes: its answer tokens, its known intents, the clips
+    among these whose answers may be criticised (not those that are prompts alone), the tokens of captions mixed in, and the
+    answers that are held against another clip."""
+
+    tokens: int
+    intents: int
+    clips: int
+    captions: int = 0
+    contrasted: int = 0
+
+
+def counts_of(rows: Sequence[Ids]) -> Counts:
+    tokens = [sum(len(row.ids) - row.n_prompt for row in rows if row.caption == caption) for caption in (False, True)]
+    known = [row for row in rows if row.intent is not None]
+    contrasted = sum(row.other is not None for row in rows)
+    return Counts(tokens[0], len(known), sum(len(row.ids) > row.n_prompt for row in known), tokens[1], contrasted)
+
+
+@dataclass
+class Sums:
+    """Running sums of one rank, reduced over ranks before they are read."""
+
+    nll: float = 0.0
+    answer_tokens: float = 0.0
+    cross_entropy: float = 0.0
+    intents: float = 0.0
+    right: float = 0.0
+    tokens: float = 0.0  # all, prompts too, without padding
+    caption_nll: float = 0.0
+    caption_tokens: float = 0.0
+    contrast: float = 0.0
+    contrasted: float = 0.0
+
+    def add(self, batch: Batch, logp: Tensor, mask: Tensor, intent_logits: Tensor | None) -> None:
+        answers, captions = by_kind(batch, mask)
+        self.nll -= float((logp * answers).sum())
+        self.answer_tokens += int(answers.sum())
+        if captions is not None:
+            self.caption_nll -= float((logp * captions).sum())
+            self.caption_tokens += int(captions.sum())
+        self.tokens += int(mask.sum()) + int(batch.n_prompt.sum()) if batch.n_prompt is not None else 0
+        if intent_logits is not None and batch.intents is not None:
+            known = batch.intents != IGNORE
+            self.cross_entropy += float(intent_cross_entropy(intent_logits, batch.intents, 1))
+            self.intents += int(known.sum())
+            self.right += int((intent_logits.argmax(1) == batch.intents)[known].sum())
+
+    def means(self) -> dict[str, float]:
+        """Per answer token and per known intent; what there is none of is left out."""
+        found = {}
+        if self.answer_tokens:
+            found["nll"] = self.nll / self.answer_tokens
+        if self.caption_tokens:
+            found["caption_nll"] = self.caption_nll / self.caption_tokens
+        if self.contrasted:
+            found["contrast"] = self.contrast / self.contrasted
+        if self.intents:
+            found |= {"cross_entropy": self.cross_entropy / self.intents, "accuracy": self.right / self.intents}
+        return found
+
+
+def by_kind(batch: Batch, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The targets (B,T) of answers, and those of captions mixed in (None if the batch has none)."""
+    if batch.captions is None:
+        return mask, None
+    return mask & ~batch.captions[:, None], mask & batch.captions[:, None]
+
+
+def over_ranks(sums: AnySums) -> AnySums:
+    """Running sums, added up over all ranks."""
+    return type(sums)(*distributed.all_sum(torch.tensor(list(vars(sums).values()), dtype=torch.float64)).tolist())
+
+
+@dataclass(frozen=True)
+class CriticStep:
+    """The self-critical part of one step: lambda, and the generator whose seed the draws follow from."""
+
+    critic: Critic
+    weight: float
+    generator: torch.Generator
+    sums: CriticSums
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    passes: Sequence[Batch],
+    counts: Counts,
+    settings: TrainSettings,
+    sums: Sums,
+    critic: CriticStep | None = None,
+) -> float:
+    """Forward and backward of every pass, one update; adds to `sums`. Returns the gradient's norm, alike on every rank.
+
+    With a critic, answers are sampled first; references and samples go through the model together.
+
+    Raises TrainingError, before anything is changed, if the gradient is not finite.
+    """
+    ranks = distributed.world_size()
+    bad: list[str] = []
+    itsl = cast(ITSL, distributed.unwrap(model))
+    for number, batch in enumerate(passes):
+        try:
+            sampled = critic.critic.sample(itsl, batch, critic.generator) if critic else None
+        except NotFiniteError as error:  # on this rank; torchrun ends the others
+            raise _not_finite(batch.keys) from error
+        with distributed.without_sync(model) if number < len(passes) - 1 else nullcontext():
+            others = with_other_clips(batch)
+            rows = batch if others is None else joined(batch, others)
+            if critic and sampled:
+                output, criticism = _criticised(model, rows, sampled, critic, settings)
+            else:
+                output, criticism = model(rows, checkpoint=settings.checkpoint_activations), None
+            output, swapped, _ = split(output, *batch.tokens.shape)
+            answers, captions = by_kind(batch, output.mask)
+            logp = output.logp if batch.weights is None else output.logp * batch.weights
+            loss = settings.w_rationale * rationale_nll(logp, answers, counts.tokens)
+            if captions is not None:
+                loss = loss + settings.w_caption * rationale_nll(logp, captions, counts.captions)
+            if (pairs := batch.contrasted) is not None:
+                held = contrast(output.logp[pairs], swapped, output.mask[pairs], counts.contrasted)
+                loss = loss + settings.w_contrast * held
+                sums.contrast += float(held.detach()) * counts.contrasted
+                sums.contrasted += len(pairs)
+            if output.intent_logits is not None and batch.intents is not None:
+                ce = intent_cross_entropy(output.intent_logits, batch.intents, counts.intents)
+                loss = loss + settings.w_intent * ce
+            if critic and sampled and criticism is not None:  # a mean over this pass's answers, as a share of the step's
+                loss = loss + critic.weight * criticism * len(sampled.answers) / (counts.clips * settings.samples)
+            (loss * ranks).backward()  # wrapped models average over ranks, losses are sums over them
+        if not math.isfinite(float(loss.detach())):
+            bad += batch.keys
+        with torch.no_grad():
+            sums.add(batch, output.logp, output.mask, output.intent_logits)
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = float(torch.nn.utils.clip_grad_norm_(trained, settings.clip_grad or math.inf))
+    if not math.isfinite(norm):
+        optimizer.zero_grad(set_to_none=True)
+        keys = [key for found in distributed.gather_objects(bad) for key in found]
+        raise _not_finite(keys or [key for batch in passes for key in batch.keys])
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def _criticised(
+    model: nn.Module, batch: Batch, sampled: Sampled, critic: CriticStep, settings: TrainSettings
+) -> tuple[Output, Tensor]:
+    """One forward pass for references and samples: the output for the references, and the self-critical loss."""
+    itsl = cast(ITSL, distributed.unwrap(model))
+    rows = packed(batch, sampled.scored, sampled.owners)
+    wide = with_below(itsl, rows.batch)
+    output = model(wide, checkpoint=settings.checkpoint_activations)
+    before = rows.answers(critic.critic.at_the_start(itsl, wide))
+    return rows.rows(output), critic.critic.loss(sampled, rows.answers(output), rows.asked, before, critic.sums)
+
+
+def with_below(model: ITSL, batch: Batch) -> Batch:
+    """The batch with its states below the adapted layers, so that several passes need not compute them again."""
+    if batch.below is not None or not model.llama.lowest:
+        return batch
+    with torch.no_grad():
+        return replace(batch, below=model.llama.lower(batch.tokens, batch.positions, batch.segments))
+
+
+def _not_finite(keys: Sequence[str]) -> TrainingError:
+    return TrainingError(
+        f"the loss or its gradient is not finite for a batch with {', '.join(keys[:8])}"
+        f"{f' and {len(keys) - 8} more' if len(keys) > 8 else ''}; no weight was changed and no checkpoint overwritten. "
+        f"Lower --blr, lengthen --warmup_epochs, or try --dtype float32; look at these rows' embeddings if it is always they"
+    )
+
+
+# --- an epoch ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Position:
+    """How far a run has come; with the weights and the optimizer, all that resuming needs."""
+
+    epoch: int = 0  # the one that is being trained
+    step: int = 0  # inside it
+    total: int = 0  # since the start
+    sums: Sums = field(default_factory=Sums)  # of the running epoch, this rank's
+    critic: CriticSums = field(default_factory=CriticSums)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a console line shows."""
+
+    position: Position
+    steps: int  # of the epoch
+    lr: float
+    norm: float
+    tokens_per_s: float
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Rows that go through the model beside those that are trained on.
+
+    captions: one for every two rows of a step (batches.with_captions), weighted by --w_caption.
+    headed: prompts, HEADED_ROWS of which are drawn for each row of a step and supervise the intent head, so that it does not
+        learn the few rows that are criticised by heart. They have a pass of their own, at a prompt's cost.
+    """
+
+    captions: Sequence[Ids] = ()
+    headed: Sequence[Ids] = ()
+
+
+def train_one_epoch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    sequences: Sequence[Ids],
+    collate: Collator,
+    settings: TrainSettings,
+    device: torch.device,
+    position: Position,
+    critic: Critic | None = None,
+    beside: Beside | None = None,
+) -> Iterator[Moment]:
+    """Train from `position` to the end of its epoch, yielding after every step; `position` always says what is done."""
+    ranks, rank = distributed.world_size(), distributed.rank()
+    rows_a_step = settings.batch_size * settings.accum_iter * ranks
+    steps = steps_of_epoch([len(row.ids) for row in sequences], rows_a_step, settings.seed, position.epoch)
+    beside = beside or Beside()
+    if settings.w_contrast:
+        sequences = with_others(steps, sequences, settings.seed, position.epoch)
+    if beside.captions:
+        steps = with_captions(steps, len(sequences), len(beside.captions), settings.seed, position.epoch)
+        sequences = [*sequences, *beside.captions]
+    passes = settings.accum_iter
+    plan = [rows for step in steps[position.step :] for rows in shares(step, ranks, passes)[rank]]
+    batches = iter(load(sequences, plan, collate, settings.num_workers, device))
+    peak = peak_lr(settings, ranks)
+    model.train()
+    while position.step < len(steps):
+        started, before = time.perf_counter(), position.sums.tokens
+        moment = position.epoch + position.step / len(steps)
+        lr = lr_at(moment, peak, settings)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+        own = [next(batches).to(device) for _ in range(passes)]
+        more = _drawn_rows(beside.headed, HEADED_ROWS * len(steps[position.step]), settings.seed, position)
+        if more:
+            mine = more[rank::ranks]
+            own.insert(0, (collate(mine) if mine else collate.without_targets(more[0])).to(device))
+        counts = counts_of([*(sequences[row] for row in steps[position.step]), *more])
+        weight = critic.weight(moment) if critic else 0.0
+        step = CriticStep(critic, weight, _draws(settings, position), position.critic) if critic and weight else None
+        norm = train_step(model, optimizer, own, counts, settings, position.sums, step)
+        position.step, position.total = position.step + 1, position.total + 1
+        speed = (position.sums.tokens - before) * ranks / (time.perf_counter() - started)
+        yield Moment(position, len(steps), lr, norm, speed)
+
+
+def _drawn_rows(rows: Sequence[Ids], count: int, seed: int, position: Position) -> list[Ids]:
+    """So many of the rows, or none of none: drawn anew in every step, the same on every rank and after resuming."""
+    if not rows:
+        return []
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + position.total)
+    return [rows[i] for i in torch.randint(len(rows), (count,), generator=generator).tolist()]
+
+
+def _draws(settings: TrainSettings, position: Position) -> torch.Generator:
+    """A seed that depends on (seed, epoch, step) alone, so that resuming draws the same answers, on any number of ranks."""
+    parts = (settings.seed, position.epoch, position.step)
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def evaluate(
+    model: ITSL, sequences: Sequence[Ids], collate: Collator, device: torch.device, batch_size: int, num_workers: int = 0
+) -> tuple[dict[str, float], list[bool]]:
+    """Teacher-forced scores of a split, every row once, whatever the number of ranks: nll per answer token and, where intents
+    are known, cross_entropy, accuracy and macro_f1 of the intent head (over the classes that occur), and as macro_f1_se its
+    standard error: the standard deviation over bootstrap samples of the rows.
+
+    Also returned: whether the head was right, for each row with a known intent, in order.
+    """
+    if not sequences:
+        return {}, []
+    model.eval()
+    plan = by_length([len(row.ids) for row in sequences], batch_size)[distributed.rank() :: distributed.world_size()]
+    sums, predicted = Sums(), []
+    for rows, batch in zip(plan, load(sequences, plan, collate, num_workers, device), strict=True):
+        output = model(batch.to(device))
+        sums.add(batch.to(device), output.logp, output.mask, output.intent_logits)
+        if output.intent_logits is not None:
+            predicted += list(zip(rows, output.intent_logits.argmax(1).tolist(), strict=True))
+    scores = over_ranks(sums).means()
+    guesses = sorted(pair for found in distributed.gather_objects(predicted) for pair in found)
+    pairs = [(gold, guess) for row, guess in guesses if (gold := sequences[row].intent) is not None]
+    if pairs:
+        gold, predicted_classes = torch.tensor(pairs).T.numpy()
+        scores["macro_f1"] = metrics.scores(gold, predicted_classes)["macro_f1"]
+        scores["macro_f1_se"] = float(metrics.resampled(gold, predicted_classes[None], RESAMPLES)["macro_f1"].std())
+    return scores, [gold == guess for gold, guess in pairs]

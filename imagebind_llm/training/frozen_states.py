@@ -1,0 +1,117 @@
+"""Hidden states below the lowest adapted layer: nothing there trains and no prompt reaches it, so a row needs them once.
+
+With prompts and LoRA in the top 12 of 30 layers a step costs 12 forward and 12 backward layers instead of 30 and 12.
+They lie in one file that all ranks of a machine map; each rank computes a share of the rows.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from imagebind_llm import distributed
+from imagebind_llm.corpus.batches import Collator, by_length
+from imagebind_llm.files import UNSUPPORTED
+from imagebind_llm.llama.decoder import Llama
+from imagebind_llm.records import Sequence as Ids
+
+WORTH = 4  # at least a quarter of the layers must lie below
+ZEROS = 2**24  # bytes a write
+
+
+class FrozenStates:
+    """States entering the lowest adapted layer, (T,D) of every distinct row of token ids, in a mapped file."""
+
+    def __init__(self, path: Path, rows: Sequence[Ids], width: int, dtype: torch.dtype):
+        """Maps `path`, which is made if it is not there. Raises OSError if the disk has no room for it, RuntimeError if it
+        cannot map a file that processes share."""
+        self._places: dict[tuple[int, ...], int] = {}
+        total = 0
+        for row in rows:
+            if row.ids not in self._places:
+                self._places[row.ids] = total
+                total += len(row.ids)
+        n_bytes = total * width * dtype.itemsize
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _reserve(file, n_bytes)
+        finally:
+            os.close(file)
+        self._states = torch.from_file(str(path), shared=True, size=total * width, dtype=dtype).view(total, width)
+
+    def __contains__(self, row: Ids) -> bool:
+        return row.ids in self._places
+
+    def put(self, row: Ids, states: Tensor) -> None:
+        """Keep states (T,D) of a row."""
+        start = self._places[row.ids]
+        self._states[start : start + len(row.ids)] = states
+
+    def batch(self, rows: Sequence[Ids]) -> Tensor:
+        """(B,T,D), zeros where a row is padded."""
+        longest = max(len(row.ids) for row in rows)
+        out = self._states.new_zeros(len(rows), longest, self._states.shape[1])
+        for i, row in enumerate(rows):
+            start = self._places[row.ids]
+            out[i, : len(row.ids)] = self._states[start : start + len(row.ids)]
+        return out  # (B,T,D)
+
+
+def _reserve(file: int, n_bytes: int) -> None:
+    """Take the room on the disk now: a full one would end a later write to the mapping with a signal. Raises OSError."""
+    try:
+        os.posix_fallocate(file, 0, n_bytes)
+        return
+    except AttributeError:  # macOS has no such call
+        pass
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+    place = os.fstat(file).st_size  # what another rank of this machine has written already
+    while place < n_bytes:
+        place += os.pwrite(file, bytes(min(ZEROS, n_bytes - place)), place)
+
+
+def states_size(rows: Sequence[Ids], llama: Llama) -> int:
+    """Bytes that the states of these rows take; 0 if too few layers lie below to be worth it."""
+    if llama.lowest * WORTH < llama.config.n_layers:
+        return 0
+    return sum(map(len, {row.ids for row in rows})) * llama.config.dim * llama.tok_embeddings.weight.element_size()
+
+
+def compute_states(path: Path, rows: Sequence[Ids], llama: Llama, device: torch.device, batch_size: int) -> FrozenStates | None:
+    """The states of all rows. Collective: the ranks of a machine share the work and the file, which is anew each time.
+
+    None, with a warning, if the disk cannot map a file that processes share.
+    """
+    if distributed.node_rank() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+    distributed.barrier()
+    dtype = llama.tok_embeddings.weight.dtype
+    found, problem = None, ""
+    try:
+        found = FrozenStates(path, rows, llama.config.dim, dtype)
+    except RuntimeError as error:
+        problem = str(error)
+    problems = [said for said in distributed.gather_objects(problem) if said]  # and waits, as zeros may have been written
+    if found is None or problems:
+        distributed.warn(
+            f"{path.parent}: no shared mapping on this disk ({problems[0]}); states of the frozen layers are not kept, as with "
+            "--cache_gb 0: the same training, slower"
+        )
+        return None
+    distinct = list({row.ids: row for row in rows}.values())
+    plan = by_length([len(row.ids) for row in distinct], batch_size)[distributed.node_rank() :: distributed.node_size()]
+    collate = Collator(None, ())
+    for picked in tqdm(plan, desc="frozen layers", unit="batch", disable=not distributed.is_main(), leave=False):
+        own = [distinct[row] for row in picked]
+        with torch.no_grad():
+            states = llama.lower(collate(own).tokens.to(device)).to("cpu")
+        for row, state in zip(own, states, strict=True):
+            found.put(row, state[: len(row.ids)])
+    distributed.barrier()
+    return found
