@@ -13,10 +13,9 @@ import torch
 
 from imagebind_llm import distributed
 from imagebind_llm.datasets.readers import DataError
-from imagebind_llm.encoder.extraction import Summary, extract
+from imagebind_llm.encoder.extraction import ExtractSettings, Summary, extract
 from imagebind_llm.encoder.store import StoreError
 from imagebind_llm.flags import parse
-from imagebind_llm.settings import ExtractSettings
 from imagebind_llm.weight_files import WeightsError
 
 LISTED = 10

@@ -20,7 +20,7 @@ from imagebind_llm import distributed
 from imagebind_llm.config import NO_MODALITY
 from imagebind_llm.datasets.readers import DataError
 from imagebind_llm.encoder.store import Store
-from imagebind_llm.explain.answers import answer_split, refuse_other_content, scores_beside
+from imagebind_llm.explain.answers import ExplainSettings, answer_split, refuse_other_content, scores_beside
 from imagebind_llm.explain.inference import Explainer
 from imagebind_llm.files import write_atomic
 from imagebind_llm.flags import parse
@@ -28,9 +28,9 @@ from imagebind_llm.intents.evaluation import PREDICTIONS, evaluate, predictions_
 from imagebind_llm.intents.methods import METHODS, fit_itsl
 from imagebind_llm.intents.protocol import Protocol, load_protocol
 from imagebind_llm.intents.report import console, write_page
+from imagebind_llm.intents.settings import ClassifierSettings
 from imagebind_llm.itsl import checkpoint
 from imagebind_llm.itsl.assembly import SharedLlama
-from imagebind_llm.settings import ClassifierSettings, ExplainSettings
 
 
 def main() -> int:

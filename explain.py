@@ -16,13 +16,12 @@ from imagebind_llm.critic.checked_claims import ClaimCheck, has_judge
 from imagebind_llm.critic.judge import JudgeError
 from imagebind_llm.datasets.readers import DataError, load_dataset
 from imagebind_llm.encoder.store import identity_of
-from imagebind_llm.explain.answers import answer_split, embed_clip, open_store, scores_beside, shown
+from imagebind_llm.explain.answers import ExplainSettings, answer_split, embed_clip, open_store, scores_beside, shown
 from imagebind_llm.explain.inference import Explainer
 from imagebind_llm.explain.scoring import markdown
 from imagebind_llm.flags import parse
 from imagebind_llm.itsl.checkpoint import resolve
 from imagebind_llm.records import Example
-from imagebind_llm.settings import ExplainSettings
 from imagebind_llm.weight_files import WeightsError
 
 

@@ -18,9 +18,8 @@ import torch
 from imagebind_llm.explain.coloured_claims import STYLE as JUDGED
 from imagebind_llm.explain.coloured_claims import coloured
 from imagebind_llm.flags import parse
-from imagebind_llm.settings import WebSettings
 from imagebind_llm.web import view
-from imagebind_llm.web.analysis import MAX_CHARACTERS, MB, PageError, PageModel, Seen
+from imagebind_llm.web.analysis import MAX_CHARACTERS, MB, PageError, PageModel, Seen, WebSettings
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported: nothing is reported to anyone
 try:

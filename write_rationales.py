@@ -14,10 +14,9 @@ from imagebind_llm.datasets.readers import DataError
 from imagebind_llm.encoder.store import StoreError
 from imagebind_llm.files import write_atomic
 from imagebind_llm.flags import parse
-from imagebind_llm.rationale_writing.client import RationalesError
+from imagebind_llm.rationale_writing.client import RationalesError, RationaleSettings
 from imagebind_llm.rationale_writing.review import review_page
 from imagebind_llm.rationale_writing.writing import Summary, preview, write_rationales
-from imagebind_llm.settings import RationaleSettings
 
 LISTED = 10
 

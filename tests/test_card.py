@@ -5,8 +5,8 @@ import torch
 
 from imagebind_llm import distributed
 from imagebind_llm.encoder import extraction
+from imagebind_llm.encoder.extraction import ExtractSettings
 from imagebind_llm.itsl.assembly import frozen_dtype
-from imagebind_llm.settings import ExtractSettings
 
 CUDA = torch.device("cuda", 0)
 

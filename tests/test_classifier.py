@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from measure_leak import LeakSettings
 from toy_intents import LABELS, WIDTH, key, rows_of, toy_set, vectors_of, write_store, write_tables
 
 from imagebind_llm.config import MODALITIES
@@ -35,7 +36,7 @@ from imagebind_llm.intents.evaluation import (
 from imagebind_llm.intents.methods import fit_probe
 from imagebind_llm.intents.protocol import load_protocol
 from imagebind_llm.intents.report import PUBLISHED_F1, project
-from imagebind_llm.settings import ClassifierSettings, LeakSettings
+from imagebind_llm.intents.settings import ClassifierSettings
 from imagebind_llm.taxonomy import MINTREC
 
 ROOT = Path(__file__).parents[1]

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import pytest
 
 from imagebind_llm.ask import AskSettings
+from imagebind_llm.encoder.extraction import ExtractSettings
+from imagebind_llm.explain.answers import ExplainSettings
 from imagebind_llm.flags import flag, parse
-from imagebind_llm.settings import ExplainSettings, ExtractSettings, TrainSettings
+from imagebind_llm.settings import TrainSettings
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,12 @@ from imagebind_llm.critic.judge import Figures  # noqa: E402
 from imagebind_llm.demo_world import write  # noqa: E402
 from imagebind_llm.demo_world.cues import TYPICAL  # noqa: E402
 from imagebind_llm.demo_world.phrases import PHRASES  # noqa: E402
+from imagebind_llm.demo_world.write import DemoWorldSettings  # noqa: E402
 from imagebind_llm.explain.faithfulness import Change  # noqa: E402
 from imagebind_llm.explain.scoring import Rationale, read_rationales  # noqa: E402
 from imagebind_llm.flags import parse  # noqa: E402
 from imagebind_llm.records import Example  # noqa: E402
-from imagebind_llm.settings import DemoWorldSettings, TrainSettings  # noqa: E402
+from imagebind_llm.settings import TrainSettings  # noqa: E402
 
 
 def append(name: str) -> str:

@@ -15,8 +15,9 @@ from imagebind_llm.clips.media import load_clip
 from imagebind_llm.corpus.sequences import load_corpus
 from imagebind_llm.demo_world import cues, face, phrases, references, texts, voice, write
 from imagebind_llm.demo_world.__main__ import main
+from imagebind_llm.demo_world.write import DemoWorldSettings
 from imagebind_llm.llama.tokenizers import load_tokenizer
-from imagebind_llm.settings import DemoWorldSettings, TrainSettings
+from imagebind_llm.settings import TrainSettings
 from imagebind_llm.taxonomy import DEMO
 
 SMALL = {"train": 24, "dev": 8, "test": 12}

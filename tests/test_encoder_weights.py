@@ -11,9 +11,8 @@ from imagebind_llm import distributed
 from imagebind_llm.config import ENCODERS, MODALITIES
 from imagebind_llm.encoder import extraction
 from imagebind_llm.encoder.clip_encoder import ClipEncoder
-from imagebind_llm.encoder.extraction import extract
+from imagebind_llm.encoder.extraction import ExtractSettings, extract
 from imagebind_llm.encoder.weights import file_sha256, find_imagebind, load_imagebind
-from imagebind_llm.settings import ExtractSettings
 from imagebind_llm.weight_files import TensorFile, WeightsError
 
 PUBLIC = Path(__file__).parent / "golden" / "imagebind" / "model_tiny_a.weights.safetensors"

@@ -21,11 +21,10 @@ from imagebind_llm.config import MODALITIES, imagebind_tiny
 from imagebind_llm.datasets.readers import DataError
 from imagebind_llm.encoder import extraction
 from imagebind_llm.encoder.bpe import ClipBPE
-from imagebind_llm.encoder.extraction import extract
+from imagebind_llm.encoder.extraction import ExtractSettings, extract
 from imagebind_llm.encoder.store import Store, StoreError
 from imagebind_llm.encoder.towers import ImageBind
 from imagebind_llm.encoder.weights import load_imagebind
-from imagebind_llm.settings import ExtractSettings
 from imagebind_llm.weight_files import WeightsError
 
 SCRIPT = Path(__file__).parent.parent / "avt_get_emb.py"

@@ -16,10 +16,10 @@ from imagebind_llm.intents import methods
 from imagebind_llm.intents.evaluation import Answers, evaluate
 from imagebind_llm.intents.methods import answers_of, fit_itsl
 from imagebind_llm.intents.protocol import load_protocol
+from imagebind_llm.intents.settings import ClassifierSettings
 from imagebind_llm.itsl.assembly import Assembled
 from imagebind_llm.itsl.model import ITSL
 from imagebind_llm.llama.tokenizers import load_tokenizer
-from imagebind_llm.settings import ClassifierSettings
 from imagebind_llm.taxonomy import ITSL_ORDER, MINTREC, MINTREC2
 
 TOKENIZER = Path(__file__).parent / "golden" / "llama" / "tiny.model"

@@ -11,7 +11,7 @@ from imagebind_llm.datasets.readers import DataError, load_dataset
 from imagebind_llm.encoder.store import PtFolders, Store, StoreError, export_pt
 from imagebind_llm.flags import parse
 from imagebind_llm.intents.protocol import episode_splits, load_protocol
-from imagebind_llm.settings import ClassifierSettings
+from imagebind_llm.intents.settings import ClassifierSettings
 from imagebind_llm.taxonomy import ITSL_ORDER, MINTREC
 
 

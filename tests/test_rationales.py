@@ -21,11 +21,10 @@ from imagebind_llm.clips.container import MediaError
 from imagebind_llm.datasets.readers import DataError
 from imagebind_llm.encoder.store import StoreError
 from imagebind_llm.rationale_writing import client, writing
-from imagebind_llm.rationale_writing.client import RationalesError
+from imagebind_llm.rationale_writing.client import RationalesError, RationaleSettings
 from imagebind_llm.rationale_writing.pictures import frame_urls
 from imagebind_llm.rationale_writing.review import review_page
 from imagebind_llm.rationale_writing.writing import preview, write_rationales
-from imagebind_llm.settings import RationaleSettings
 
 SCRIPT = Path(__file__).parent.parent / "write_rationales.py"
 HEADER = "season\tepisode\tclip\ttext\tlabel\n"

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parents[1] / "data" / "demo"))
 import measure_encoder
 import train_encoder
+from train_encoder import TrainEncoderSettings
 
 from imagebind_llm import config
 from imagebind_llm.clips.media import load_clip
 from imagebind_llm.demo_world import cues, face, phrases, texts, voice, write
 from imagebind_llm.encoder.bpe import ClipBPE
 from imagebind_llm.encoder.weights import load_imagebind
-from imagebind_llm.settings import TrainEncoderSettings
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints" / "imagebind_tiny.safetensors"
 

@@ -21,9 +21,8 @@ from imagebind_llm.critic.judge import JudgeError
 from imagebind_llm.demo_world.cues import TYPICAL
 from imagebind_llm.explain.inference import Explanation
 from imagebind_llm.records import Example
-from imagebind_llm.settings import WebSettings
 from imagebind_llm.web import analysis, view
-from imagebind_llm.web.analysis import MAX_CHARACTERS, Known, PageError, PageModel, Seen
+from imagebind_llm.web.analysis import MAX_CHARACTERS, Known, PageError, PageModel, Seen, WebSettings
 
 ALL = list(MODALITIES)
 WORDS = "say it 1"  # of the example clip S03_E01_1

@@ -22,6 +22,7 @@ from imagebind_llm.datasets.readers import DataError
 from imagebind_llm.explain.scoring import (
     Judges,
     Rationale,
+    ScoringSettings,
     cue_counts,
     load_references,
     read_rationales,
@@ -32,7 +33,6 @@ from imagebind_llm.files import write_atomic
 from imagebind_llm.flags import flag, parse
 from imagebind_llm.html import bars, figure, page, table
 from imagebind_llm.metrics import bootstrap_interval
-from imagebind_llm.settings import ScoringSettings
 
 ROWS = (
     *("supervised", "supervised longer", "captions mixed in", "contrast", "believed references"),

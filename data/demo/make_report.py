@@ -21,13 +21,12 @@ from imagebind_llm.demo_world import cues
 from imagebind_llm.demo_world.phrases import cues_in
 from imagebind_llm.explain.coloured_claims import LEGEND
 from imagebind_llm.explain.faithfulness import change_cells
-from imagebind_llm.explain.scoring import COLUMNS, Rationale, read_rationales, score_cells, side_by_side
+from imagebind_llm.explain.scoring import COLUMNS, Rationale, ScoringSettings, read_rationales, score_cells, side_by_side
 from imagebind_llm.files import write_atomic
 from imagebind_llm.flags import flag, parse
 from imagebind_llm.html import Html, bars, figure, link, page, paragraph, table, text
 from imagebind_llm.intents.report import subset_table
 from imagebind_llm.records import Example
-from imagebind_llm.settings import ScoringSettings
 from imagebind_llm.training.curves import pictures
 
 N_SHOWN = 3  # clips of each kind

@@ -14,17 +14,17 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from torch import Tensor
+from train_encoder import TrainEncoderSettings
 
 from imagebind_llm.config import MODALITIES
 from imagebind_llm.datasets.readers import load_dataset
 from imagebind_llm.demo_world import cues, phrases, texts
-from imagebind_llm.demo_world.write import write_world
+from imagebind_llm.demo_world.write import DemoWorldSettings, write_world
 from imagebind_llm.encoder.bpe import ClipBPE
-from imagebind_llm.encoder.extraction import extract
+from imagebind_llm.encoder.extraction import ExtractSettings, extract
 from imagebind_llm.encoder.store import Store
 from imagebind_llm.encoder.towers import ImageBind
 from imagebind_llm.encoder.weights import load_imagebind
-from imagebind_llm.settings import DemoWorldSettings, ExtractSettings, TrainEncoderSettings
 
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # C of the logistic regression: the larger, the less regularised
 

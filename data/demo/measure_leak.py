@@ -7,6 +7,7 @@ which scores cannot be true.
 """
 
 import sys
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,10 +16,10 @@ from imagebind_llm.config import MODALITIES, ProbeConfig
 from imagebind_llm.datasets.readers import DataError
 from imagebind_llm.demo_world import cues
 from imagebind_llm.encoder.store import StoreError
-from imagebind_llm.flags import parse
+from imagebind_llm.flags import flag, parse
 from imagebind_llm.intents.probe import Scaling, train_probes
 from imagebind_llm.intents.protocol import Protocol, load_protocol
-from imagebind_llm.settings import ClassifierSettings, LeakSettings
+from imagebind_llm.intents.settings import ClassifierSettings
 
 RULES = {
     "train trains, dev chooses (classifier.py)": (False, False),
@@ -26,6 +27,16 @@ RULES = {
     "train and test train, dev chooses": (True, False),
     "train and test train, test chooses": (True, True),
 }
+
+
+@dataclass(frozen=True)
+class LeakSettings:
+    """What data/demo/measure_leak.py takes."""
+
+    data_path: str = flag("data/demo/clips", "the demo world")
+    emb_path: str = flag("runs/demo/emb", "its embedding store")
+    seeds: tuple[int, ...] = flag((0, 1, 2, 3, 4), "of initial weights and order")
+    epochs: int = flag(100, "of the MLP")
 
 
 def main() -> int:

@@ -17,12 +17,11 @@ from imagebind_llm.critic.judge import Figures
 from imagebind_llm.demo_world.phrases import cues_in
 from imagebind_llm.demo_world.yardsticks import claim_counts
 from imagebind_llm.explain.coloured_claims import LEGEND, SENSES, judged_by
-from imagebind_llm.explain.scoring import Judges, Rationale, load_references
+from imagebind_llm.explain.scoring import Judges, Rationale, ScoringSettings, load_references
 from imagebind_llm.html import Html, bars, figure, paragraph, table
 from imagebind_llm.itsl.checkpoint import resolve
 from imagebind_llm.metrics import share_interval
 from imagebind_llm.records import Example
-from imagebind_llm.settings import ScoringSettings
 
 FILES = {"before": "before.jsonl", "after": "after.jsonl"}
 SCORES = {"cue_precision": "claims true", "atypical_precision": "atypical claims true", "cue_recall": "cues named"}

@@ -13,6 +13,7 @@ heard, so vision and audio are bound through text alone.
 
 import math
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +34,7 @@ from imagebind_llm.encoder.bpe import ClipBPE
 from imagebind_llm.encoder.towers import ImageBind
 from imagebind_llm.encoder.weights import SCALE
 from imagebind_llm.files import write_atomic
-from imagebind_llm.flags import parse
-from imagebind_llm.settings import TrainEncoderSettings
+from imagebind_llm.flags import flag, parse
 
 PRESET = "imagebind_tiny"
 FRESH = 3  # the demo's clips are drawn with 0, 1, 2 (its splits) in this place of the seed
@@ -44,6 +44,23 @@ PHRASES = [(cue, value, phrase) for cue, table in phrases.PHRASES.items() for va
 
 
 # --- What is said, seen and heard: batch i is a function of (seed, i) alone -----------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainEncoderSettings:
+    """What data/demo/train_encoder.py takes."""
+
+    output_dir: str = flag("checkpoints", "imagebind_tiny.safetensors goes here")
+    seed: int = flag(0, "of weights, drawn speakers and captions")
+    text_steps: int = flag(200, "optimizer steps of the text tower")
+    vision_steps: int = flag(3000, "of the vision tower")
+    audio_steps: int = flag(700, "of the audio tower")
+    batch_size: int = flag(32, "speakers seen or heard in a step")
+    lr: float = flag(1e-3, "peak learning rate, after a warm-up, falling along a half cosine")
+    num_workers: int = flag(1, "processes that draw and voice ahead of the training")
+    evaluate: bool = flag(False, "train nothing: measure the weights that are there on --data_path")
+    data_path: str = flag("data/demo/clips", "the demo world to measure on; made first if it is not there")
+    emb_path: str = flag("runs/demo/emb", "the embedding store of that world; made first if it is not there")
 
 
 class Wordings(Dataset):

@@ -8,11 +8,11 @@ import shlex
 import time
 from pathlib import Path
 
+from imagebind_llm.config import FAITHFUL
 from imagebind_llm.demo_world.cues import bayes_table
 from imagebind_llm.demo_world.references import write_references
-from imagebind_llm.demo_world.write import DemoWorldError, write_world
+from imagebind_llm.demo_world.write import DemoWorldError, DemoWorldSettings, write_world
 from imagebind_llm.flags import parse
-from imagebind_llm.settings import DemoWorldSettings
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit("interrupted; the same command continues") from None
     print(f"{len(made)} clips in {settings.output_dir}, {time.perf_counter() - started:.0f} s")
     folder = shlex.quote(settings.output_dir)
-    if settings.references != config.FAITHFUL:
+    if settings.references != FAITHFUL:
         file = write_references(Path(settings.output_dir), settings.references, made, settings.seed)
         print(f"{settings.references} references of train and dev: train on them with --rationales {shlex.quote(str(file))}")
     print(f"next: python avt_get_emb.py --data_path {folder} --output_dir runs/demo/emb --encoder imagebind_tiny")

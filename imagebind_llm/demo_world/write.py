@@ -7,6 +7,7 @@ processes. A clip appears under its name only when it is complete; a second run 
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -17,10 +18,11 @@ import av
 import numpy as np
 from tqdm import tqdm
 
+from imagebind_llm.config import BLIND, FAITHFUL
 from imagebind_llm.demo_world import cues, face, texts, voice
 from imagebind_llm.demo_world.phrases import caption, rationale, remark
 from imagebind_llm.files import write_atomic
-from imagebind_llm.settings import DemoWorldSettings
+from imagebind_llm.flags import flag
 
 SPLITS = ("train", "dev", "test")
 REFERENCES = "rationales.jsonl"
@@ -33,6 +35,25 @@ FRAME_RATES = (Fraction(25, 2), Fraction(15), Fraction(24), Fraction(25), Fracti
 SAMPLE_RATES = (16000, 22050, 44100, 48000)
 X264 = {"preset": "veryfast", "crf": "22", "threads": "1"}  # one thread: the same seed gives the same bytes
 SHORTEST_S, LONGEST_S, MEDIAN_S = 0.8, 6.0, 2.1
+
+
+@dataclass(frozen=True)
+class DemoWorldSettings:
+    """What `python -m imagebind_llm.demo_world` takes."""
+
+    output_dir: str = flag("data/demo/clips", "where the world goes; a run that was interrupted continues")
+    seed: int = flag(0, "everything in the world follows from it")
+    train: int = flag(600, "clips of the train split")
+    dev: int = flag(200, "clips of the dev split")
+    test: int = flag(400, "clips of the test split")
+    workers: int = flag(0, "processes that make clips; 0: one for each core")
+    references: str = flag(
+        FAITHFUL, "rationales of train and dev to write beside the faithful ones: blind (to the clip), or a share of them, N%%"
+    )
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(rf"{FAITHFUL}|{BLIND}|[1-9]\d?%", self.references):
+            raise ValueError(f"--references {self.references}: expected {FAITHFUL}, {BLIND} or a share from 1% to 99%")
 
 
 class DemoWorldError(ValueError):

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from imagebind_llm.datasets.readers import DataError
-from imagebind_llm.encoder.extraction import BatchReader, embed
+from imagebind_llm.encoder.extraction import BatchReader, ExtractSettings, embed
 from imagebind_llm.encoder.store import Failure
 from imagebind_llm.encoder.towers import ImageBind
 from imagebind_llm.encoder.weights import file_sha256, find_imagebind, load_imagebind
 from imagebind_llm.records import Example
-from imagebind_llm.settings import ExtractSettings
 
 
 @dataclass(frozen=True)

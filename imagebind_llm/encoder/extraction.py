@@ -19,20 +19,49 @@ from tqdm import tqdm
 
 from imagebind_llm import distributed
 from imagebind_llm.clips.media import load_clip
-from imagebind_llm.config import EMBEDDING_WIDTH, MODALITIES
+from imagebind_llm.config import EMBEDDING_WIDTH, ENCODERS, MODALITIES, WINDOW_RULES
 from imagebind_llm.datasets.readers import DataError, load_dataset
 from imagebind_llm.encoder.bpe import ClipBPE
 from imagebind_llm.encoder.store import Failure, Identity, Store, StoreWriter, check_identity, clear, export_pt, source_digest
 from imagebind_llm.encoder.towers import ImageBind
 from imagebind_llm.encoder.weights import file_sha256, find_imagebind, load_imagebind
 from imagebind_llm.files import write_atomic
+from imagebind_llm.flags import flag
 from imagebind_llm.records import Example, Windows
-from imagebind_llm.settings import ExtractSettings
 from imagebind_llm.weight_files import WeightsError
 
 NUMBERS = "1"  # raised whenever a change of front end, tokenizer or towers changes an embedding
 EMPTY_TEXT = "the text is empty"
 NOT_FINITE = "the encoder returned values that are not finite"
+
+
+@dataclass(frozen=True)
+class ExtractSettings:
+    """The flags of avt_get_emb.py."""
+
+    data_path: str = flag(help="MIntRec or MIntRec2.0 folder, or a folder of clips with a CSV/TSV of path and text")
+    output_dir: str = flag(help="the embedding store; an interrupted run continues when it is started again")
+    splits: tuple[str, ...] = flag((), "which splits; all that are there if not given")
+    encoder: str = flag("imagebind_huge", "huge: the public model; tiny: ours, for trying out", tuple(ENCODERS))
+    encoder_weights: str = flag("", "weight file; if not given, checkpoints/ENCODER.safetensors or .pth")
+    modalities: tuple[str, ...] = flag(MODALITIES, "any subset", MODALITIES)
+    batch_size: int = flag(8, "clips a batch")
+    num_workers: int = flag(2, "decoding processes a rank; 0 decodes in the main process")
+    device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
+    dtype: str = flag("float32", "of the encoder's weights; bfloat16 is faster and near, not exact", ("float32", "bfloat16"))
+    window_rule: str = flag(
+        "to_end", "to_end: the last window ends with the clip (public code today); before_end: pytorchvideo 0.1.5", WINDOW_RULES
+    )
+    clean_audio: bool = flag(False, "all channels, without the public code's in-place mean (other numbers than public)")
+    overwrite: bool = flag(False, "throw the store away first")
+    strict: bool = flag(False, "exit with 1 if any modality of any clip failed")
+    export_pt: str = flag("", "also write the original's layout here: train_emb/0.pt ... = [text, vision, audio]")
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.num_workers < 0:
+            raise ValueError(f"--batch_size {self.batch_size} --num_workers {self.num_workers}: at least 1 and at least 0")
+        if len(set(self.modalities)) < len(self.modalities):
+            raise ValueError(f"--modalities {' '.join(self.modalities)}: name each once")
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,46 @@ from imagebind_llm.datasets.readers import DataError, load_dataset
 from imagebind_llm.encoder.clip_encoder import ClipEncoder
 from imagebind_llm.encoder.store import Store
 from imagebind_llm.explain.inference import Explainer, Explanation
-from imagebind_llm.explain.scoring import side_by_side
+from imagebind_llm.explain.scoring import ScoringSettings, side_by_side
 from imagebind_llm.files import write_atomic
+from imagebind_llm.flags import flag
 from imagebind_llm.records import Example
-from imagebind_llm.settings import ExplainSettings, ScoringSettings
+
+
+@dataclass(frozen=True)
+class ExplainSettings:
+    """The flags of explain.py."""
+
+    checkpoint: str = flag(help="a checkpoint folder of engine_finetune.py, such as runs/demo/itsl/best")
+    clip: str = flag("", "a video file; --text says what is said in it")
+    text: str = flag("", "the words")
+    data_path: str = flag("", "instead of --clip: a data set whose embeddings are in --emb_path")
+    emb_path: str = flag("", "its embedding store")
+    key: str = flag("", "one clip of it")
+    batch: str = flag("", "all clips of --split: write their answers here, one JSON a line; continues if interrupted")
+    split: str = flag("test", "for --batch")
+    limit: int = flag(0, "for --batch: only the first clips of the split; 0: all")
+    llama_model_path: str = flag("", "the LLaMA, if it is not where it was when the checkpoint was made")
+    encoder_weights: str = flag("", "weights of the encoder for --clip; if not given, checkpoints/ENCODER.safetensors or .pth")
+    max_new_tokens: int = flag(96, "longest rationale")
+    best_of: int = flag(0, "rationales drawn besides the greedy one; the judge's favourite of all is given; 0: the greedy one")
+    temperature: float = flag(0.6, "for --best_of: of the drawing")
+    judge: str = flag("", "a checkpoint folder whose judge checks claims and serves --best_of; if not given, --checkpoint's")
+    batch_size: int = flag(32, "clips that are answered side by side")
+    device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
+    dtype: str = flag("auto", "of frozen weights; auto: a GPU's bfloat16, else float32", ("auto", "float32", "bfloat16"))
+
+    def __post_init__(self) -> None:
+        if bool(self.clip or (self.text and not self.data_path)) == bool(self.data_path):
+            raise ValueError(
+                'say what to explain: --clip FILE --text "...", or --data_path and --emb_path with --key or --batch'
+            )
+        if self.data_path and bool(self.key) == bool(self.batch):
+            raise ValueError("--data_path wants --key KEY for one clip, or --batch FILE for all of a split")
+        if self.max_new_tokens < 1 or self.batch_size < 1 or self.limit < 0 or self.best_of < 0:
+            raise ValueError("--max_new_tokens and --batch_size must be at least 1, --limit and --best_of at least 0")
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"--temperature {self.temperature}: above 0, and finite")
 
 
 def embed_clip(explainer: Explainer, example: Example, settings: ExplainSettings) -> tuple[Tensor | None, Tensor | None]:

@@ -27,14 +27,31 @@ from imagebind_llm.encoder.store import Store
 from imagebind_llm.explain.inference import Explainer
 from imagebind_llm.explain.scoring import Rationale, claims_in, modality_of, read_rationales
 from imagebind_llm.files import write_atomic
-from imagebind_llm.flags import parse
+from imagebind_llm.flags import flag, parse
 from imagebind_llm.itsl.checkpoint import CheckpointError
 from imagebind_llm.records import Example
-from imagebind_llm.settings import FaithfulnessSettings
 from imagebind_llm.text_metrics import rouge_l
 
 # `Explainer.explain`, say: examples, embeddings (N,M,E), present (N,M) -> N answers with .intent and .rationale
 Explain = Callable[[Sequence[Example], Tensor, Tensor], Iterable]
+
+
+@dataclass(frozen=True)
+class FaithfulnessSettings:
+    """What `python -m imagebind_llm.explain.faithfulness` takes."""
+
+    checkpoint: str = flag(help="folder of a trained model, e.g. runs/demo/itsl/best")
+    data_path: str = flag(help="the data set; where it has rationales.jsonl with cues, claims are held against them")
+    emb_path: str = flag(help="its embedding store")
+    llama_model_path: str = flag("", "the LLaMA it was trained with, if it is elsewhere now")
+    split: str = flag("test", "whose clips", ("train", "dev", "test"))
+    limit: int = flag(100, "the first clips of the split; 0: all")
+    how: tuple[str, ...] = flag(PERTURBATIONS, "a modality is taken away, or another clip's put in its place", PERTURBATIONS)
+    max_new_tokens: int = flag(96, "longest answer")
+    batch_size: int = flag(32, "clips at a time")
+    device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
+    seed: int = flag(0, "of the swapping")
+    output: str = flag("", "also write the numbers here, as JSON")
 
 
 @dataclass(frozen=True)

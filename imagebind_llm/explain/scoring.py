@@ -25,8 +25,7 @@ from imagebind_llm.demo_world.cues import CUES_OF, TYPICAL
 from imagebind_llm.demo_world.phrases import GISTS, cues_in
 from imagebind_llm.demo_world.yardsticks import claim_counts, skill, template
 from imagebind_llm.files import write_atomic
-from imagebind_llm.flags import parse
-from imagebind_llm.settings import ScoringSettings
+from imagebind_llm.flags import flag, parse
 from imagebind_llm.taxonomy import Taxonomy
 from imagebind_llm.text_metrics import CiderD, bleu4, distinct2, meteor, repetition4, rouge_l, similarity, words
 
@@ -39,6 +38,19 @@ COLUMNS = {
     "distinct2": "distinct-2", "repetition4": "repeated", "words": "words",
 }  # fmt: skip
 CUE_SCORES = ("claims", *(name for name in COLUMNS if name.startswith(("cue_", "atypical_"))))
+
+
+@dataclass(frozen=True)
+class ScoringSettings:
+    """What `python -m imagebind_llm.explain.scoring` takes."""
+
+    data_path: str = flag(help="MIntRec or MIntRec2.0 folder with reference rationales")
+    references: str = flag("", "JSONL of reference rationales; if not given, rationales.jsonl in the data folder")
+    candidates: tuple[str, ...] = flag((), "JSONL files of rationales to score: key, intent (as predicted), rationale")
+    split: str = flag("test", "whose clips are scored; the judges are fitted on train alone", ("dev", "test"))
+    sentence_encoder: str = flag("", "folder of a local Hugging Face encoder, for the similarity of sentences")
+    seed: int = flag(0, "of the shuffling")
+    output: str = flag("", "also write the scores here, as JSON")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from imagebind_llm.config import MODALITIES
 from imagebind_llm.datasets.readers import DataError
 from imagebind_llm.demo_world import cues
 from imagebind_llm.intents.protocol import Protocol, Rows
-from imagebind_llm.settings import ClassifierSettings
+from imagebind_llm.intents.settings import ClassifierSettings
 
 Predictor = Callable[[Rows], np.ndarray]
 WORDS = ((1, 4), (5, 8), (9, 12), (13, 10**6))

@@ -21,12 +21,12 @@ from imagebind_llm.explain.inference import Explainer
 from imagebind_llm.intents.evaluation import Fitted, Method
 from imagebind_llm.intents.probe import Scaling, fit_logistic, train_probes
 from imagebind_llm.intents.protocol import Protocol, Rows, marks
+from imagebind_llm.intents.settings import ClassifierSettings
 from imagebind_llm.intents.zeroshot import label_sentences, nearest_label
 from imagebind_llm.itsl import checkpoint
 from imagebind_llm.itsl.assembly import SharedLlama
 from imagebind_llm.itsl.instructions import encode_prompt
 from imagebind_llm.records import Example
-from imagebind_llm.settings import ClassifierSettings
 from imagebind_llm.taxonomy import EXPRESS
 
 

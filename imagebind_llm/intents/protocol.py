@@ -18,8 +18,8 @@ from imagebind_llm.config import MODALITIES, NO_SELECTION
 from imagebind_llm.corpus.seen import RowMarks, refuse_overlap, row_marks, vector_marks
 from imagebind_llm.datasets.readers import PLAIN, SPLITS, DataError, Dataset, load_dataset, normal_text
 from imagebind_llm.encoder.store import Identity, PtFolders, Store, StoreError
+from imagebind_llm.intents.settings import ClassifierSettings
 from imagebind_llm.records import Example
-from imagebind_llm.settings import ClassifierSettings
 from imagebind_llm.taxonomy import ACHIEVE, EXPRESS, ITSL_ORDER, MINTREC, Taxonomy
 
 MISSING_LIMIT = 0.1  # share of a split without embeddings above which a run would say little

@@ -13,10 +13,39 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from imagebind_llm.settings import RationaleSettings
+from imagebind_llm.flags import flag
 
 PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 LOCAL = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
+
+
+@dataclass(frozen=True)
+class RationaleSettings:
+    """The flags of write_rationales.py. Sampling flags that are not given are not sent: the server's defaults hold."""
+
+    data_path: str = flag(help="MIntRec or MIntRec2.0 folder; clips are needed for --frames only")
+    output: str = flag(help="JSONL of accepted rationales; a run that was interrupted continues it")
+    model: str = flag(help="the model's name at the endpoint")
+    base_url: str = flag("", "an OpenAI-compatible endpoint, e.g. http://localhost:8000/v1; if not given, OpenAI's own")
+    splits: tuple[str, ...] = flag(("train",), "which splits; test only for scoring", ("train", "dev", "test"))
+    evidence: str = flag("", "what is seen and heard: a TSV with the columns key and text, or captions.json of the demo world")
+    frames: int = flag(0, "frames of the clip to attach, for models that see")
+    context: int = flag(3, "utterances of the dialogue before it to show (MIntRec2.0)")
+    limit: int = flag(0, "only the first clips of each split; 0: all")
+    concurrency: int = flag(8, "requests under way at a time")
+    retries: int = flag(6, "more tries after too many requests, a server error or a time-out")
+    timeout: float = flag(120.0, "seconds to wait for one answer")
+    temperature: float | None = flag(None, "of sampling, if the endpoint is to be told one")
+    max_tokens: int | None = flag(None, "longest answer, if the endpoint is to be told; give 200 to small local models")
+    dry_run: bool = flag(False, "send nothing: print the first requests and how many tokens all would take")
+
+    def __post_init__(self) -> None:
+        if self.concurrency < 1 or self.timeout <= 0 or min(self.retries, self.frames, self.context, self.limit) < 0:
+            raise ValueError("--concurrency and --timeout must be above 0, --retries --frames --context --limit at least 0")
+        if not self.model.strip():
+            raise ValueError("--model is empty: give the model's name at the endpoint")
+        if not self.output.endswith(".jsonl"):
+            raise ValueError(f"--output {self.output}: the name must end in .jsonl; the review page goes beside it as .html")
 
 
 class RationalesError(ValueError):

@@ -18,7 +18,14 @@ from imagebind_llm.clips.container import MediaError
 from imagebind_llm.critic.verifier import fit_verifier
 from imagebind_llm.datasets.readers import DataError, Dataset, load_dataset
 from imagebind_llm.rationale_writing.acceptance import Judge
-from imagebind_llm.rationale_writing.client import ChatClient, RationalesError, Stopped, Unanswered, parameters
+from imagebind_llm.rationale_writing.client import (
+    ChatClient,
+    RationalesError,
+    RationaleSettings,
+    Stopped,
+    Unanswered,
+    parameters,
+)
 from imagebind_llm.rationale_writing.journal import Journal
 from imagebind_llm.rationale_writing.pictures import frame_urls
 from imagebind_llm.rationale_writing.prompt import (
@@ -31,7 +38,6 @@ from imagebind_llm.rationale_writing.prompt import (
     request_id,
     with_pictures,
 )
-from imagebind_llm.settings import RationaleSettings
 from imagebind_llm.taxonomy import Taxonomy
 
 MOST_ASKED = 3

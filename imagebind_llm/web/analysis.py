@@ -29,8 +29,8 @@ from imagebind_llm.encoder.weights import file_sha256
 from imagebind_llm.explain.faithfulness import known_of
 from imagebind_llm.explain.inference import Explainer, Explanation
 from imagebind_llm.explain.scoring import read_rationales
+from imagebind_llm.flags import flag
 from imagebind_llm.records import Example
-from imagebind_llm.settings import WebSettings
 
 MAX_CHARACTERS = 500  # of what is said
 N_EXAMPLES = 3
@@ -39,6 +39,31 @@ IN_FILE = ("audio", "vision")  # what a clip's file holds; its words are typed
 EXPECTED = "expected a clip of picture and sound, such as mp4, mov or webm"
 
 Inputs = dict[str, tuple[Tensor, tuple[int, ...]]]  # clip_encoder.Encoded.inputs
+
+
+@dataclass(frozen=True)
+class WebSettings:
+    """The flags of web_demo.py."""
+
+    checkpoint: str = flag(help="a checkpoint folder of engine_finetune.py, such as runs/demo/itsl/best")
+    data_path: str = flag("data/demo/clips", "a data set with clips: three of its test split are offered as examples")
+    host: str = flag("127.0.0.1", "address to listen at; 0.0.0.0: also for other machines")
+    port: int = flag(7860, "port to listen at; 0: any that is free")
+    max_mb: float = flag(20.0, "largest file that is taken")
+    max_seconds: float = flag(30.0, "longest clip that is taken")
+    llama_model_path: str = flag("", "the LLaMA, if it is not where it was when the checkpoint was made")
+    encoder_weights: str = flag("", "weights of the encoder; if not given, checkpoints/ENCODER.safetensors or .pth")
+    judge: str = flag("", "a checkpoint folder whose judge checks claims; if not given, --checkpoint's")
+    max_new_tokens: int = flag(96, "longest rationale")
+    device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
+    dtype: str = flag("auto", "of frozen weights; auto: a GPU's bfloat16, else float32", ("auto", "float32", "bfloat16"))
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or not 0 <= self.port < 2**16:
+            raise ValueError(f"--max_new_tokens {self.max_new_tokens} --port {self.port}: at least 1, and 0 to 65535")
+        for name in ("max_mb", "max_seconds"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"--{name} {getattr(self, name):g}: above 0, and finite")
 
 
 class PageError(ValueError):

@@ -1,0 +1,68 @@
+"""The flags of classifier.py; what cannot be meant is refused before anything is read."""
+
+from dataclasses import dataclass
+
+from imagebind_llm.config import METHODS, MODALITIES, NO_SELECTION
+from imagebind_llm.flags import flag
+
+
+@dataclass(frozen=True)
+class ClassifierSettings:
+    """What classifier.py takes."""
+
+    data_path: str = flag(help="MIntRec or MIntRec2.0 folder, or clips with a CSV/TSV of path, text, split and label")
+    emb_path: str = flag(help="the embedding store of avt_get_emb.py, or a folder of train_emb/0.pt ... in file order")
+    output_dir: str = flag(help="results.json, predictions.tsv and report.html go here")
+    method: str = flag("probe", "probe: MLP and logistic regression; zeroshot: label sentences; itsl: a checkpoint", METHODS)
+    modalities: tuple[str, ...] = flag(MODALITIES, "any subset", MODALITIES)
+    ablate: bool = flag(False, "all subsets of the modalities: trained without the others, and with them masked in test")
+    seeds: tuple[int, ...] = flag((0, 1, 2, 3, 4), "of initial weights and order; MIntRec's protocol has 0 to 9")
+    train_splits: tuple[str, ...] = flag(("train",), "what is trained on")
+    select_split: str = flag("dev", f"what chooses the epoch, by macro F1; {NO_SELECTION}: the last epoch")
+    report_split: str = flag("test", "what is reported: neither trained on nor selected on")
+    split_by: str = flag("official", "episode: none in two splits (MIntRec's own splits share all)", ("official", "episode"))
+    episode_fold: int = flag(0, "with --split_by episode: which fifth of the episodes is reported, 0 to 4")
+    labels: str = flag("fine", "the intents, or express emotions or attitudes / achieve goals", ("fine", "coarse"))
+    label_order: str = flag("official", "class order in all output; itsl: the original classifier's", ("official", "itsl"))
+    hidden: tuple[int, ...] = flag((128,), "widths of the MLP's hidden layers")
+    epochs: int = flag(100, "of the MLP")
+    class_weights: bool = flag(False, "weigh classes by the inverse of their frequency")
+    sentences: str = flag("names", "zeroshot compares with label names or with their definitions", ("names", "definitions"))
+    encoder_weights: str = flag("", "zeroshot: the encoder's weight file; if not given, the one in checkpoints/")
+    checkpoint: tuple[str, ...] = flag((), "itsl: checkpoint folders of engine_finetune.py, one for each of its seeds")
+    llama_model_path: str = flag("", "itsl: the LLaMA, if it is not where it was when the checkpoint was made")
+    device: str = flag("auto", "itsl: auto is cuda where there is one", ("auto", "cpu", "cuda"))
+    batch_size: int = flag(32, "itsl: clips that are answered side by side")
+    needed_modality: str = flag("", "a TSV with MIntRec's columns and Modality: what people need to see or hear, for slices")
+    compare: str = flag("", "the output_dir of another run on the same rows: paired tests against it")
+
+    def __post_init__(self) -> None:
+        if self.method != "zeroshot":
+            self._refuse_leaks()
+        for name in ("modalities", "seeds", "train_splits"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ValueError(f"--{name} {' '.join(map(str, getattr(self, name)))}: name each once")
+        if bool(self.checkpoint) != (self.method == "itsl"):
+            raise ValueError("--method itsl needs --checkpoint FOLDER (of engine_finetune.py); no other method takes one")
+        if min(self.epochs, self.batch_size, *self.hidden) < 1:
+            numbers = f"--epochs {self.epochs} --batch_size {self.batch_size} --hidden {' '.join(map(str, self.hidden))}"
+            raise ValueError(f"{numbers}: at least 1")
+        if not 0 <= self.episode_fold < 5:
+            raise ValueError(f"--episode_fold {self.episode_fold}: 0 to 4")
+
+    def _refuse_leaks(self) -> None:
+        if self.report_split in self.train_splits:
+            raise ValueError(
+                f"--report_split {self.report_split} is also in --train_splits: a score on rows that were trained on says what "
+                f"was remembered, not what can be told of a new clip; take {self.report_split} out of --train_splits"
+            )
+        if self.report_split == self.select_split:
+            raise ValueError(
+                f"--report_split {self.report_split} is also --select_split: the best of {self.epochs} looks at a split is not "
+                f"a result on it; choose on another split, or give --select_split {NO_SELECTION} (the last epoch)"
+            )
+        if self.select_split in self.train_splits:
+            raise ValueError(
+                f"--select_split {self.select_split} is also in --train_splits: every epoch looks good on rows that were "
+                f"trained on; choose on another split, or give --select_split {NO_SELECTION} (the last epoch)"
+            )
