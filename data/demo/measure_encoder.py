@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from torch import Tensor
-from train_encoder import TrainEncoderSettings
 
 from imagebind_llm.config import MODALITIES
 from imagebind_llm.datasets.readers import load_dataset
@@ -29,20 +28,18 @@ from imagebind_llm.encoder.weights import load_imagebind
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # C of the logistic regression: the larger, the less regularised
 
 
-def measure(settings: TrainEncoderSettings, preset: str) -> str:
-    """Print and return two Markdown tables: intents by subset of modalities, and single cues."""
-    weights = Path(settings.output_dir, f"{preset}.safetensors")
-    if not Path(settings.data_path, "test.tsv").exists():
-        write_world(DemoWorldSettings(settings.data_path))
-    extract(
-        ExtractSettings(
-            settings.data_path, settings.emb_path, encoder=preset, encoder_weights=str(weights), overwrite=not settings.evaluate
-        )
-    )
-    splits, store = load_dataset(settings.data_path).splits, Store(Path(settings.emb_path))
+def measure(preset: str, weights: Path, data_path: str, emb_path: str, overwrite: bool) -> str:
+    """Print and return two Markdown tables: intents by subset of modalities, and single cues.
+
+    The demo world and its embeddings are made where they are missing; `overwrite` embeds anew.
+    """
+    if not Path(data_path, "test.tsv").exists():
+        write_world(DemoWorldSettings(data_path))
+    extract(ExtractSettings(data_path, emb_path, encoder=preset, encoder_weights=str(weights), overwrite=overwrite))
+    splits, store = load_dataset(data_path).splits, Store(Path(emb_path))
     vectors = {name: F.normalize(store.read([one.key for one in rows])[0], dim=-1) for name, rows in splits.items()}  # (n,M,E)
     intents = {name: np.array([one.intent for one in rows]) for name, rows in splits.items()}
-    shown = _cues_by_key(Path(settings.data_path))
+    shown = _cues_by_key(Path(data_path))
     truth = {name: [{"family": family_of(one.text)} | shown[one.key] for one in rows] for name, rows in splits.items()}
     tables = f"{intent_table(vectors, intents, truth)}\n\n{cue_table(vectors, truth, load_imagebind(weights, preset))}"
     print(tables)

@@ -295,7 +295,8 @@ def main(argv: list[str] | None = None) -> None:
     if not settings.evaluate:
         path = save(train(settings), settings)
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
-    measure(settings, PRESET)
+    weights = Path(settings.output_dir, f"{PRESET}.safetensors")
+    measure(PRESET, weights, settings.data_path, settings.emb_path, overwrite=not settings.evaluate)
 
 
 if __name__ == "__main__":
