@@ -24,17 +24,29 @@ AFTER=(--epochs 3 --limit "$CLIPS" --lr 3e-4) # three passes, since lambda rises
 CRITIC=("${AFTER[@]}" --w_critic 2)
 JUDGED=("${AFTER[@]}" --w_critic 8 --w_rationale 0.2 --captions "$CAPTIONS" --reward_weights truth=1)
 
-wanted() { # NAME: is this row asked for, or one that starts from it?
+needs() { # ROW: the rows that it starts from or whose judge picks, one a line
     case $1 in
-        pretrain) return 0 ;;
-        supervised) # all rows but these four start from it
-            local others
-            others=$(tr , '\n' <<<"$ONLY" | grep -vxE 'intent only|rationale only|rationale first supervised|rationale first|' || true)
-            [[ -z "$ONLY" || -n "$others" ]] ;;
-        "rationale first supervised") [[ -z "$ONLY" || ",$ONLY," == *",rationale first"* ]] ;;
-        claims) [[ -z "$ONLY" || ",$ONLY," == *",claims,"* || ",$ONLY," == *" best of "* ]] ;; # its judge picks, too
-        *) [[ -z "$ONLY" || ",$ONLY," == *",$1,"* ]] ;;
+        "supervised best of "*) printf '%s\n' supervised claims ;;
+        *" best of "*) echo "${1% best of *}" ;;
+        pretrain | supervised | "supervised with captions" | "intent only" | "rationale only" | "rationale first supervised") ;;
+        "claims with captions") echo "supervised with captions" ;;
+        "rationale first") echo "rationale first supervised" ;;
+        *) echo supervised ;;
     esac
+}
+
+asked() { # ROWS, one a line: they and all that they need
+    local row
+    while read -r row; do
+        echo "$row"
+        asked <<<"$(needs "$row")"
+    done < <(grep . || true)
+}
+
+ASKED=$(tr , '\n' <<<"pretrain,$ONLY" | asked)
+
+wanted() { # ROW: is it asked for, or one that is needed?
+    [ -z "$ONLY" ] || grep -qxF "$1" <<<"$ASKED"
 }
 
 train() { # OUTPUT_DIR flags: one run, unless it is done or not asked for, and the answers of its best checkpoint
@@ -64,12 +76,12 @@ explain() { # CHECKPOINT FOLDER flags: answers to the test split
     )
 }
 
-best_of() { # K ROW: of K sampled answers and the greedy one of a row's model that which the judge of "claims" believes most
+best_of() { # K ROW JUDGE: of K sampled answers and the greedy one of a row's model that which the judge of JUDGE believes most
     local folder="$S/$2 best of $1"
     wanted "$2 best of $1" && [ ! -e "$folder/done" ] || return 0
     echo "== $folder"
     mkdir -p "$folder"
-    explain "$S/$2/best" "$folder" --judge "$S/claims/best" --best_of "$1" --temperature 0.6
+    explain "$S/$2/best" "$folder" --judge "$S/$3/best" --best_of "$1" --temperature 0.6
     touch "$folder/done"
 }
 
@@ -78,13 +90,16 @@ for seed in $SEEDS; do
     data=(--data_path "$DATA" --rationales "$RATIONALES" --seed "$seed")
     start=("${data[@]}" --pretrained_path "$FIRST/best" "${SUPERVISED[@]}")
     from=("${data[@]}" --pretrained_path "$S/supervised/best")
+    seeing=("${data[@]}" --pretrained_path "$S/supervised with captions/best" --w_caption 1)
     critic=("${from[@]}" "${CRITIC[@]}")
     train "$FIRST" "${PRETRAIN[@]}" --data_path "$CAPTIONS" --seed "$seed"
     train "$S/supervised" "${start[@]}"
+    train "$S/supervised with captions" "${start[@]}" --captions "$CAPTIONS" --w_caption 1
     train "$S/supervised longer" "${from[@]}" "${AFTER[@]}"
     train "$S/captions mixed in" "${from[@]}" "${AFTER[@]}" --captions "$CAPTIONS" --w_caption 1
     train "$S/contrast" "${from[@]}" "${AFTER[@]}" --w_contrast 0.5
     train "$S/believed references" "${from[@]}" "${AFTER[@]}" --captions "$CAPTIONS" --trust_references no
+    train "$S/claims with captions" "${seeing[@]}" "${JUDGED[@]}" --credit claim
     train "$S/claims" "${from[@]}" "${JUDGED[@]}" --credit claim
     train "$S/whole answer" "${from[@]}" "${JUDGED[@]}" --credit answer
     train "$S/claims to go" "${from[@]}" "${JUDGED[@]}" --credit to_go
@@ -92,8 +107,9 @@ for seed in $SEEDS; do
     train "$S/corrected" "${from[@]}" "${JUDGED[@]}" --credit corrected
     train "$S/local" "${from[@]}" "${JUDGED[@]}" --credit local
     for k in 4 8; do
-        best_of $k supervised
-        best_of $k claims
+        best_of $k supervised claims
+        best_of $k claims claims
+        best_of $k "claims with captions" "claims with captions"
     done
     train "$S/loo" "${critic[@]}"
     if [ "$REFERENCES" = faithful ]; then # the parts of the method as they were before claims were judged

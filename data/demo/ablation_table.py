@@ -35,9 +35,10 @@ from imagebind_llm.html import bars, figure, page, table
 from imagebind_llm.metrics import bootstrap_interval
 
 ROWS = (
-    *("supervised", "supervised longer", "captions mixed in", "contrast", "believed references"),
-    *("claims", "whole answer", "claims to go", "best of samples", "corrected", "local"),
+    *("supervised", "supervised with captions", "supervised longer", "captions mixed in", "contrast", "believed references"),
+    *("claims", "claims with captions", "whole answer", "claims to go", "best of samples", "corrected", "local"),
     *("supervised best of 4", "supervised best of 8", "claims best of 4", "claims best of 8"),
+    *("claims with captions best of 4", "claims with captions best of 8"),
     *("intent only", "rationale only", "greedy", "loo", "group"),
     *("without consistency", "summed rewards", "rationale first supervised", "rationale first"),
 )
