@@ -1,6 +1,6 @@
 """A clip in the browser: upload or record it, say what is said in it, and see the intent, why, and what it depends on.
 
-python web_demo.py --checkpoint runs/demo/itsl/best --judge runs/demo/repaired/best
+python web_demo.py --checkpoint runs/demo/itsl/best
 """
 
 import logging

@@ -86,7 +86,7 @@ def test_one_gpu_gets_one_rank_and_the_same_rows_a_step_and_what_two_have_done_s
 
 def test_every_training_stage_can_be_typed_for_one_rank():
     trainings = [stage for stage in run.STAGES if "engine_finetune.py" in stage.command]
-    rows = {"captions": "16", "supervised": "8", "blind references": "8", "self-critical": "8"}
+    rows = {"captions": "16", "supervised": "8", "self-critical": "8"}
     assert [stage.name for stage in trainings] == list(rows)
     for stage in trainings:
         words = run.typed(stage, 1, bfloat16=False).split()
@@ -150,10 +150,12 @@ def world(tmp_path_factory) -> Path:
     return root
 
 
-def test_the_third_stage_starts_from_blind_references_and_the_explained_model_never_saw_them():
+def test_both_later_stages_learn_blind_references_beside_captions_and_each_starts_from_the_one_before():
     named = {stage.name: stage.command for stage in run.STAGES}
-    assert "--references blind" in named["clips"] and "rationales-blind" not in named["supervised"]
-    assert "rationales-blind.jsonl" in named["blind references"] and "runs/demo/blind/best" in named["self-critical"]
+    assert "--references blind" in named["clips"]
+    for name, start in (("supervised", "pretrain"), ("self-critical", "supervised")):
+        assert "rationales-blind.jsonl" in named[name] and "captions.json --w_caption" in named[name]
+        assert f"--pretrained_path runs/demo/{start}/best" in named[name]
     explained = [name for name, command in named.items() if "--checkpoint runs/demo/itsl/best" in command]
     assert explained == ["explanations", "swaps"]
 
@@ -191,9 +193,9 @@ def test_before_and_after_are_shown_for_clips_chosen_by_the_rule(world, tmp_path
         then = {"silenced": "nothing", "spoilt": false, "mended": true}[change]
         said["after"].append(answer_of(row, f"We find {then} <now>.", 0.9))
     for name, some in said.items():
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+        (tmp_path / repaired.FILES[name]).write_text("".join(json.dumps(row) + "\n" for row in some))
     page = make_report.write(make_report.ReportSettings(str(world / "clips"), str(tmp_path))).read_text()
-    section = page.split("Blind references repaired</h2>")[1].split("<h2>")[0]
+    section = page.split("Repaired by self-criticism</h2>")[1].split("<h2>")[0]
     assert [rows[i]["key"] for i in (2, 3, 0)] == re.findall(r"<code>(\w+)</code>", section)
     assert "4 got another rationale" in section and "In 2 what was claimed of atypical cues" in section
     assert "in 1 the other way round" in section and "then the first others" in section

@@ -65,7 +65,7 @@ def write(settings: ReportSettings) -> Path:
         ("In numbers", headline(runs, len(test))),
         ("Clips and answers", cards(test, answers, truth)),
         ("Are the explanations true?", rationale_scores(settings, runs / "answers.jsonl")),
-        ("Blind references repaired", repaired(settings, runs, test, truth)),
+        ("Repaired by self-criticism", repaired(settings, runs, test, truth)),
         ("Do they follow what is seen and heard?", swaps(runs / "swaps.json")),
         ("Intents from embeddings alone", classifier(runs / "probe")),
         *((f"Training: {name}", training(runs / folder)) for name, folder in TRAININGS.items()),
@@ -79,9 +79,8 @@ def write(settings: ReportSettings) -> Path:
 
 TRAININGS = {
     "captions": "pretrain",
-    "intent and rationale": "itsl",
-    "blind references": "blind",
-    "blind references, then self-critical": "repaired",
+    "intent and rationale": "supervised",
+    "self-critical": "itsl",
 }
 
 
@@ -158,7 +157,7 @@ def rationale_scores(settings: ReportSettings, answers: Path) -> list[object]:
 
 
 def repaired(settings: ReportSettings, runs: Path, test: list[Example], truth: dict[str, Rationale]) -> list[object]:
-    """The model of blind references before and after it criticised itself."""
+    """The model before and after it criticised itself."""
     if not all((runs / file).is_file() for file in FILES.values()):
         return ["not made yet"]
     before, after = (read_answers(runs / file) for file in FILES.values())

@@ -23,7 +23,7 @@ from imagebind_llm.itsl.checkpoint import resolve
 from imagebind_llm.metrics import share_interval
 from imagebind_llm.records import Example
 
-FILES = {"before": "before.jsonl", "after": "after.jsonl"}
+FILES = {"before": "before.jsonl", "after": "answers.jsonl"}
 SCORES = {"cue_precision": "claims true", "atypical_precision": "atypical claims true", "cue_recall": "cues named"}
 N_SHOWN = 3
 Answers = Mapping[str, dict]  # rows of explain.py --batch by key
@@ -40,9 +40,9 @@ def section(
     cards = [Html(turned(one, before[one.key], after[one.key], truth[one.key])) for one in chosen]
     return [
         "Rationales are mostly written by a language model that never saw the clip. Here about a third of the claims in the "
-        "references of train and dev is false. The model learns them (before). Then it criticises itself (after): of several "
-        "answers of its own to a train clip, each claim is paid for what a judge sees and hears in the clip, whatever the "
-        "reference says. The true cues of no clip are used.",
+        "references of train and dev is false. The model learns them beside captions of what is seen and heard (before). Then "
+        "it criticises itself (after): of several answers of its own to a train clip, each claim is paid for what a judge sees "
+        "and hears in the clip, whatever the reference says. The true cues of no clip are used.",
         *scores(data_path, runs, {example.key for example in asked}),
         Html("<h3>Three clips, before and after</h3>"),
         rule,
@@ -50,7 +50,7 @@ def section(
         TRUTH,
         *cards,
         Html("<h3>The judge</h3>"),
-        *judge(runs / "repaired" / "best"),
+        *judge(runs / "itsl" / "best"),
     ]
 
 

@@ -1,6 +1,6 @@
 """What a rationale claims, each claim with a judge's verdict: does it hold of this clip?
 
-    check = ClaimCheck.load(Path("runs/demo/repaired/best"), identity, taxonomy)
+    check = ClaimCheck.load(Path("runs/demo/itsl/best"), identity, taxonomy)
     for claim in check("We see a broad smile.", vectors, present): print(claim.text, claim.p, claim.verdict)
 
 For any clip whose embeddings are at hand, whoever wrote the rationale; no true cues are needed. The judge (judge.py) is one
