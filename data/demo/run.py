@@ -7,7 +7,7 @@ The rationales that it learns from are as a language model writes them from the 
 A stage whose result is there is skipped unless one before it had to run; one that was interrupted continues, and one that fails
 says why: its own last lines, and what to type next. runs/demo/stages.json holds how long each took. Training takes two ranks
 where there are two GPUs or, without any, two cores, else one rank; as many rows a step either way, so that one may continue
-what the other began. Where the processor multiplies in bfloat16, it trains in it.
+what the other began. Where the processor multiplies in bfloat16, the language model runs in it.
 """
 
 import json
@@ -30,6 +30,7 @@ RANKS = "--nproc_per_node 2"  # as written below and remembered, and rows for ea
 TORCHRUN = f"-m torch.distributed.run {RANKS} engine_finetune.py"
 TRAIN = f"{TORCHRUN} {EMB} --trainable all --warmup_epochs 0.2"
 BLIND = f"--data_path {CLIPS} --rationales {CLIPS}/rationales-blind.jsonl --captions {CLIPS}/captions.json --w_caption 1"
+LLAMA = re.compile(r"(engine_finetune|explain)\.py")  # run the language model, in either precision
 EXPLAIN = f"explain.py --data_path {CLIPS} {EMB} --judge {RUNS}/itsl/best"
 
 
@@ -156,7 +157,7 @@ def typed(stage: Stage, ranks: int, bfloat16: bool) -> str:
     dtype: the machine may change, the stage is the same."""
     command = stage.command.replace(RANKS, f"--nproc_per_node {ranks}")
     command = re.sub(r"--batch_size (\d+)", lambda rows: f"--batch_size {2 * int(rows[1]) // ranks}", command)
-    return f"{command} --dtype bfloat16" if bfloat16 and stage.command.startswith(TORCHRUN) else command
+    return f"{command} --dtype bfloat16" if bfloat16 and LLAMA.search(stage.command) else command
 
 
 def environment(stage: Stage, ranks: int) -> dict[str, str]:
