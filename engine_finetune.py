@@ -27,7 +27,7 @@ from imagebind_llm.itsl.assembly import Assembled, build, open_language
 from imagebind_llm.itsl.instructions import LEAD
 from imagebind_llm.llama.tokenizers import LlamaTokenizer
 from imagebind_llm.settings import TrainSettings
-from imagebind_llm.training.engine import Beside, evaluate, make_optimizer, over_ranks, train_one_epoch
+from imagebind_llm.training.engine import Beside, evaluate, make_optimizer, train_one_epoch
 from imagebind_llm.training.rehearsal import is_worth_it, rehearse
 from imagebind_llm.training.results import finish
 from imagebind_llm.training.run import Run
@@ -83,7 +83,7 @@ def train(settings: TrainSettings, device: torch.device) -> None:
                 run.line(moment)
                 if moment.position.step % settings.save_steps == 0 and moment.position.step < moment.steps:
                     run.save()
-            scores = {"train": over_ranks(run.position.sums).means() | over_ranks(run.position.critic).means()}
+            scores = {"train": run.position.sums.over_ranks().means() | run.position.critic.over_ranks().means()}
             scores["dev"], right = look()
             run.end_epoch(scores, right)
     finish(run, tokenizer, device)

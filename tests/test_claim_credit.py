@@ -85,7 +85,7 @@ def test_equal_claims_give_exactly_zero_gradient_also_with_the_divergence_on():
     sums = CriticSums()
     alike = sampled(((0.7, 0.7),) * 4)
     critic(kl=0.5).loss(alike, logp, mask(), torch.zeros(4, COLUMNS), sums).backward()
-    assert drawn.grad.abs().max() == 0 and sums.skipped == 2 and sums.divergence != 0
+    assert drawn.grad.abs().max() == 0 and sums["skipped"] == 2 and sums["divergence"] != 0
 
 
 def test_the_divergence_is_taken_off_token_by_token_and_within_bounds():
@@ -105,7 +105,7 @@ def test_the_best_answer_is_learnt_whole_without_a_divergence_and_clips_of_equal
     sums = CriticSums()
     loss = critic(credit="best", kl=0.5, reward_weights="truth=2").loss(some, logp, mask(), torch.zeros(4, COLUMNS), sums)
     logp, loss = logp.detach(), loss.detach()
-    assert float(loss) == pytest.approx(-2 * float((logp * mask())[1].sum()) / (4 * 48)) and sums.skipped == 1
+    assert float(loss) == pytest.approx(-2 * float((logp * mask())[1].sum()) / (4 * 48)) and sums["skipped"] == 1
 
 
 def test_a_step_says_what_the_judges_said():

@@ -4,8 +4,11 @@ import pytest
 import torch
 
 from imagebind_llm.config import REWARD_WEIGHTS
+from imagebind_llm.critic.critic_sums import CriticSums
 from imagebind_llm.critic.rewards import (
+    REWARDS,
     advantage,
+    column,
     consistency_rewards,
     format_reward,
     intent_reward,
@@ -102,6 +105,16 @@ def test_all_parts_of_many_answers_lie_between_zero_and_one(judges, world):
     assert list(parts) == [name for name in REWARD_WEIGHTS if name != "truth"]  # that one needs a judge
     for part in parts.values():
         assert part.shape == (25,) and part.min() >= 0 and part.max() <= 1
+
+
+def test_a_reward_that_is_registered_is_computed_logged_and_summed(monkeypatch, judges):
+    monkeypatch.setitem(REWARDS, "brevity", lambda given: [0.25 if answer.rationale else 1.0 for answer in given.answers])
+    answers = [Answer("Joke", GOOD, True), Answer(None, None, True)]
+    part = reward_parts(answers, ["Joke"] * 2, [GOOD] * 2, *judges)["brevity"]
+    assert part.tolist() == [0.25, 1.0]
+    sums = CriticSums({"answers": 2.0, "clips": 1.0})
+    sums[column("brevity")] += float(part.sum())
+    assert sums.means()["reward_brevity"] == 0.625
 
 
 def by_definition(parts, baseline, greedy, norm, penalty) -> list[list[float]]:

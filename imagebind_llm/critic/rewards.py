@@ -8,7 +8,7 @@ arXiv:2402.14740), the group's own mean and deviation (GRPO, arXiv:2402.03300).
 Functions see values that are parsed already: a label or None, a rationale or None, and whether the answer ended by itself.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,7 @@ COARSE_REWARD = 0.25
 SHORTEST, LONGEST = 8, 80  # words of a rationale
 MOST_REPETITION = 0.2
 EPSILON = 1e-6
+TRUTH = "truth"  # the part that a judge sees, not a function of the text
 
 
 def intent_reward(answer: Answer, gold: str, taxonomy: Taxonomy) -> float:
@@ -73,18 +74,49 @@ def format_reward(answer: Answer) -> float:
     return sum(holds) / len(holds)
 
 
+@dataclass(frozen=True)
+class Answered:
+    """n answers with their gold labels and reference rationales, and what texts are compared by."""
+
+    answers: Sequence[Answer]
+    golds: Sequence[str]
+    references: Sequence[str | None]
+    cider: CiderD
+    verifier: Verifier
+
+
+def _intents(given: Answered) -> list[float]:
+    taxonomy = given.verifier.taxonomy
+    return [intent_reward(answer, gold, taxonomy) for answer, gold in zip(given.answers, given.golds, strict=True)]
+
+
+def _rationales(given: Answered) -> list[float]:
+    pairs = zip(given.answers, given.references, strict=True)
+    return [rationale_reward(answer, reference, given.cider) for answer, reference in pairs]
+
+
+# The parts of the reward. To add one: a function of n answers that returns n numbers in [0, 1], and its line here; that gives it
+# its name in --reward_weights, its column in the log and its curve. None: the judge's part (self_critical.py).
+REWARDS: dict[str, Callable[[Answered], list[float]] | None] = {
+    "intent": _intents,
+    "rationale": _rationales,
+    "consistency": lambda given: consistency_rewards(given.answers, given.golds, given.verifier),
+    "format": lambda given: [format_reward(answer) for answer in given.answers],
+    TRUTH: None,
+}
+
+
+def column(part: str) -> str:
+    """The name of a part of the reward in the log."""
+    return f"reward_{part}"
+
+
 def reward_parts(
     answers: Sequence[Answer], golds: Sequence[str], references: Sequence[str | None], cider: CiderD, verifier: Verifier
 ) -> dict[str, Tensor]:
-    """The four parts of n answers, each (n,) float32 in [0, 1]; golds and references answer by answer."""
-    taxonomy = verifier.taxonomy
-    parts = {
-        "intent": [intent_reward(answer, gold, taxonomy) for answer, gold in zip(answers, golds, strict=True)],
-        "rationale": [rationale_reward(answer, text, cider) for answer, text in zip(answers, references, strict=True)],
-        "consistency": consistency_rewards(answers, golds, verifier),
-        "format": [format_reward(answer) for answer in answers],
-    }
-    return {name: torch.tensor(values, dtype=torch.float32) for name, values in parts.items()}
+    """Every part of the reward that has a function, each (n,) float32 in [0, 1]; golds and references answer by answer."""
+    given = Answered(answers, golds, references, cider, verifier)
+    return {name: torch.tensor(part(given), dtype=torch.float32) for name, part in REWARDS.items() if part}
 
 
 @dataclass(frozen=True)

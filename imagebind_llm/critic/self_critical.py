@@ -26,7 +26,7 @@ from imagebind_llm.critic.claims import claims_in_answer, label_in_answer
 from imagebind_llm.critic.credit import DEAD_ZONE, Verdict, best, claim_advantages, counting, repeats, spread_over_tokens, truth
 from imagebind_llm.critic.critic_sums import CriticSums
 from imagebind_llm.critic.judge import Judge
-from imagebind_llm.critic.rewards import Advantage, advantage, reward_parts
+from imagebind_llm.critic.rewards import Advantage, advantage, column, reward_parts
 from imagebind_llm.critic.verifier import Verifier
 from imagebind_llm.itsl.generate import GREEDY, Sampling, generate, uniform
 from imagebind_llm.itsl.instructions import LEAD, parse_answer
@@ -257,12 +257,12 @@ class Critic:
             value = value - self.settings.kl * log_ratio.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
             value = value.masked_fill(skipped.repeat_interleave(shape[1])[:, None], 0)
         self._count(sampled, sums)
-        sums.skipped += int(skipped.sum())
-        sums.tokens += int(mask.sum())
-        sums.surprise -= float((logp.detach() * mask).sum())
-        sums.divergence += float(log_ratio.sum())
+        sums["skipped"] += int(skipped.sum())
+        sums["tokens"] += int(mask.sum())
+        sums["surprise"] -= float((logp.detach() * mask).sum())
+        sums["divergence"] += float(log_ratio.sum())
         size = value.abs() if value.ndim == 1 else (value.abs() * mask).sum(1) / mask.sum(1).clamp(min=1)
-        sums.advantage += float(size.sum())
+        sums["advantage"] += float(size.sum())
         return self_critical(logp, mask, value, self.max_new)
 
     def _loss_of_replaced(
@@ -276,11 +276,11 @@ class Critic:
         n_clips = len(next(iter(sampled.parts.values())))
         values = self.weights["truth"] * replaced.values.to(logp.device)  # (N,)
         self._count(sampled, sums)
-        sums.tokens += int((sampled.batch.targets != IGNORE).sum())
+        sums["tokens"] += int((sampled.batch.targets != IGNORE).sum())
         learnt = {clip for clip, v in zip(replaced.clips, replaced.values.tolist(), strict=True) if v}
-        sums.skipped += n_clips - len(learnt)
+        sums["skipped"] += n_clips - len(learnt)
         if self.settings.credit == "corrected":
-            sums.advantage += float(values.sum()) * self.settings.samples
+            sums["advantage"] += float(values.sum()) * self.settings.samples
             return self_critical(logp, mask, values, self.max_new) * len(values) / n_clips
         values = values - self.settings.kl * drift.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).sum(1)
         total, owners = (logp * mask).sum(1), torch.tensor(replaced.clips, device=logp.device)  # (N,), (N,)
@@ -288,7 +288,7 @@ class Critic:
         for group in groups:
             share, own = total[group].detach().softmax(0), values[group]
             size = (share * (own - (share * own).sum()).abs()).sum()
-            sums.advantage += float(size) * self.settings.samples  # of each answer, as the others' is
+            sums["advantage"] += float(size) * self.settings.samples  # of each answer, as the others' is
         losses = [local_expectation(total[group], values[group]) for group in groups]
         return torch.stack(losses).sum() / n_clips
 
@@ -331,19 +331,19 @@ class Critic:
         return value * mask
 
     def _count(self, sampled: Sampled, sums: CriticSums) -> None:
-        sums.answers += len(sampled.answers)
-        sums.clips += len(next(iter(sampled.parts.values())))
+        sums["answers"] += len(sampled.answers)
+        sums["clips"] += len(next(iter(sampled.parts.values())))
         for name, part in sampled.parts.items():
-            setattr(sums, name, getattr(sums, name) + float(part.sum()))
-        sums.unfinished += sum(not answer.finished for answer in sampled.answers)
-        sums.distinct += distinct2(sampled.texts) * len(sampled.answers)
+            sums[column(name)] += float(part.sum())
+        sums["unfinished"] += sum(not answer.finished for answer in sampled.answers)
+        sums["distinct"] += distinct2(sampled.texts) * len(sampled.answers)
         if sampled.judged is not None:
             values = [verdict.value for answer in sampled.judged.verdicts for verdict in answer]
-            sums.judged += len(sampled.answers)
-            sums.watched += sum(sampled.judged.watched)
-            sums.claims += len(values)
-            sums.undecided += sum(abs(value) < DEAD_ZONE for value in values)
-            sums.probability += sum((value + 1) / 2 for value in values)
+            sums["judged"] += len(sampled.answers)
+            sums["watched"] += sum(sampled.judged.watched)
+            sums["claims"] += len(values)
+            sums["undecided"] += sum(abs(value) < DEAD_ZONE for value in values)
+            sums["probability"] += sum((value + 1) / 2 for value in values)
 
 
 def weighed(row: Ids, judge: Judge, tokenizer: LlamaTokenizer, taxonomy: Taxonomy | None, lead: str) -> Ids:

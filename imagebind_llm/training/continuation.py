@@ -6,7 +6,7 @@ embeddings, LLaMA and the start may lie elsewhere, as long as they hold the same
 
 import hashlib
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from imagebind_llm.corpus.sequences import Corpus
@@ -16,6 +16,12 @@ from imagebind_llm.itsl.assembly import digest, same_llama
 SHARES = {"batch_size", "accum_iter"}  # who computes a step's rows
 PLACES = {"data_path", "emb_path", "llama_model_path", "pretrained_path", "rationales"}  # what is there is compared, not where
 SAMPLED_ROWS = 64  # whose embeddings are compared
+# the order of running sums in checkpoints that hold them without names
+OLD_LOSSES = "nll answer_tokens cross_entropy intents right tokens caption_nll caption_tokens contrast contrasted".split()
+OLD_CRITIC = (
+    "answers clips reward_intent reward_rationale reward_consistency reward_format skipped unfinished tokens surprise divergence "
+    "distinct advantage reward_truth watched judged claims undecided probability"
+).split()
 
 
 def differences(then: dict[str, Any], now: dict[str, Any], free: Collection[str]) -> list[str]:
@@ -61,12 +67,21 @@ def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def sums_of_rank(info: dict[str, Any], rank: int, ranks: int) -> tuple[list[float], list[float]]:
+def sums_of_rank(info: dict[str, Any], rank: int, ranks: int) -> tuple[dict[str, float], dict[str, float]]:
     """The running sums of the epoch, losses' and critic's, that a rank goes on with: those of every `ranks`-th rank that there
-    was. Its own if there are as many, none (empty lists) if it is new or the epoch has just begun."""
+    was. Its own if there are as many, none (empty dicts) if it is new or the epoch has just begun."""
     parts = info["sums"][rank::ranks] if info["step"] else []
-    losses, critic = ([sum(values) for values in zip(*(part[kind] for part in parts), strict=True)] for kind in (0, 1))
-    return losses, critic
+    return _added([part[0] for part in parts], OLD_LOSSES), _added([part[1] for part in parts], OLD_CRITIC)
+
+
+def _added(parts: Sequence[dict[str, float] | list[float]], old_order: Sequence[str]) -> dict[str, float]:
+    """The sum of running sums, name by name; those of an older checkpoint are lists."""
+    totals: dict[str, float] = {}
+    for part in parts:
+        named = part if isinstance(part, dict) else dict(zip(old_order, part, strict=False))
+        for name, value in named.items():
+            totals[name] = totals.get(name, 0.0) + value
+    return totals
 
 
 def digest_of_rationales(corpus: Corpus) -> str:

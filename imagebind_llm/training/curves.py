@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from imagebind_llm.config import REWARD_WEIGHTS
+from imagebind_llm.critic.rewards import REWARDS, TRUTH, column
 from imagebind_llm.files import write_atomic
 from imagebind_llm.html import Html, figure, lines, page, table
 
@@ -16,8 +16,8 @@ PICTURES = (
     ("Accuracy of the intent head, train", "", ("accuracy",)),
     ("Learning rate", "", ("lr",)),
     ("Norm of the gradient", "", ("grad_norm",)),
-    ("Rewards", "of sampled answers, raw, in [0, 1]", tuple(f"reward_{part}" for part in REWARD_WEIGHTS if part != "truth")),
-    ("Truth of answers", "in [-1, 1], by the judge that pays and by the one that watches", ("reward_truth", "watched_truth")),
+    ("Rewards", "of sampled answers, raw, in [0, 1]", tuple(column(part) for part in REWARDS if part != TRUTH)),
+    ("Truth of answers", "in [-1, 1], by the judge that pays and by the one that watches", (column(TRUTH), "watched_truth")),
     ("Claims", "an answer", ("claims",)),
     ("Verdicts", "mean probability of a claim, and share of claims without a verdict", ("claim_p", "undecided")),
     ("Groups and endings", "shares of clips with answers all alike, of answers without an end", ("skipped", "unfinished")),

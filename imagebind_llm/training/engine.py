@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,8 @@ from imagebind_llm.itsl.model import ITSL
 from imagebind_llm.records import IGNORE, Batch, Output
 from imagebind_llm.records import Sequence as Ids
 from imagebind_llm.settings import TrainSettings
+from imagebind_llm.sums import RunningSums
 
-AnySums = TypeVar("AnySums", "Sums", CriticSums)
 BETAS, EPS = (0.9, 0.95), 1e-8
 RESAMPLES = 500  # of dev rows, for the standard error of its macro F1
 HEADED_ROWS = 2  # a prompt costs about a sixtieth of a clip whose four answers are sampled and scored
@@ -102,47 +102,38 @@ def counts_of(rows: Sequence[Ids]) -> Counts:
     return Counts(tokens[0], len(known), sum(len(row.ids) > row.n_prompt for row in known), tokens[1], contrasted)
 
 
-@dataclass
-class Sums:
-    """Running sums of one rank, reduced over ranks before they are read."""
+class Sums(RunningSums):
+    """Sums of one rank over what the model was trained on; `tokens` are all, prompts too, without padding."""
 
-    nll: float = 0.0
-    answer_tokens: float = 0.0
-    cross_entropy: float = 0.0
-    intents: float = 0.0
-    right: float = 0.0
-    tokens: float = 0.0  # all, prompts too, without padding
-    caption_nll: float = 0.0
-    caption_tokens: float = 0.0
-    contrast: float = 0.0
-    contrasted: float = 0.0
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        answers = ("nll", "answer_tokens", "cross_entropy", "intents", "right", "tokens")
+        return (*answers, "caption_nll", "caption_tokens", "contrast", "contrasted")
 
     def add(self, batch: Batch, logp: Tensor, mask: Tensor, intent_logits: Tensor | None) -> None:
         answers, captions = by_kind(batch, mask)
-        self.nll -= float((logp * answers).sum())
-        self.answer_tokens += int(answers.sum())
+        self["nll"] -= float((logp * answers).sum())
+        self["answer_tokens"] += int(answers.sum())
         if captions is not None:
-            self.caption_nll -= float((logp * captions).sum())
-            self.caption_tokens += int(captions.sum())
-        self.tokens += int(mask.sum()) + int(batch.n_prompt.sum()) if batch.n_prompt is not None else 0
+            self["caption_nll"] -= float((logp * captions).sum())
+            self["caption_tokens"] += int(captions.sum())
+        self["tokens"] += int(mask.sum()) + int(batch.n_prompt.sum()) if batch.n_prompt is not None else 0
         if intent_logits is not None and batch.intents is not None:
             known = batch.intents != IGNORE
-            self.cross_entropy += float(intent_cross_entropy(intent_logits, batch.intents, 1))
-            self.intents += int(known.sum())
-            self.right += int((intent_logits.argmax(1) == batch.intents)[known].sum())
+            self["cross_entropy"] += float(intent_cross_entropy(intent_logits, batch.intents, 1))
+            self["intents"] += int(known.sum())
+            self["right"] += int((intent_logits.argmax(1) == batch.intents)[known].sum())
 
     def means(self) -> dict[str, float]:
         """Per answer token and per known intent; what there is none of is left out."""
-        found = {}
-        if self.answer_tokens:
-            found["nll"] = self.nll / self.answer_tokens
-        if self.caption_tokens:
-            found["caption_nll"] = self.caption_nll / self.caption_tokens
-        if self.contrasted:
-            found["contrast"] = self.contrast / self.contrasted
-        if self.intents:
-            found |= {"cross_entropy": self.cross_entropy / self.intents, "accuracy": self.right / self.intents}
-        return found
+        ratios = {
+            "nll": ("nll", "answer_tokens"),
+            "caption_nll": ("caption_nll", "caption_tokens"),
+            "contrast": ("contrast", "contrasted"),
+            "cross_entropy": ("cross_entropy", "intents"),
+            "accuracy": ("right", "intents"),
+        }
+        return {name: self[total] / self[count] for name, (total, count) in ratios.items() if self[count]}
 
 
 def by_kind(batch: Batch, mask: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -150,11 +141,6 @@ def by_kind(batch: Batch, mask: Tensor) -> tuple[Tensor, Tensor | None]:
     if batch.captions is None:
         return mask, None
     return mask & ~batch.captions[:, None], mask & batch.captions[:, None]
-
-
-def over_ranks(sums: AnySums) -> AnySums:
-    """Running sums, added up over all ranks."""
-    return type(sums)(*distributed.all_sum(torch.tensor(list(vars(sums).values()), dtype=torch.float64)).tolist())
 
 
 @dataclass(frozen=True)
@@ -206,8 +192,8 @@ def train_step(
             if (pairs := batch.contrasted) is not None:
                 held = contrast(output.logp[pairs], swapped, output.mask[pairs], counts.contrasted)
                 loss = loss + settings.w_contrast * held
-                sums.contrast += float(held.detach()) * counts.contrasted
-                sums.contrasted += len(pairs)
+                sums["contrast"] += float(held.detach()) * counts.contrasted
+                sums["contrasted"] += len(pairs)
             if output.intent_logits is not None and batch.intents is not None:
                 ce = intent_cross_entropy(output.intent_logits, batch.intents, counts.intents)
                 loss = loss + settings.w_intent * ce
@@ -322,7 +308,7 @@ def train_one_epoch(
     peak = peak_lr(settings, ranks)
     model.train()
     while position.step < len(steps):
-        started, before = time.perf_counter(), position.sums.tokens
+        started, before = time.perf_counter(), position.sums["tokens"]
         moment = position.epoch + position.step / len(steps)
         lr = lr_at(moment, peak, settings)
         for group in optimizer.param_groups:
@@ -337,7 +323,7 @@ def train_one_epoch(
         step = CriticStep(critic, weight, _draws(settings, position), position.critic) if critic and weight else None
         norm = train_step(model, optimizer, own, counts, settings, position.sums, step)
         position.step, position.total = position.step + 1, position.total + 1
-        speed = (position.sums.tokens - before) * ranks / (time.perf_counter() - started)
+        speed = (position.sums["tokens"] - before) * ranks / (time.perf_counter() - started)
         yield Moment(position, len(steps), lr, norm, speed)
 
 
@@ -379,7 +365,7 @@ def evaluate(
         sums.add(batch.to(device), output.logp, output.mask, output.intent_logits)
         if output.intent_logits is not None:
             predicted += list(zip(rows, output.intent_logits.argmax(1).tolist(), strict=True))
-    scores = over_ranks(sums).means()
+    scores = sums.over_ranks().means()
     guesses = sorted(pair for found in distributed.gather_objects(predicted) for pair in found)
     pairs = [(gold, guess) for row, guess in guesses if (gold := sequences[row].intent) is not None]
     if pairs:

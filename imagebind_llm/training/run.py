@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from imagebind_llm.corpus.sequences import Corpus
 from imagebind_llm.critic.critic_sums import CriticSums
 from imagebind_llm.critic.judge import Judge
 from imagebind_llm.critic.judge_fit import NAMES, open_judges
+from imagebind_llm.critic.rewards import TRUTH, column
 from imagebind_llm.critic.verifier import Verifier, VerifierError, fit_verifier
 from imagebind_llm.files import write_atomic
 from imagebind_llm.itsl import checkpoint
@@ -34,7 +35,7 @@ from imagebind_llm.training.choice import Choice, Guard
 from imagebind_llm.training.console import clock, epoch_line, memory, shown_scores
 from imagebind_llm.training.continuation import differences, digest_of_rationales, digest_of_vectors, sums_of_rank
 from imagebind_llm.training.curves import STEPS, draw
-from imagebind_llm.training.engine import AnySums, Moment, Position, Sums, over_ranks
+from imagebind_llm.training.engine import Moment, Position, Sums
 from imagebind_llm.training.frozen_states import FrozenStates, compute_states, states_size
 
 REFERENCE = "reference.safetensors"
@@ -76,8 +77,8 @@ class Run:
         self._board = None
         self._judges: tuple[Judge, Judge] | None = None
         self._spoken = (time.perf_counter(), self.position.total)  # when the last line was, and after which step
-        self._summed = (replace(self.position.sums), replace(self.position.critic))  # and the sums of the epoch by then
-        self._noted = replace(self.position.critic)  # and those by the last step
+        self._summed = (Sums(self.position.sums), CriticSums(self.position.critic))  # and the sums of the epoch by then
+        self._noted = CriticSums(self.position.critic)  # and those by the last step
 
     @property
     def finished(self) -> bool:
@@ -175,8 +176,7 @@ class Run:
 
     def save(self, best: bool = False) -> None:
         """Write a checkpoint of this moment (on the main rank). Collective: every rank calls it."""
-        own = (self.position.sums, self.position.critic)
-        sums = distributed.gather_objects([list(vars(part).values()) for part in own])
+        sums = distributed.gather_objects([dict(self.position.sums), dict(self.position.critic)])
         if distributed.is_main():
             info = self._about | {
                 "epoch": self.position.epoch,
@@ -267,8 +267,8 @@ class Run:
             if f"{name}.exp_avg" in state:
                 moments = {part: state[f"{name}.{part}"].to(parameter.device) for part in ("step", "exp_avg", "exp_avg_sq")}
                 self.optimizer.state[parameter] = moments
-        sums, critic = sums_of_rank(info, distributed.rank(), distributed.world_size())
-        self.position = Position(info["epoch"], info["step"], info["total"], Sums(*sums), CriticSums(*critic))
+        losses, critic = sums_of_rank(info, distributed.rank(), distributed.world_size())
+        self.position = Position(info["epoch"], info["step"], info["total"], Sums(losses), CriticSums(critic))
         self.guard = Guard(**info["guard"])
         self.choice, self.history = Choice(**info["choice"]), info["history"]
         self.say(f"continuing {self.root / 'last'}: epoch {info['epoch']}, step {info['step']}")
@@ -358,9 +358,9 @@ class Run:
         """What both judges said in the last step, for the guard. Collective."""
         if not self.settings.judges or self.guard.began is None:
             return
-        step, self._noted = over_ranks(_since(critic, self._noted)), replace(critic)
-        if step.judged:
-            self.guard.note(step.truth / step.judged, step.watched / step.judged)
+        step, self._noted = critic.since(self._noted).over_ranks(), CriticSums(critic)
+        if step["judged"]:
+            self.guard.note(step[column(TRUTH)] / step["judged"], step["watched"] / step["judged"])
 
     def line(self, moment: Moment) -> None:
         """The console line of a step, every --log_steps of them: means since the line before."""
@@ -368,9 +368,9 @@ class Run:
         self._note(at.critic)
         if at.step % self.settings.log_steps and at.step != moment.steps:
             return
-        sums, critic = _since(at.sums, self._summed[0]), _since(at.critic, self._summed[1])
-        self._summed = (replace(at.sums), replace(at.critic))
-        means = over_ranks(sums).means() | over_ranks(critic).means()
+        losses, critic = at.sums.since(self._summed[0]), at.critic.since(self._summed[1])
+        self._summed = (Sums(at.sums), CriticSums(at.critic))
+        means = losses.over_ranks().means() | critic.over_ranks().means()
         if not distributed.is_main():
             return
         now = time.perf_counter()
@@ -389,8 +389,3 @@ class Run:
             file.write(json.dumps({"step": at.total, "epoch": at.epoch, **values}) + "\n")
         for name, value in values.items():
             self.board.add_scalar(f"step/{name}", value, at.total)
-
-
-def _since(now: AnySums, before: AnySums) -> AnySums:
-    """What running sums have grown by."""
-    return type(now)(*(a - b for a, b in zip(vars(now).values(), vars(before).values(), strict=True)))
