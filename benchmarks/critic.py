@@ -77,10 +77,8 @@ def step_by_part(run: Path, steps: int = 3) -> str:
 
     `run`: the output folder of a run with --w_critic whose claims were judged. Raises ValueError for any other."""
     info = read_info(run / "best")
-    given: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in info["settings"].items()
-    }
-    settings, rows = TrainSettings(**given), given["batch_size"] * given["accum_iter"] * info["world_size"]
+    settings = TrainSettings.saved(info["settings"])
+    rows = settings.batch_size * settings.accum_iter * info["world_size"]
     if not settings.w_critic or not (run / "best" / "judge.json").is_file():
         raise ValueError(f"--run {run}: expected a run with --w_critic and --credit claim, whose checkpoint has a judge")
     settings = replace(settings, pretrained_path=str(run / "best"), batch_size=rows, accum_iter=1, save_steps=10**9)

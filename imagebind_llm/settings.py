@@ -3,7 +3,8 @@
 What cannot be meant is refused in __post_init__, before anything is read.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from imagebind_llm.config import (
     ANSWER_ORDERS,
@@ -12,7 +13,6 @@ from imagebind_llm.config import (
     LLAMA_PRESETS,
     MODALITIES,
     NO_MODALITY,
-    REWARD_NORMS,
     REWARD_WEIGHTS,
     STAGES,
     TRAINABLE,
@@ -90,7 +90,6 @@ class TrainSettings:
         "yes", "no: being near them pays nothing, and their claims are learnt as far as the judge believes them", ("yes", "no")
     )
     encoder_weights: str = flag("", "the encoder's, for the judge; if not given, checkpoints/ENCODER.safetensors or .pth")
-    reward_norm: str = flag("group", "group: normalise each part among a clip's answers; none: sum them raw", REWARD_NORMS)
     answer_order: str = flag("label", "what an answer begins with", ANSWER_ORDERS)
     cache_gb: float = flag(4.0, "disk for states below the adapted layers, which are computed once a row if they fit; 0: none")
     checkpoint_activations: bool = flag(False, "compute layers again in the backward pass: less memory, more time")
@@ -129,6 +128,12 @@ class TrainSettings:
             )
         if len(self.modalities) > 1 and (NO_MODALITY in self.modalities or len(set(self.modalities)) < len(self.modalities)):
             raise ValueError(f"--modalities {' '.join(self.modalities)}: name each once, and none alone")
+
+    @classmethod
+    def saved(cls, values: dict[str, Any]) -> "TrainSettings":
+        """Those of a checkpoint's JSON, without flags that are no longer there."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if name in known})
 
     @property
     def judges(self) -> bool:

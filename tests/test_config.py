@@ -93,7 +93,7 @@ def test_flags_of_training_and_explaining_are_frozen():
         "limit adapter_layer adapter_len lora_rank bridge_width fusion max_seq_len batch_size accum_iter epochs warmup_epochs "
         "lr blr gate_lr min_lr weight_decay clip_grad w_intent w_rationale w_caption w_contrast patience seed save_steps "
         "log_steps resume num_workers device dtype w_critic samples baseline critic_start kl reward_weights credit captions "
-        "trust_references encoder_weights reward_norm answer_order cache_gb checkpoint_activations"
+        "trust_references encoder_weights answer_order cache_gb checkpoint_activations"
     )
     assert " ".join(field.name for field in dataclasses.fields(ExplainSettings)) == (
         "checkpoint clip text data_path emb_path key batch split limit llama_model_path encoder_weights max_new_tokens best_of "

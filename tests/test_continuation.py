@@ -29,7 +29,7 @@ from imagebind_llm.encoder.store import Store, StoreWriter
 from imagebind_llm.itsl import checkpoint
 from imagebind_llm.itsl.assembly import llama_fingerprint, same_llama
 from imagebind_llm.llama.load import load_llama
-from imagebind_llm.training.continuation import sums_of_rank
+from imagebind_llm.training.continuation import differences, sums_of_rank
 from imagebind_llm.training.engine import Sums
 
 ROOT = Path(__file__).parent.parent
@@ -129,6 +129,13 @@ def test_running_sums_of_an_older_checkpoint_have_no_names_and_are_read_by_their
     assert losses["nll"] == 0 and losses["right"] == 4 and losses["contrasted"] == 9
     assert critic["reward_intent"] == 2 and critic["skipped"] == 6 and critic["reward_truth"] == 13
     assert set(losses) == set(Sums()) and set(critic) == set(CriticSums()), "none of today's is lost"
+
+
+def test_a_run_with_a_removed_flag_continues_if_it_had_the_value_that_always_holds_now(whole):
+    now = checkpoint.read_info(whole / "last")
+    then = {value: now | {"settings": now["settings"] | {"reward_norm": value}} for value in ("group", "none")}
+    assert differences(then["group"], now, ()) == []
+    assert differences(then["none"], now, ()) == ["--reward_norm none, which is no longer there"]
 
 
 # --- machines that see a shared disk differently ---

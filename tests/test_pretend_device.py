@@ -258,7 +258,7 @@ def test_a_line_that_forgets_the_device_is_found(world, tmp_path, monkeypatch):
 def other(world, tmp_path_factory) -> Path:
     """A run that takes the other turn at every fork."""
     out = tmp_path_factory.mktemp("other")
-    ways = {"answer_order": "rationale", "baseline": "greedy", "reward_norm": "none", "fusion": "average", "cache_gb": 0}
+    ways = {"answer_order": "rationale", "baseline": "greedy", "fusion": "average", "cache_gb": 0}
     with accelerator():
         done = train(world, out, epochs=1, batch_size=3, accum_iter=2, checkpoint_activations="", **ways)
     assert done.code == 0 and read_lines(out / "log.txt")[-1]["train"]["advantage"], done.err

@@ -42,11 +42,10 @@ from imagebind_llm.settings import TrainSettings
 from imagebind_llm.training.engine import with_below
 
 TRUTH, SUPERVISED = "cue F1 (the truth)", "supervised loss"
-WAYS: dict[str, tuple[dict[str, float], str, str]] = {  # weights, baseline, norm: what advantage() takes
-    "all parts, loo": (REWARD_WEIGHTS, "loo", "group"),  # baseline group is (K - 1) / K of it, so no other direction
-    "all parts, greedy": (REWARD_WEIGHTS, "greedy", "group"),
-    "all parts, loo, summed raw": (REWARD_WEIGHTS, "loo", "none"),
-    **{name: ({name: 1.0}, "loo", "group") for name in (*REWARD_WEIGHTS, TRUTH)},
+WAYS: dict[str, tuple[dict[str, float], str]] = {  # weights and baseline
+    "all parts, loo": (REWARD_WEIGHTS, "loo"),  # baseline group is (K - 1) / K of it, so no other direction
+    "all parts, greedy": (REWARD_WEIGHTS, "greedy"),
+    **{name: ({name: 1.0}, "loo") for name in (*REWARD_WEIGHTS, TRUTH)},
 }
 BY_TOKEN = {"claim": "truth, a claim's own tokens", "to_go": "truth, reward to go"}  # by credit; baseline loo
 CLIPS = 8  # a batch
@@ -164,9 +163,9 @@ def gradients_of(
     output = model(with_below(model, sampled.batch))
     found = {}
     ways = WAYS if "answer" in credits else {TRUTH: WAYS[TRUTH]}
-    for name, (weights, baseline, norm) in ways.items():
+    for name, (weights, baseline) in ways.items():
         greedy = sampled.greedy if baseline == "greedy" else None
-        value = advantage(worth, baseline, weights, greedy, norm).value.flatten()
+        value = advantage(worth, baseline, weights, greedy).value.flatten()
         found[name] = gradient(model, self_critical(output.logp, output.mask, value, critic.max_new))
     for credit, name in BY_TOKEN.items():
         if credit not in credits:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imagebind_llm.config import BASELINES, REWARD_NORMS
+from imagebind_llm.config import BASELINES
 from imagebind_llm.critic.verifier import Verifier, label_mentions
 from imagebind_llm.records import Answer
 from imagebind_llm.taxonomy import Taxonomy
@@ -95,8 +95,8 @@ def _rationales(given: Answered) -> list[float]:
     return [rationale_reward(answer, reference, given.cider) for answer, reference in pairs]
 
 
-# The parts of the reward. To add one: a function of n answers that returns n numbers in [0, 1], and its line here; that gives it
-# its name in --reward_weights, its column in the log and its curve. None: the judge's part (self_critical.py).
+# The parts of the reward. To add one: a function of n answers that returns n numbers in [0, 1], and its line here, which gives
+# it its name in --reward_weights, its column in the log and its curve. None: the judge's part (self_critical.py).
 REWARDS: dict[str, Callable[[Answered], list[float]] | None] = {
     "intent": _intents,
     "rationale": _rationales,
@@ -132,27 +132,21 @@ def advantage(
     baseline: str,
     weights: Mapping[str, float],
     greedy: Mapping[str, Tensor] | None = None,
-    norm: str = "group",
     penalty: Tensor | None = None,
 ) -> Advantage:
     """Advantage of K samples a clip from their reward parts, each (B,K); the greedy answer's parts, where drawn, are (B,).
 
-    norm "group": normalise each part, then sum; "none": sum the raw parts, then compare. `penalty` (B,K) is subtracted from
-    the score: beta * sum over tokens of (logp - logp_ref). Baseline greedy and loo take differences of scores, group the score
-    itself (with norm "none", normalised once). The greedy answer, which is not scored, counts without a penalty: a baseline
-    that the samples do not change leaves the expected gradient as it is. A group in which no weighted part varies is skipped
-    with its penalty. Deviations are over the group (population).
+    Each part is normalised within its group, then the parts are weighted and summed to the score, from which `penalty` (B,K) is
+    subtracted: beta * sum over tokens of (logp - logp_ref). Baselines greedy and loo take differences of scores, group the
+    score itself. The greedy answer, which is not scored, counts without a penalty: a baseline that the samples do not change
+    leaves the expected gradient as it is. A group in which no weighted part varies is skipped with its penalty. Deviations are
+    over the group (population).
     """
     wanted = {name: weight for name, weight in weights.items() if weight}
-    _check(parts, baseline, wanted, greedy, norm)
+    _check(parts, baseline, wanted, greedy)
     groups = {name: parts[name].double() if greedy is None else _with_greedy(parts[name], greedy[name]) for name in wanted}
     alike = torch.stack([_spread(group) == 0 for group in groups.values()]).all(0)  # (B,)
-    if norm == "group":
-        score = _weighted_sum({name: _normalised(group) for name, group in groups.items()}, wanted)  # (B,K) or (B,K+1)
-    else:
-        score = _weighted_sum(groups, wanted)
-        alike = alike | (_spread(score) == 0)
-        score = _normalised(score) if baseline == "group" else score
+    score = torch.stack([weight * _normalised(groups[name]) for name, weight in wanted.items()]).sum(0)  # (B,K) or (B,K+1)
     n_samples = next(iter(parts.values())).shape[1]
     samples = score[:, :n_samples] - (0 if penalty is None else penalty.double())
     if baseline == "greedy":
@@ -169,10 +163,6 @@ def _with_greedy(samples: Tensor, greedy: Tensor) -> Tensor:
     return torch.cat([samples.double(), greedy.double()[:, None]], 1)  # (B,K+1)
 
 
-def _weighted_sum(groups: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    return torch.stack([weight * groups[name] for name, weight in weights.items()]).sum(0)
-
-
 def _spread(group: Tensor) -> Tensor:
     return group.amax(1) - group.amin(1)
 
@@ -183,11 +173,9 @@ def _normalised(group: Tensor) -> Tensor:
     return z.masked_fill((_spread(group) == 0)[:, None], 0)
 
 
-def _check(parts: Mapping[str, Tensor], baseline: str, wanted: Mapping[str, float], greedy, norm: str) -> None:
-    if baseline not in BASELINES or norm not in REWARD_NORMS:
-        raise ValueError(
-            f"--baseline {baseline} --reward_norm {norm}: expected one of {' '.join(BASELINES)}, and group or none"
-        )
+def _check(parts: Mapping[str, Tensor], baseline: str, wanted: Mapping[str, float], greedy) -> None:
+    if baseline not in BASELINES:
+        raise ValueError(f"--baseline {baseline}: expected one of {' '.join(BASELINES)}")
     if unknown := sorted(set(wanted) - set(parts)):
         raise ValueError(f"--reward_weights names {', '.join(unknown)}; expected some of: {', '.join(parts)}")
     if not wanted:

@@ -301,7 +301,6 @@ class Critic:
             self.settings.baseline,
             weights,
             None if sampled.greedy is None else {name: part.to(device) for name, part in sampled.greedy.items()},
-            self.settings.reward_norm,
             penalty,
         )
 

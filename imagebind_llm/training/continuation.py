@@ -15,13 +15,14 @@ from imagebind_llm.itsl.assembly import digest, same_llama
 
 SHARES = {"batch_size", "accum_iter"}  # who computes a step's rows
 PLACES = {"data_path", "emb_path", "llama_model_path", "pretrained_path", "rationales"}  # what is there is compared, not where
+REMOVED = {"reward_norm": "group"}  # flags that are gone: a run can continue that had the value which always holds now
 SAMPLED_ROWS = 64  # whose embeddings are compared
 # the order of running sums in checkpoints that hold them without names
-OLD_LOSSES = "nll answer_tokens cross_entropy intents right tokens caption_nll caption_tokens contrast contrasted".split()
+OLD_LOSSES = "nll answer_tokens cross_entropy intents right tokens caption_nll caption_tokens contrast contrasted"
 OLD_CRITIC = (
-    "answers clips reward_intent reward_rationale reward_consistency reward_format skipped unfinished tokens surprise divergence "
-    "distinct advantage reward_truth watched judged claims undecided probability"
-).split()
+    "answers clips reward_intent reward_rationale reward_consistency reward_format skipped unfinished tokens surprise "
+    "divergence distinct advantage reward_truth watched judged claims undecided probability"
+)
 
 
 def differences(then: dict[str, Any], now: dict[str, Any], free: Collection[str]) -> list[str]:
@@ -33,6 +34,8 @@ def differences(then: dict[str, Any], now: dict[str, Any], free: Collection[str]
         for name in ours
         if name not in SHARES | PLACES | set(free) and theirs.get(name) != ours[name]
     ]
+    gone = [name for name, value in REMOVED.items() if theirs.get(name, value) != value]
+    found += [f"--{name} {theirs[name]}, which is no longer there" for name in gone]
     found += [f"--{flag} {ours[flag]} holds {what}" for flag, what in _other_contents(then, now)]
     if math.prod(_shares(then)) != math.prod(_shares(now)):
         found.append(f"rows a step: {_shown_shares(then)} -> {_shown_shares(now)}")
@@ -74,11 +77,11 @@ def sums_of_rank(info: dict[str, Any], rank: int, ranks: int) -> tuple[dict[str,
     return _added([part[0] for part in parts], OLD_LOSSES), _added([part[1] for part in parts], OLD_CRITIC)
 
 
-def _added(parts: Sequence[dict[str, float] | list[float]], old_order: Sequence[str]) -> dict[str, float]:
+def _added(parts: Sequence[dict[str, float] | list[float]], old_order: str) -> dict[str, float]:
     """The sum of running sums, name by name; those of an older checkpoint are lists."""
     totals: dict[str, float] = {}
     for part in parts:
-        named = part if isinstance(part, dict) else dict(zip(old_order, part, strict=False))
+        named = part if isinstance(part, dict) else dict(zip(old_order.split(), part, strict=False))
         for name, value in named.items():
             totals[name] = totals.get(name, 0.0) + value
     return totals
