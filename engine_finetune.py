@@ -26,11 +26,11 @@ from imagebind_llm.flags import parse
 from imagebind_llm.itsl.assembly import Assembled, build, open_language
 from imagebind_llm.itsl.instructions import LEAD
 from imagebind_llm.llama.tokenizers import LlamaTokenizer
-from imagebind_llm.settings import TrainSettings
 from imagebind_llm.training.engine import Beside, evaluate, make_optimizer, train_one_epoch
 from imagebind_llm.training.rehearsal import is_worth_it, rehearse
 from imagebind_llm.training.results import finish
 from imagebind_llm.training.run import Run
+from imagebind_llm.training.settings import TrainSettings
 
 
 def main() -> int:
@@ -51,15 +51,15 @@ def main() -> int:
 
 def train(settings: TrainSettings, device: torch.device) -> None:
     llama, tokenizer = open_language(settings.llama_model_path, settings.model)
-    corpus = load_corpus(settings, tokenizer, min(settings.max_seq_len, llama.max_seq_len))
-    assembled = build(settings, corpus.taxonomy, corpus.store.identity.width if corpus.store else None, device)
+    corpus = load_corpus(settings.corpus, tokenizer, min(settings.max_seq_len, llama.max_seq_len))
+    assembled = build(settings.build, corpus.taxonomy, corpus.store.identity.width if corpus.store else None, device)
     model = distributed.wrap(assembled.model)
     optimizer = make_optimizer(assembled.model, settings.weight_decay, settings.gate_lr)
     run = Run(settings, assembled, optimizer, corpus)
     announce(run, assembled, corpus)
     if settings.w_critic and run.verifier is None:
         raise DataError("--w_critic needs intents and reference rationales: pass --rationales, a JSONL of {key, rationale}")
-    if settings.judges and corpus.store is None:
+    if settings.critic.judges and corpus.store is None:
         raise DataError(
             f"--credit {settings.credit} --trust_references {settings.trust_references}: a judge looks at clips: pass "
             f"--emb_path, and not --modalities none"
@@ -114,7 +114,7 @@ def make_critic(
     assert run.verifier is not None and run.corpus.taxonomy is not None, "refused at the start"
     rows, start = run.corpus.splits["train"], run.guard.began or 0
     judges = run.judges(device) or (None, None)
-    critic = Critic(run.settings, tokenizer, run.corpus.taxonomy, rows, run.verifier, reference, start, *judges)
+    critic = Critic(run.settings.critic, tokenizer, run.corpus.taxonomy, rows, run.verifier, reference, start, *judges)
     longest, context = max(row.n_prompt for row in rows) + critic.max_new, run.assembled.config.llama.max_seq_len
     if longest > context:
         raise DataError(

@@ -26,9 +26,9 @@ from imagebind_llm.critic.self_critical import Critic
 from imagebind_llm.critic.verifier import Verifier
 from imagebind_llm.itsl.assembly import build, open_language
 from imagebind_llm.itsl.checkpoint import read_info
-from imagebind_llm.settings import TrainSettings
 from imagebind_llm.training.engine import Beside, Position, make_optimizer, train_one_epoch
 from imagebind_llm.training.frozen_states import compute_states
+from imagebind_llm.training.settings import TrainSettings
 
 HEAD, SAMPLING, JUDGING, SCORING = "rows of the head", "sampling", "judging", "references and samples, forward and backward"
 REFERENCE, OPTIMIZER = "log-probabilities at the start", "optimizer"
@@ -84,14 +84,14 @@ def step_by_part(run: Path, steps: int = 3) -> str:
     settings = replace(settings, pretrained_path=str(run / "best"), batch_size=rows, accum_iter=1, save_steps=10**9)
     device = torch.device(distributed.choose_device(settings.device))
     llama, tokenizer = open_language(settings.llama_model_path, settings.model)
-    corpus = load_corpus(settings, tokenizer, min(settings.max_seq_len, llama.max_seq_len))
+    corpus = load_corpus(settings.corpus, tokenizer, min(settings.max_seq_len, llama.max_seq_len))
     assert corpus.store is not None and corpus.taxonomy is not None, "it was criticised, so there were clips and intents"
-    model = build(settings, corpus.taxonomy, corpus.store.identity.width, device).model
+    model = build(settings.build, corpus.taxonomy, corpus.store.identity.width, device).model
     vectors = ClauseVectors.load(corpus.store.identity, settings.encoder_weights, device)
     judges = [Judge.load(run / "best", corpus.store, vectors, name) for name in NAMES]
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     verifier = Verifier.load(run / "best")
-    critic = Critic(settings, tokenizer, corpus.taxonomy, corpus.splits["train"], verifier, start, -1, *judges)
+    critic = Critic(settings.critic, tokenizer, corpus.taxonomy, corpus.splits["train"], verifier, start, -1, *judges)
     optimizer = make_optimizer(model, settings.weight_decay, settings.gate_lr)
     watch = watched(critic, optimizer, device)
     with TemporaryDirectory() as folder:

@@ -22,8 +22,8 @@ from imagebind_llm.critic.self_critical import Critic, Judged, Sampled
 from imagebind_llm.critic.verifier import fit_verifier
 from imagebind_llm.itsl.assembly import build, open_language
 from imagebind_llm.records import IGNORE, Batch
-from imagebind_llm.settings import TrainSettings
 from imagebind_llm.training.engine import CriticStep, Sums, counts_of, train_step
+from imagebind_llm.training.settings import TrainSettings
 
 
 class Even(Critic):
@@ -53,8 +53,8 @@ def main(out: str, data: str, store: str, llama: str, weight: str, credit: str) 
     )
     with distributed.process_group("cpu") as device:
         _, tokenizer = open_language(llama, settings.model)
-        corpus = load_corpus(settings, tokenizer, settings.max_seq_len)
-        own = build(settings, corpus.taxonomy, corpus.store.identity.width, device).model
+        corpus = load_corpus(settings.corpus, tokenizer, settings.max_seq_len)
+        own = build(settings.build, corpus.taxonomy, corpus.store.identity.width, device).model
         for name, parameter in own.named_parameters():
             if name.endswith("gate"):
                 torch.nn.init.constant_(parameter, 0.5)

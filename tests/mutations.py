@@ -89,7 +89,7 @@ MUTATIONS = [
     M("rewards of another clip's gold label", "critic/self_critical.py", "[g for g in golds for _ in range(k)]", "golds * k",
       GRADIENT),
     M("a pass counts in full, whatever its share of the step", "training/engine.py",
-      "len(sampled.answers) / (counts.clips * settings.samples)", "1", GRADIENT),
+      "len(sampled.answers) / (counts.clips * critic.critic.settings.samples)", "1", GRADIENT),
     M("the critic counts in full from its first step", "training/engine.py", "critic.weight * criticism", "criticism", GRADIENT),
     M("the divisor hangs on the longest answer of a pass", "critic/self_critical.py", "value, self.max_new)", "value, mask.shape[1])",
       GRADIENT),

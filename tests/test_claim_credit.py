@@ -6,18 +6,17 @@ import pytest
 import torch
 from toy_training import TOKENIZER
 
-from imagebind_llm.config import REWARD_WEIGHTS
 from imagebind_llm.corpus.batches import Collator
 from imagebind_llm.critic.credit import SPREAD, Verdict
 from imagebind_llm.critic.critic_sums import CriticSums
 from imagebind_llm.critic.judge import SHARED, ClauseVectors, Judge
-from imagebind_llm.critic.rewards import advantage
+from imagebind_llm.critic.rewards import REWARD_WEIGHTS, advantage
 from imagebind_llm.critic.self_critical import Critic, Judged, Sampled, weighed
 from imagebind_llm.itsl.instructions import LEAD
 from imagebind_llm.llama.tokenizers import load_tokenizer
 from imagebind_llm.records import Answer, Batch, Sequence
-from imagebind_llm.settings import TrainSettings
 from imagebind_llm.taxonomy import DEMO
+from imagebind_llm.training.settings import TrainSettings
 
 PROMPTS, LENGTHS, COLUMNS = (3, 3, 2, 2), (7, 5, 7, 6), 11  # two clips, two answers each
 
@@ -25,7 +24,7 @@ PROMPTS, LENGTHS, COLUMNS = (3, 3, 2, 2), (7, 5, 7, 6), 11  # two clips, two ans
 def critic(**flags) -> Critic:
     """With settings alone: what its loss reads."""
     made = object.__new__(Critic)
-    made.settings = TrainSettings(data_path="data", w_critic=1, samples=2, **{"credit": "claim", "kl": 0.0} | flags)
+    made.settings = TrainSettings(data_path="data", w_critic=1, samples=2, **{"credit": "claim", "kl": 0.0} | flags).critic
     made.weights, made.max_new = made.settings.rewards(), 48
     return made
 

@@ -8,15 +8,15 @@ import torch
 from test_alternatives import Believer
 from test_critic import LAMBDA, SAMPLES, World, given, said, world  # noqa: F401 (fixtures)
 
-from imagebind_llm.config import REWARD_WEIGHTS
 from imagebind_llm.critic import self_critical
 from imagebind_llm.critic.alternatives import CORRECTED, MOST, Clip, Replaced
 from imagebind_llm.critic.critic_sums import CriticSums
+from imagebind_llm.critic.rewards import REWARD_WEIGHTS
 from imagebind_llm.critic.self_critical import Critic, Sampled
 from imagebind_llm.itsl.generate import uniform
 from imagebind_llm.itsl.losses import local_expectation
 from imagebind_llm.records import Answer, Batch
-from imagebind_llm.settings import TrainSettings
+from imagebind_llm.training.settings import TrainSettings
 
 VALUES = torch.tensor([0.9, -0.7, 0.2])
 
@@ -74,7 +74,7 @@ COOLED = 50  # a random model's answers are so unlikely, some thirty tokens each
 def critic(**flags) -> Critic:
     """With settings alone: what its loss reads."""
     made = object.__new__(Critic)
-    made.settings = TrainSettings(data_path="data", w_critic=1, samples=2, **{"credit": "local", "kl": 0.0} | flags)
+    made.settings = TrainSettings(data_path="data", w_critic=1, samples=2, **{"credit": "local", "kl": 0.0} | flags).critic
     made.weights, made.max_new = made.settings.rewards(), 48
     return made
 
@@ -139,7 +139,7 @@ class Doubter(Believer):
 
 
 def of(world: World, **flags) -> Critic:  # noqa: F811
-    settings = replace(world.settings, **{"credit": "local", "w_critic": 1.0} | flags)
+    settings = replace(world.settings, **{"credit": "local", "w_critic": 1.0} | flags).critic
     return Critic(
         settings, world.tokenizer, world.taxonomy, world.train, world.verifier, world.start, judge=Doubter(), watch=Doubter()
     )

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from imagebind_llm.config import REWARD_WEIGHTS
 from imagebind_llm.critic.critic_sums import CriticSums
 from imagebind_llm.critic.rewards import (
+    REWARD_WEIGHTS,
     REWARDS,
+    Reward,
     advantage,
     column,
     consistency_rewards,
@@ -20,6 +21,7 @@ from imagebind_llm.demo_world.write import rows
 from imagebind_llm.records import Answer
 from imagebind_llm.taxonomy import DEMO, MINTREC2
 from imagebind_llm.text_metrics import CiderD, rouge_l
+from imagebind_llm.training.settings import TrainSettings
 
 GOOD = "There is a raised head and booming speech while the words report news, so the aim is to flaunt."
 
@@ -108,13 +110,15 @@ def test_all_parts_of_many_answers_lie_between_zero_and_one(judges, world):
 
 
 def test_a_reward_that_is_registered_is_computed_logged_and_summed(monkeypatch, judges):
-    monkeypatch.setitem(REWARDS, "brevity", lambda given: [0.25 if answer.rationale else 1.0 for answer in given.answers])
+    brevity = Reward(0.0, lambda given: [0.25 if answer.rationale else 1.0 for answer in given.answers])
+    monkeypatch.setitem(REWARDS, "brevity", brevity)
     answers = [Answer("Joke", GOOD, True), Answer(None, None, True)]
     part = reward_parts(answers, ["Joke"] * 2, [GOOD] * 2, *judges)["brevity"]
     assert part.tolist() == [0.25, 1.0]
     sums = CriticSums({"answers": 2.0, "clips": 1.0})
     sums[column("brevity")] += float(part.sum())
     assert sums.means()["reward_brevity"] == 0.625
+    assert TrainSettings("data", reward_weights="brevity=2").critic.rewards() == {"brevity": 2.0}
 
 
 def by_definition(parts, baseline, greedy, penalty) -> list[list[float]]:

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from imagebind_llm.config import CREDITS, REWARD_WEIGHTS
+from imagebind_llm.config import CREDITS
 from imagebind_llm.corpus.batches import Collator
 from imagebind_llm.corpus.sequences import Corpus, load_corpus
 from imagebind_llm.critic.judge import Judge
 from imagebind_llm.critic.judge_fit import open_judges
-from imagebind_llm.critic.rewards import advantage
+from imagebind_llm.critic.rewards import REWARD_WEIGHTS, advantage
 from imagebind_llm.critic.self_critical import Critic
 from imagebind_llm.critic.verifier import fit_verifier
 from imagebind_llm.datasets.readers import DataError
@@ -38,8 +38,8 @@ from imagebind_llm.itsl.checkpoint import CheckpointError, read_info
 from imagebind_llm.itsl.losses import rationale_nll, self_critical
 from imagebind_llm.itsl.model import ITSL
 from imagebind_llm.records import Batch
-from imagebind_llm.settings import TrainSettings
 from imagebind_llm.training.engine import with_below
+from imagebind_llm.training.settings import TrainSettings
 
 TRUTH, SUPERVISED = "cue F1 (the truth)", "supervised loss"
 WAYS: dict[str, tuple[dict[str, float], str]] = {  # weights and baseline
@@ -101,9 +101,9 @@ def measure(settings: CriticSettings) -> str:
         captions=settings.captions or str(Path(settings.data_path, "captions.json")),
     )
     llama, tokenizer = open_language(train.llama_model_path, train.model)
-    corpus = load_corpus(train, tokenizer, min(train.max_seq_len, llama.max_seq_len))
+    corpus = load_corpus(train.corpus, tokenizer, min(train.max_seq_len, llama.max_seq_len))
     width = corpus.store.identity.width if corpus.store else None
-    model = build(train, corpus.taxonomy, width, torch.device("cpu")).model
+    model = build(train.build, corpus.taxonomy, width, torch.device("cpu")).model
     critic = critic_of(train, tokenizer, corpus, model)
     truth = read_rationales(Path(settings.data_path, "rationales.jsonl"))
 
@@ -136,7 +136,7 @@ def critic_of(
     verifier = fit_verifier([row.rationale or "" for row in told], intents, corpus.taxonomy, None)
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     judges = judges or fitted_judges(train, corpus)
-    return Critic(train, tokenizer, corpus.taxonomy, corpus.splits["train"], verifier, start, 0, *judges)
+    return Critic(train.critic, tokenizer, corpus.taxonomy, corpus.splits["train"], verifier, start, 0, *judges)
 
 
 def fitted_judges(train: TrainSettings, corpus: Corpus) -> tuple[Judge, Judge]:

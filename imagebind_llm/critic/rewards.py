@@ -95,15 +95,25 @@ def _rationales(given: Answered) -> list[float]:
     return [rationale_reward(answer, reference, given.cider) for answer, reference in pairs]
 
 
-# The parts of the reward. To add one: a function of n answers that returns n numbers in [0, 1], and its line here, which gives
-# it its name in --reward_weights, its column in the log and its curve. None: the judge's part (self_critical.py).
-REWARDS: dict[str, Callable[[Answered], list[float]] | None] = {
-    "intent": _intents,
-    "rationale": _rationales,
-    "consistency": lambda given: consistency_rewards(given.answers, given.golds, given.verifier),
-    "format": lambda given: [format_reward(answer) for answer in given.answers],
-    TRUTH: None,
+@dataclass(frozen=True)
+class Reward:
+    """A part of the reward: its weight where --reward_weights says nothing (and --credit is answer), and the function that
+    gives it for n answers; None: the judge does (self_critical.py)."""
+
+    weight: float
+    of: Callable[[Answered], list[float]] | None
+
+
+# To add a part: a function of n answers that returns n numbers in [0, 1], and its line here, which gives it its name in
+# --reward_weights, its column in the log and its curve.
+REWARDS = {
+    "intent": Reward(1.0, _intents),
+    "rationale": Reward(0.5, _rationales),
+    "consistency": Reward(0.5, lambda given: consistency_rewards(given.answers, given.golds, given.verifier)),
+    "format": Reward(0.1, lambda given: [format_reward(answer) for answer in given.answers]),
+    TRUTH: Reward(0.0, None),
 }
+REWARD_WEIGHTS = {name: reward.weight for name, reward in REWARDS.items()}
 
 
 def column(part: str) -> str:
@@ -116,7 +126,7 @@ def reward_parts(
 ) -> dict[str, Tensor]:
     """Every part of the reward that has a function, each (n,) float32 in [0, 1]; golds and references answer by answer."""
     given = Answered(answers, golds, references, cider, verifier)
-    return {name: torch.tensor(part(given), dtype=torch.float32) for name, part in REWARDS.items() if part}
+    return {name: torch.tensor(part.of(given), dtype=torch.float32) for name, part in REWARDS.items() if part.of}
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from imagebind_llm.critic.credit import DEAD_ZONE, Verdict, best, claim_advantag
 from imagebind_llm.critic.critic_sums import CriticSums
 from imagebind_llm.critic.judge import Judge
 from imagebind_llm.critic.rewards import Advantage, advantage, column, reward_parts
+from imagebind_llm.critic.settings import CriticSettings
 from imagebind_llm.critic.verifier import Verifier
 from imagebind_llm.itsl.generate import GREEDY, Sampling, generate, uniform
 from imagebind_llm.itsl.instructions import LEAD, parse_answer
@@ -35,7 +36,6 @@ from imagebind_llm.itsl.model import ITSL
 from imagebind_llm.llama.tokenizers import LlamaTokenizer
 from imagebind_llm.records import IGNORE, Answer, Batch, Output
 from imagebind_llm.records import Sequence as Ids
-from imagebind_llm.settings import TrainSettings
 from imagebind_llm.taxonomy import Taxonomy
 from imagebind_llm.text_metrics import CiderD, distinct2
 
@@ -81,7 +81,7 @@ class Critic:
 
     def __init__(
         self,
-        settings: TrainSettings,
+        settings: CriticSettings,
         tokenizer: LlamaTokenizer,
         taxonomy: Taxonomy,
         rows: Sequence[Ids],

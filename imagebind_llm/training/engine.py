@@ -27,8 +27,8 @@ from imagebind_llm.itsl.losses import contrast, intent_cross_entropy, rationale_
 from imagebind_llm.itsl.model import ITSL
 from imagebind_llm.records import IGNORE, Batch, Output
 from imagebind_llm.records import Sequence as Ids
-from imagebind_llm.settings import TrainSettings
 from imagebind_llm.sums import RunningSums
+from imagebind_llm.training.settings import TrainSettings
 
 BETAS, EPS = (0.9, 0.95), 1e-8
 RESAMPLES = 500  # of dev rows, for the standard error of its macro F1
@@ -198,7 +198,7 @@ def train_step(
                 ce = intent_cross_entropy(output.intent_logits, batch.intents, counts.intents)
                 loss = loss + settings.w_intent * ce
             if critic and sampled and criticism is not None:  # a mean over this pass's answers, as a share of the step's
-                loss = loss + critic.weight * criticism * len(sampled.answers) / (counts.clips * settings.samples)
+                loss = loss + critic.weight * criticism * len(sampled.answers) / (counts.clips * critic.critic.settings.samples)
             (loss * ranks).backward()  # wrapped models average over ranks, losses are sums over them
         if not math.isfinite(float(loss.detach())):
             bad += batch.keys

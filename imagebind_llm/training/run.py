@@ -30,13 +30,13 @@ from imagebind_llm.files import write_atomic
 from imagebind_llm.itsl import checkpoint
 from imagebind_llm.itsl.assembly import Assembled
 from imagebind_llm.itsl.checkpoint import CheckpointError
-from imagebind_llm.settings import TrainSettings
 from imagebind_llm.training.choice import Choice, Guard
 from imagebind_llm.training.console import clock, epoch_line, memory, shown_scores
 from imagebind_llm.training.continuation import differences, digest_of_rationales, digest_of_vectors, sums_of_rank
 from imagebind_llm.training.curves import STEPS, draw
 from imagebind_llm.training.engine import Moment, Position, Sums
 from imagebind_llm.training.frozen_states import FrozenStates, compute_states, states_size
+from imagebind_llm.training.settings import TrainSettings
 
 REFERENCE = "reference.safetensors"
 JUDGES = "judges"  # a folder
@@ -151,7 +151,7 @@ class Run:
 
     def judges(self, device: torch.device) -> tuple[Judge, Judge] | None:
         """The judge that pays and the one that watches, where anything depends on them; said how good they are. Collective."""
-        if self._judges is None and self.settings.judges and self.corpus.store is not None:
+        if self._judges is None and self.settings.critic.judges and self.corpus.store is not None:
             settings = self.settings
             self._judges = open_judges(
                 self.root / JUDGES, self.corpus, settings.encoder_weights, settings.seed, device, self.say
@@ -356,7 +356,7 @@ class Run:
 
     def _note(self, critic: CriticSums) -> None:
         """What both judges said in the last step, for the guard. Collective."""
-        if not self.settings.judges or self.guard.began is None:
+        if not self.settings.critic.judges or self.guard.began is None:
             return
         step, self._noted = critic.since(self._noted).over_ranks(), CriticSums(critic)
         if step["judged"]:

@@ -1,10 +1,10 @@
-"""The flags of every command: one frozen dataclass each, whose fields are the flags (config.parse).
+"""The flags of engine_finetune.py. Lower rooms get the few that they use: `corpus`, `build` and `critic`.
 
 What cannot be meant is refused in __post_init__, before anything is read.
 """
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from imagebind_llm.config import (
     ANSWER_ORDERS,
@@ -13,12 +13,17 @@ from imagebind_llm.config import (
     LLAMA_PRESETS,
     MODALITIES,
     NO_MODALITY,
-    REWARD_WEIGHTS,
     STAGES,
     TRAINABLE,
     TRUTH_ALONE,
 )
+from imagebind_llm.corpus.sequences import CorpusSettings
+from imagebind_llm.critic.rewards import REWARD_WEIGHTS, TRUTH
+from imagebind_llm.critic.settings import CriticSettings
 from imagebind_llm.flags import flag
+from imagebind_llm.itsl.assembly import BuildSettings
+
+Part = TypeVar("Part", CorpusSettings, BuildSettings, CriticSettings)
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,36 @@ class TrainSettings:
     cache_gb: float = flag(4.0, "disk for states below the adapted layers, which are computed once a row if they fit; 0: none")
     checkpoint_activations: bool = flag(False, "compute layers again in the backward pass: less memory, more time")
 
+    @classmethod
+    def saved(cls, values: dict[str, Any]) -> "TrainSettings":
+        """Those of a checkpoint's JSON, without flags that are no longer there."""
+        known = {field.name for field in fields(cls)}
+        given: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items() if n in known}
+        return cls(**given)
+
+    @property
+    def corpus(self) -> CorpusSettings:
+        return self._part(CorpusSettings)
+
+    @property
+    def build(self) -> BuildSettings:
+        return self._part(BuildSettings)
+
+    @property
+    def critic(self) -> CriticSettings:
+        return self._part(CriticSettings)
+
+    def _part(self, kind: type[Part]) -> Part:
+        return kind(**{field.name: getattr(self, field.name) for field in fields(kind)})
+
     def __post_init__(self) -> None:
+        self._refuse_numbers()
+        self._refuse_losses()
+        self._refuse_criticism()
+        if len(self.modalities) > 1 and (NO_MODALITY in self.modalities or len(set(self.modalities)) < len(self.modalities)):
+            raise ValueError(f"--modalities {' '.join(self.modalities)}: name each once, and none alone")
+
+    def _refuse_numbers(self) -> None:
         for name in ("max_seq_len", "batch_size", "accum_iter", "epochs", "save_steps", "log_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)}: at least 1")
@@ -102,13 +136,12 @@ class TrainSettings:
         for name in (*rates, "limit", "w_intent", "w_rationale", "w_caption", "patience", "w_critic", "critic_start", "kl"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"--{name} {getattr(self, name)}: at least 0, and finite")
-        if self.samples < (1 if self.baseline == "greedy" else 2):
-            least = "1" if self.baseline == "greedy" else "2: it compares samples with each other"
-            raise ValueError(f"--samples {self.samples}: --baseline {self.baseline} needs at least {least}")
-        if self.w_critic and self.critic_start >= self.epochs:
-            raise ValueError(f"--critic_start {self.critic_start} --epochs {self.epochs}: the self-critical loss never begins")
-        if not any(self.rewards().values()):
-            raise ValueError(f"--reward_weights {self.reward_weights}: every part weighs 0, nothing is left to reward")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"--warmup_epochs {self.warmup_epochs:g} --epochs {self.epochs}: the warm-up must end before the last"
+            )
+
+    def _refuse_losses(self) -> None:
         if self.w_caption and (self.stage == "pretrain" or not self.captions):
             raise ValueError("--w_caption mixes --captions FILE into --stage finetune; --stage pretrain has nothing else")
         if self.w_contrast and (self.stage == "pretrain" or not {"audio", "vision"} & set(self.modalities)):
@@ -116,43 +149,19 @@ class TrainSettings:
                 f"--w_contrast swaps sounds and pictures in --stage finetune, got --stage {self.stage} --modalities "
                 f"{' '.join(self.modalities)}; name audio or vision, or take it away"
             )
-        if self.credit != "answer" and not self.rewards().get("truth"):
-            raise ValueError(f"--credit {self.credit} --reward_weights {self.reward_weights}: truth must weigh more than 0")
-        if self.credit in TRUTH_ALONE and any(w for part, w in self.rewards().items() if part != "truth"):
-            raise ValueError(f"--credit {self.credit} --reward_weights {self.reward_weights}: it goes by truth alone")
+
+    def _refuse_criticism(self) -> None:
+        if self.samples < (1 if self.baseline == "greedy" else 2):
+            least = "1" if self.baseline == "greedy" else "2: it compares samples with each other"
+            raise ValueError(f"--samples {self.samples}: --baseline {self.baseline} needs at least {least}")
         if self.credit == "best" and self.samples < 2:
             raise ValueError(f"--credit best --samples {self.samples}: at least 2, of which the truest is learnt")
-        if self.warmup_epochs >= self.epochs:
-            raise ValueError(
-                f"--warmup_epochs {self.warmup_epochs:g} --epochs {self.epochs}: the warm-up must end before the last"
-            )
-        if len(self.modalities) > 1 and (NO_MODALITY in self.modalities or len(set(self.modalities)) < len(self.modalities)):
-            raise ValueError(f"--modalities {' '.join(self.modalities)}: name each once, and none alone")
-
-    @classmethod
-    def saved(cls, values: dict[str, Any]) -> "TrainSettings":
-        """Those of a checkpoint's JSON, without flags that are no longer there."""
-        known = {field.name for field in fields(cls)}
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if name in known})
-
-    @property
-    def judges(self) -> bool:
-        """Whether anything depends on what a judge says of claims."""
-        pays = self.credit != "answer" or self.rewards().get("truth")
-        return bool(self.w_critic and pays) or self.trust_references == "no"
-
-    def rewards(self) -> dict[str, float]:
-        """--reward_weights as {part: weight}. Raises ValueError for a part that there is not, or a weight that is none."""
-        found: dict[str, float] = {}
-        if not self.reward_weights:
-            found = dict(REWARD_WEIGHTS) if self.credit == "answer" else {"truth": 1.0}
-            return found | {"rationale": 0.0} if self.trust_references == "no" else found
-        for item in self.reward_weights.split(","):
-            name, _, weight = item.partition("=")
-            try:
-                found[name.strip()] = float(weight)
-            except ValueError:
-                raise ValueError(f"--reward_weights {self.reward_weights}: expected NAME=NUMBER, got {item!r}") from None
-        if wrong := [f"{n}={w:g}" for n, w in found.items() if n not in REWARD_WEIGHTS or not 0 <= w < float("inf")]:
-            raise ValueError(f"--reward_weights: {', '.join(wrong)}; expected weights >= 0 of {', '.join(REWARD_WEIGHTS)}")
-        return found | {"rationale": 0.0} if self.trust_references == "no" else found
+        if self.w_critic and self.critic_start >= self.epochs:
+            raise ValueError(f"--critic_start {self.critic_start} --epochs {self.epochs}: the self-critical loss never begins")
+        weights = self.critic.rewards()
+        if not any(weights.values()):
+            raise ValueError(f"--reward_weights {self.reward_weights}: every part weighs 0, nothing is left to reward")
+        if self.credit != "answer" and not weights.get(TRUTH):
+            raise ValueError(f"--credit {self.credit} --reward_weights {self.reward_weights}: truth must weigh more than 0")
+        if self.credit in TRUTH_ALONE and any(w for part, w in weights.items() if part != TRUTH):
+            raise ValueError(f"--credit {self.credit} --reward_weights {self.reward_weights}: it goes by truth alone")
