@@ -27,8 +27,9 @@ from imagebind_llm.explain import faithfulness, inference
 from imagebind_llm.itsl import checkpoint
 from imagebind_llm.kernels import linear
 from imagebind_llm.records import IGNORE, Batch
+from imagebind_llm.training import log
 from imagebind_llm.training import run as run_on_disk
-from imagebind_llm.training.engine import make_optimizer
+from imagebind_llm.training.schedule import make_optimizer
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,7 +43,7 @@ def short_answers():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inference, "generate", few)
         patch.setattr(self_critical, "SPARE_TOKENS", -24)
-        patch.setattr(run_on_disk, "draw", lambda root, history: None)
+        patch.setattr(log, "draw", lambda root, history: None)
         yield
 
 
@@ -206,7 +207,7 @@ def train(world: dict[str, object], out: Path, **flags: object) -> Done:
 
 @contextmanager
 def interrupted(step: int):
-    line = run_on_disk.Run.line
+    line = log.Log.step
 
     def interrupting(self, moment):
         line(self, moment)
@@ -214,7 +215,7 @@ def interrupted(step: int):
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_on_disk.Run, "line", interrupting)
+        patch.setattr(log.Log, "step", interrupting)
         yield
 
 

@@ -10,8 +10,8 @@ from imagebind_llm.config import ModelConfig
 from imagebind_llm.corpus.sequences import Corpus
 from imagebind_llm.itsl.assembly import Assembled
 from imagebind_llm.training.choice import Guard
-from imagebind_llm.training.engine import make_optimizer
 from imagebind_llm.training.run import Run
+from imagebind_llm.training.schedule import make_optimizer
 from imagebind_llm.training.settings import TrainSettings
 
 

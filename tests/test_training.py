@@ -23,14 +23,11 @@ from imagebind_llm.training.engine import (
     TrainingError,
     counts_of,
     evaluate,
-    lr_at,
-    make_optimizer,
-    parameter_groups,
-    peak_lr,
     train_one_epoch,
     train_step,
 )
 from imagebind_llm.training.frozen_states import compute_states
+from imagebind_llm.training.schedule import lr_at, make_optimizer, parameter_groups, peak_lr
 from imagebind_llm.training.settings import TrainSettings
 
 GOLDEN = json.loads((golden_llama.FOLDER / "g_optim.json").read_text())

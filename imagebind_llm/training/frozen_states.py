@@ -4,8 +4,10 @@ With prompts and LoRA in the top 12 of 30 layers a step costs 12 forward and 12 
 They lie in one file that all ranks of a machine map; each rank computes a share of the rows.
 """
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,6 +19,7 @@ from imagebind_llm.corpus.batches import Collator, by_length
 from imagebind_llm.files import UNSUPPORTED
 from imagebind_llm.llama.decoder import Llama
 from imagebind_llm.records import Sequence as Ids
+from imagebind_llm.training.log import say
 
 WORTH = 4  # at least a quarter of the layers must lie below
 ZEROS = 2**24  # bytes a write
@@ -80,6 +83,29 @@ def states_size(rows: Sequence[Ids], llama: Llama) -> int:
     if llama.lowest * WORTH < llama.config.n_layers:
         return 0
     return sum(map(len, {row.ids for row in rows})) * llama.config.dim * llama.tok_embeddings.weight.element_size()
+
+
+@contextmanager
+def cached_states(
+    root: Path, rows: Sequence[Ids], llama: Llama, cache_gb: float, device: torch.device, batch_size: int
+) -> Iterator[FrozenStates | None]:
+    """The states of these rows in a file under `root`, which is deleted afterwards; None if they are more than `cache_gb` (said
+    on the console unless that is 0), or too few layers lie below to be worth it. Collective."""
+    size = states_size(rows, llama)
+    if not 0 < size <= cache_gb * 1e9:
+        if size and cache_gb:
+            say(
+                f"--cache_gb {cache_gb:g} is too little for the states below the adapted layers: every pass computes them "
+                f"again; --cache_gb {math.ceil(size / 1e8) / 10:g} would hold them"
+            )
+        yield None
+        return
+    path = root / f"frozen-states-{distributed.node()}.tmp"
+    try:
+        yield compute_states(path, rows, llama, device, batch_size)
+    finally:
+        if distributed.node_rank() == 0:
+            path.unlink(missing_ok=True)
 
 
 def compute_states(path: Path, rows: Sequence[Ids], llama: Llama, device: torch.device, batch_size: int) -> FrozenStates | None:
