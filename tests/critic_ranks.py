@@ -18,7 +18,7 @@ from imagebind_llm.corpus.sequences import load_corpus
 from imagebind_llm.critic.credit import Verdict
 from imagebind_llm.critic.critic_sums import CriticSums
 from imagebind_llm.critic.judge import SHARED, ClauseVectors, Judge
-from imagebind_llm.critic.self_critical import Critic, Judged, Sampled
+from imagebind_llm.critic.self_critical import Critic, JudgedAnswers, SampledAnswers
 from imagebind_llm.critic.verifier import fit_verifier
 from imagebind_llm.itsl.assembly import build, open_language
 from imagebind_llm.records import IGNORE, Batch
@@ -27,16 +27,16 @@ from imagebind_llm.training.settings import TrainSettings
 
 
 class Even(Critic):
-    def sample(self, model, batch: Batch, generator: torch.Generator) -> Sampled | None:
+    def sample(self, model, batch: Batch, generator: torch.Generator) -> SampledAnswers | None:
         sampled = super().sample(model, batch, generator)
         targets = sampled.batch.targets
         even = ((targets % 2 == 0) & (targets != IGNORE)).sum(1) / (targets != IGNORE).sum(1)
         return replace(sampled, parts=dict.fromkeys(sampled.parts, even.view(sampled.parts["intent"].shape)))
 
-    def _judged(self, drawn, texts, keys, greedy) -> Judged:
+    def _judged(self, drawn, texts, keys, greedy) -> JudgedAnswers:
         pairs = [[(i, sum(1 - token % 2 for token in ids[i : i + 2]) - 1) for i in range(0, len(ids) - 1, 2)] for ids in drawn]
         verdicts = [[Verdict(i, i + 2, float(worth), True) for i, worth in answer] for answer in pairs]
-        return Judged(verdicts, [(0, 1)] * len(drawn), None, [])
+        return JudgedAnswers(verdicts, [(0, 1)] * len(drawn), None, [])
 
 
 def main(out: str, data: str, store: str, llama: str, weight: str, credit: str) -> None:

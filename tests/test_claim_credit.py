@@ -11,7 +11,7 @@ from imagebind_llm.critic.credit import SPREAD, Verdict
 from imagebind_llm.critic.critic_sums import CriticSums
 from imagebind_llm.critic.judge import SHARED, ClauseVectors, Judge
 from imagebind_llm.critic.rewards import REWARD_WEIGHTS, advantage
-from imagebind_llm.critic.self_critical import Critic, Judged, Sampled, weighed
+from imagebind_llm.critic.self_critical import Critic, JudgedAnswers, SampledAnswers, weighed
 from imagebind_llm.itsl.instructions import LEAD
 from imagebind_llm.llama.tokenizers import load_tokenizer
 from imagebind_llm.records import Answer, Batch, Sequence
@@ -29,14 +29,15 @@ def critic(**flags) -> Critic:
     return made
 
 
-def sampled(values, intent=(0.0, 0.0, 0.0, 0.0)) -> Sampled:
+def sampled(values, intent=(0.0, 0.0, 0.0, 0.0)) -> SampledAnswers:
     """Two claims an answer at its tokens 2-3 and 4; the label at 0-1."""
     verdicts = [[Verdict(2, 4, a, True), Verdict(4, 5, b, True)] for a, b in values]
     n_prompt = torch.tensor(PROMPTS)
     parts = {name: torch.zeros(2, 2) for name in REWARD_WEIGHTS} | {"intent": torch.tensor(intent).view(2, 2)}
     batch = Batch(torch.zeros(4, COLUMNS, dtype=torch.long), torch.zeros(4, COLUMNS, dtype=torch.long), n_prompt=n_prompt)
-    judged = Judged(verdicts, [(0, 2)] * 4, None, [0.5] * 4)
-    return Sampled(batch, parts, None, [Answer(None, "a b")] * 4, ["a b c"] * 4, judged, torch.zeros(4, dtype=torch.long))
+    judged = JudgedAnswers(verdicts, [(0, 2)] * 4, None, [0.5] * 4)
+    owners = torch.zeros(4, dtype=torch.long)
+    return SampledAnswers(batch, parts, None, [Answer(None, "a b")] * 4, ["a b c"] * 4, judged, owners)
 
 
 def mask() -> torch.Tensor:

@@ -65,7 +65,7 @@ class World:
         settings = replace(self.settings, **changed)
         return Critic(settings.critic, self.tokenizer, self.taxonomy, self.train, self.verifier, self.start, start)
 
-    def gradient(self, critic: Critic, sizes: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    def gradient(self, critic: Critic, sizes: tuple[int, ...], **changed: object) -> dict[str, torch.Tensor]:
         """What the optimizer sees of a step whose rows are dealt into passes of these sizes."""
         seen: dict[str, torch.Tensor] = {}
 
@@ -77,7 +77,7 @@ class World:
         passes = [self.collate(self.rows[start : start + size]) for start, size in zip(starts, sizes, strict=True)]
         step = CriticStep(critic, LAMBDA, torch.Generator(), CriticSums())
         optimizer = Watching(self.trained.values(), lr=0.0)
-        train_step(self.model, optimizer, passes, counts_of(self.rows), self.settings, Sums(), step)
+        train_step(self.model, optimizer, passes, counts_of(self.rows), replace(self.settings, **changed), Sums(), step)
         return seen
 
 

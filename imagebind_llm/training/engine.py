@@ -21,7 +21,7 @@ from imagebind_llm import distributed, metrics
 from imagebind_llm.corpus.batches import Collator, by_length, load, shares, steps_of_epoch, with_captions, with_others
 from imagebind_llm.corpus.packing import joined, packed, split, with_other_clips
 from imagebind_llm.critic.critic_sums import CriticSums
-from imagebind_llm.critic.self_critical import Critic, Sampled
+from imagebind_llm.critic.self_critical import Critic, SampledAnswers
 from imagebind_llm.itsl.generate import NotFiniteError
 from imagebind_llm.itsl.losses import contrast, intent_cross_entropy, rationale_nll
 from imagebind_llm.itsl.model import ITSL
@@ -171,7 +171,7 @@ def supervised_loss(
 
 
 def critic_loss(
-    model: nn.Module, batch: Batch, sampled: Sampled, critic: CriticStep, counts: Counts, settings: TrainSettings
+    model: nn.Module, batch: Batch, sampled: SampledAnswers, critic: CriticStep, counts: Counts, settings: TrainSettings
 ) -> tuple[Output, Tensor]:
     """One forward pass for references and samples: the output for the references, and the pass's share of a step's
     self-critical loss, which is a mean over the answers of the step."""
@@ -185,7 +185,7 @@ def critic_loss(
     return rows.rows(output), critic.weight * criticism * len(sampled.answers) / n_answers
 
 
-def _sampled(model: nn.Module, batch: Batch, critic: CriticStep | None) -> Sampled | None:
+def _sampled(model: nn.Module, batch: Batch, critic: CriticStep | None) -> SampledAnswers | None:
     if critic is None:
         return None
     try:
