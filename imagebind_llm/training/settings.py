@@ -1,6 +1,6 @@
 """The flags of engine_finetune.py. Lower rooms get the few that they use: `corpus`, `build` and `critic`.
 
-What cannot be meant is refused in __post_init__, before anything is read.
+Invalid combinations raise ValueError in __post_init__, before any file is read.
 """
 
 from dataclasses import dataclass, fields
@@ -30,81 +30,100 @@ Part = TypeVar("Part", CorpusSettings, BuildSettings, CriticSettings)
 class TrainSettings:
     """The flags of engine_finetune.py."""
 
-    data_path: str = flag(help="MIntRec or MIntRec2.0 folder, or a JSON list of {instruction, input, output} or {key, caption}")
-    output_dir: str = flag("./output_dir", "checkpoints and logs")
+    data_path: str = flag(
+        help="MIntRec or MIntRec2.0 folder, a folder or table with the columns path, text, split and label, or a JSON list of "
+        "{instruction, input, output} or {key, caption}"
+    )
+    output_dir: str = flag("./output_dir", "folder for checkpoints, logs and results")
     emb_path: str = flag("", "embedding store of the clips, made by avt_get_emb.py")
-    llama_model_path: str = flag("", "a LLaMA: Meta or Hugging Face folder or .gguf; if not given, SmolLM2 from `make setup`")
+    llama_model_path: str = flag(
+        "", "LLaMA weights: a Meta or Hugging Face folder or a .gguf file; if not given, the SmolLM2 of `make setup`"
+    )
     model: str = flag(
         "auto",
-        "a name: the LLaMA must have as many layers, and training on text alone has LLaMA-Adapter v1's prompts; auto: any",
+        "expected size of the LLaMA; a named size also trains prompts on text alone as LLaMA-Adapter v1 does; auto: any size",
         ("auto", *LLAMA_PRESETS),
     )
-    stage: str = flag("finetune", "pretrain: captions, finetune: intent and rationale, or instructions", STAGES)
-    pretrained_path: str = flag("", "start from this checkpoint folder of ours or adapter of ImageBind-LLM")
-    trainable: str = flag("prompts", "prompts, gates and bridge; lora: LoRA, biases and norms; all: both", TRAINABLE)
-    modalities: tuple[str, ...] = flag(MODALITIES, "what is known of a clip; none: its words alone", (*MODALITIES, NO_MODALITY))
-    rationales: str = flag("", "JSONL of {key, rationale}; if not given, DATA_PATH/rationales.jsonl where there is one")
-    limit: int = flag(0, "train on so many rows of train only, evenly spread; 0: all")
-    adapter_layer: int | None = flag(None, "top layers with prompts and LoRA; if not given, 30 or what --pretrained_path has")
-    adapter_len: int | None = flag(None, "prompts per layer; if not given, 10 or what --pretrained_path has")
-    lora_rank: int | None = flag(None, "of LoRA; if not given, what --pretrained_path has, or none")
-    bridge_width: float = flag(1.0, "hidden width of the bridge in LLaMA widths; ImageBind-LLM: 4")
-    fusion: str = flag("separate", "a prompt for each modality, or one for their average", ("separate", "average"))
-    max_seq_len: int = flag(512, "tokens of prompt and answer; longer ones lose context, never answer")
-    batch_size: int = flag(64, "rows a rank and forward pass")
-    accum_iter: int = flag(1, "forward passes a step")
-    epochs: int = flag(400, "at most")
-    warmup_epochs: float = flag(40.0, "epochs in which the learning rate rises")
-    lr: float | None = flag(None, "peak learning rate; if not given, BLR * rows a step / 256")
-    blr: float = flag(1e-3, "learning rate for 256 rows a step")
-    gate_lr: float = flag(1.0, "of the gates, times the others': they start shut and move by about a learning rate a step")
-    min_lr: float = flag(0.0, "the half cosine ends here")
-    weight_decay: float = flag(0.05, "of matrices, prompts and gates; never of biases and norms")
-    clip_grad: float = flag(1.0, "largest norm of the gradient; 0: unlimited")
+    stage: str = flag("finetune", "pretrain: captions; finetune: intents and rationales, or instructions", STAGES)
+    pretrained_path: str = flag("", "checkpoint folder, or ImageBind-LLM adapter file, to start from")
+    trainable: str = flag("prompts", "prompts: prompts, gates and bridge; lora: LoRA, biases and norms; all: both", TRAINABLE)
+    modalities: tuple[str, ...] = flag(
+        MODALITIES, "modalities that the model sees; none: the utterance alone, no embeddings", (*MODALITIES, NO_MODALITY)
+    )
+    rationales: str = flag("", "JSONL file of {key, rationale}; if not given, DATA_PATH/rationales.jsonl if it exists")
+    limit: int = flag(0, "number of train rows to train on, evenly spaced; 0: all")
+    adapter_layer: int | None = flag(
+        None, "number of top layers with prompts and LoRA; if not given, that of --pretrained_path, or 30"
+    )
+    adapter_len: int | None = flag(None, "learned prompts per layer; if not given, that of --pretrained_path, or 10")
+    lora_rank: int | None = flag(None, "LoRA rank; if not given, that of --pretrained_path, or no LoRA")
+    bridge_width: float = flag(1.0, "hidden width of the bridge, as a multiple of the LLaMA width; ImageBind-LLM uses 4")
+    fusion: str = flag("separate", "separate: one prompt per modality; average: one for their mean", ("separate", "average"))
+    max_seq_len: int = flag(512, "largest number of tokens of prompt and answer; longer prompts are shortened, answers never")
+    batch_size: int = flag(64, "rows per rank and forward pass")
+    accum_iter: int = flag(1, "forward passes per optimizer step")
+    epochs: int = flag(400, "largest number of epochs")
+    warmup_epochs: float = flag(40.0, "epochs of linear learning-rate warm-up")
+    lr: float | None = flag(None, "peak learning rate; if not given, BLR * rows per step / 256")
+    blr: float = flag(1e-3, "peak learning rate for 256 rows per step")
+    gate_lr: float = flag(1.0, "learning rate of the gates, as a multiple of that of the other parameters")
+    min_lr: float = flag(0.0, "learning rate at the end of the cosine decay")
+    weight_decay: float = flag(0.05, "weight decay of matrices, prompts and gates; biases and norms have none")
+    clip_grad: float = flag(1.0, "largest gradient norm; 0: no clipping")
     w_intent: float = flag(1.0, "weight of the intent head's cross-entropy")
-    w_rationale: float = flag(1.0, "weight of the answer's negative log-likelihood")
-    w_caption: float = flag(0.0, "weight of --captions in --stage finetune: a caption beside every two rows, so sight stays")
-    w_contrast: float = flag(0.0, "weight of a contrast: an answer is to be likelier than with a clip of another intent")
-    patience: int = flag(8, "epochs without a better dev score after which it stops, or begins --w_critic; 0: never")
-    seed: int = flag(0, "of initial weights and of the order of the rows")
-    save_steps: int = flag(500, "steps between checkpoints inside an epoch; one is written at its end anyway")
-    log_steps: int = flag(10, "steps between lines on the console")
-    resume: str = flag("auto", "auto: continue what is in --output_dir; no: start over", ("auto", "no"))
-    num_workers: int = flag(0, "processes that read embeddings ahead")
-    device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
-    dtype: str = flag("auto", "of frozen weights; auto: a GPU's bfloat16, else float32", ("auto", "float32", "bfloat16"))
-    w_critic: float = flag(0.0, "weight of the self-critical loss, reached an epoch after its start; 0: supervised only")
-    samples: int = flag(4, "answers sampled for each clip")
-    baseline: str = flag("loo", "what an answer is compared with: the greedy one, the other samples, the group", BASELINES)
-    critic_start: int = flag(0, "epochs before the self-critical loss begins, from the best of them; --patience ends them")
-    kl: float = flag(0.03, "weight of the divergence from the model that the self-critical loss began with, off the reward")
+    w_rationale: float = flag(1.0, "weight of the negative log-likelihood of the answer")
+    w_caption: float = flag(0.0, "with --stage finetune: weight of --captions, one caption mixed in for every two rows")
+    w_contrast: float = flag(0.0, "weight of the contrastive loss: an answer is likelier with its own clip than with another")
+    patience: int = flag(
+        8, "epochs without a better dev score before training stops, or --w_critic begins; 0: never stop early"
+    )
+    seed: int = flag(0, "seed of initial weights, row order and sampled answers")
+    save_steps: int = flag(500, "steps between checkpoints within an epoch; every epoch ends with one")
+    log_steps: int = flag(10, "steps between log lines")
+    resume: str = flag("auto", "auto: continue the run in --output_dir; no: start over", ("auto", "no"))
+    num_workers: int = flag(0, "data-loading processes")
+    device: str = flag("auto", "auto: cuda if available, else cpu", ("auto", "cpu", "cuda"))
+    dtype: str = flag("auto", "dtype of frozen weights; auto: bfloat16 on a GPU, else float32", ("auto", "float32", "bfloat16"))
+    w_critic: float = flag(
+        0.0, "weight of the self-critical loss, reached one epoch after it begins; 0: supervised training only"
+    )
+    samples: int = flag(4, "answers sampled per clip")
+    baseline: str = flag("loo", "baseline of a sampled answer: the greedy answer, the mean of the others, the group", BASELINES)
+    critic_start: int = flag(
+        0, "epochs before the self-critical loss begins, from the best checkpoint; it begins earlier if --patience runs out"
+    )
+    kl: float = flag(0.03, "weight of the KL penalty towards the model at the start of the self-critical loss")
     reward_weights: str = flag(
         "",
-        f"parts of the reward, others are 0; if not given, {','.join(f'{n}={w:g}' for n, w in REWARD_WEIGHTS.items())}, "
-        "and truth=1 alone unless --credit is answer",
+        f"weights of the reward parts, parts not named are 0; if not given, "
+        f"{','.join(f'{n}={w:g}' for n, w in REWARD_WEIGHTS.items())} with --credit answer, else truth=1",
     )
     credit: str = flag(
         "answer",
-        "answer: one advantage for all its tokens; claim: a claim's own tokens; to_go: those before it too; best: learn the "
-        "truest of a clip's answers; local: one claim against what else could be said there, by their probabilities; "
-        "corrected: learn true claims in place of the greedy answer's false ones",
+        "which tokens a reward goes to. answer: one advantage for all tokens; claim: the tokens of each claim; to_go: also the "
+        "tokens before it; best: supervise on the sampled answer with the truest claims; local: compare one claim with "
+        "alternatives by their probabilities; corrected: supervise on true claims in place of the greedy answer's false ones",
         CREDITS,
     )
-    captions: str = flag("", "JSON of captions of the same clips: what the judge is fitted on, and --w_caption mixes in")
+    captions: str = flag("", "JSON list of {key, caption} for the same clips: fits the judge, and is mixed in by --w_caption")
     trust_references: str = flag(
-        "yes", "no: being near them pays nothing, and their claims are learnt as far as the judge believes them", ("yes", "no")
+        "yes",
+        "no: similarity to references earns no reward, and their claims are weighted by the judge's probability",
+        ("yes", "no"),
     )
-    encoder_weights: str = flag("", "the encoder's, for the judge; if not given, checkpoints/ENCODER.safetensors or .pth")
+    encoder_weights: str = flag(
+        "", "encoder weights for the judge's text tower; if not given, checkpoints/ENCODER.safetensors or .pth"
+    )
     answer_order: str = flag("label", "what an answer begins with", ANSWER_ORDERS)
-    cache_gb: float = flag(4.0, "disk for states below the adapted layers, which are computed once a row if they fit; 0: none")
-    checkpoint_activations: bool = flag(False, "compute layers again in the backward pass: less memory, more time")
+    cache_gb: float = flag(4.0, "disk space for cached hidden states below the adapted layers, in GB; 0: no cache")
+    checkpoint_activations: bool = flag(False, "recompute layers in the backward pass: less memory, more time")
 
     @classmethod
     def saved(cls, values: dict[str, Any]) -> "TrainSettings":
-        """Those of a checkpoint's JSON, without flags that are no longer there."""
-        known = {field.name for field in fields(cls)}
-        given: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items() if n in known}
-        return cls(**given)
+        """The settings in a checkpoint's JSON; flags that no longer exist are ignored."""
+        names = {field.name for field in fields(cls)}
+        current: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items() if n in names}
+        return cls(**current)
 
     @property
     def corpus(self) -> CorpusSettings:
@@ -125,6 +144,10 @@ class TrainSettings:
         self._refuse_numbers()
         self._refuse_losses()
         self._refuse_criticism()
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"--warmup_epochs {self.warmup_epochs:g} --epochs {self.epochs}: the warm-up must end before the last"
+            )
         if len(self.modalities) > 1 and (NO_MODALITY in self.modalities or len(set(self.modalities)) < len(self.modalities)):
             raise ValueError(f"--modalities {' '.join(self.modalities)}: name each once, and none alone")
 
@@ -136,10 +159,6 @@ class TrainSettings:
         for name in (*rates, "limit", "w_intent", "w_rationale", "w_caption", "patience", "w_critic", "critic_start", "kl"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"--{name} {getattr(self, name)}: at least 0, and finite")
-        if self.warmup_epochs >= self.epochs:
-            raise ValueError(
-                f"--warmup_epochs {self.warmup_epochs:g} --epochs {self.epochs}: the warm-up must end before the last"
-            )
 
     def _refuse_losses(self) -> None:
         if self.w_caption and (self.stage == "pretrain" or not self.captions):
