@@ -75,10 +75,10 @@ class BestOf:
         """The best candidate of each clip, vectors (N,M,E) and present (N,M); of equally good ones the first. One that came to
         its end is preferred to all that did not."""
         best = []
-        for own, clip, there in zip(candidates, vectors, present, strict=True):
-            key = self.clips.add(clip, there)
-            worth = [(finished, self.truth(text, key, taxonomy)) for text, finished in own]
-            best.append(own[max(range(len(own)), key=worth.__getitem__)])
+        for rationales, clip, presence in zip(candidates, vectors, present, strict=True):
+            key = self.clips.add(clip, presence)
+            scores = [(finished, self.truth(text, key, taxonomy)) for text, finished in rationales]
+            best.append(rationales[max(range(len(rationales)), key=scores.__getitem__)])
         return best
 
     def truth(self, rationale: str, key: str, taxonomy: Taxonomy) -> float:
@@ -86,4 +86,4 @@ class BestOf:
         clauses = [claim.text for claim in claims_of(rationale, taxonomy)]
         values = (2 * self.judge.score(clauses, key) - 1).tolist()
         counts = counting(values, repeats(clauses, self.judge.claim_vectors(clauses)) if clauses else [])
-        return truth([Verdict(0, 0, value, own) for value, own in zip(values, counts, strict=True)])
+        return truth([Verdict(0, 0, value, counted) for value, counted in zip(values, counts, strict=True)])

@@ -80,12 +80,12 @@ class ClaimCheck:
         finally:
             self.judge.forget(key)
             self.clips.remove(key)
-        return [CheckedClaim(own.text, own.start, own.end, round(value, 4)) for own, value in zip(claims, p, strict=True)]
+        return [CheckedClaim(c.text, c.start, c.end, round(value, 4)) for c, value in zip(claims, p, strict=True)]
 
     def missing(self, present: Iterable[bool]) -> list[str]:
         """The modalities that the judge looks at and a clip with this presence (M,) has not."""
-        there = dict(zip(MODALITIES, present, strict=True))
-        return [name for name in self.judge.modalities if not there[name]]
+        presence = dict(zip(MODALITIES, present, strict=True))
+        return [name for name in self.judge.modalities if not presence[name]]
 
 
 def in_words(claims: Sequence[CheckedClaim]) -> str:

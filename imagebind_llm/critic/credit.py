@@ -74,14 +74,14 @@ def claim_advantages(
     if baseline == "greedy" and greedy is None:
         raise ValueError("--baseline greedy needs the greedy answer's claims")
     values = [[verdict.value for verdict in answer if verdict.counts] for answer in group]
-    pooled = [v for own in values for v in own]
+    pooled = [v for answer in values for v in answer]
     scale = SPREAD
     if baseline == "group" and len(set(pooled)) > 1:
         scale = float(torch.tensor(pooled, dtype=torch.float64).std(correction=0))
 
     def compared_with(answer: int, place: int) -> list[float]:
         if baseline == "loo":
-            return [v for other, own in enumerate(values) if other != answer for v in own]
+            return [v for other, claims in enumerate(values) if other != answer for v in claims]
         if baseline == "group" or greedy is None:
             return pooled
         if place < len(greedy) and greedy[place].counts:
@@ -94,9 +94,9 @@ def claim_advantages(
     ]
     floors = [floor(answer) for answer in group]
     if baseline == "greedy" and greedy is not None:
-        return claims, [_less(own, [floor(greedy)]) / scale for own in floors]
+        return claims, [_less(low, [floor(greedy)]) / scale for low in floors]
     others = [floors if baseline == "group" else floors[:k] + floors[k + 1 :] for k in range(len(floors))]
-    return claims, [_less(own, rest) / scale for own, rest in zip(floors, others, strict=True)]
+    return claims, [_less(low, rest) / scale for low, rest in zip(floors, others, strict=True)]
 
 
 def best(truths: Tensor) -> Tensor:
