@@ -26,7 +26,7 @@ from imagebind_llm.flags import parse
 from imagebind_llm.itsl.assembly import Assembled, build, open_language
 from imagebind_llm.itsl.instructions import LEAD
 from imagebind_llm.llama.tokenizers import LlamaTokenizer
-from imagebind_llm.training.engine import Beside, evaluate, train_one_epoch
+from imagebind_llm.training.engine import ExtraRows, evaluate, train_one_epoch
 from imagebind_llm.training.log import say
 from imagebind_llm.training.rehearsal import is_worth_it, rehearse
 from imagebind_llm.training.results import finish
@@ -80,8 +80,8 @@ def train(settings: TrainSettings, device: torch.device) -> None:
         critic = None
         while not run.progress.finished:
             critic = critic or critic_of(run, tokenizer, look, device)
-            beside = Beside(corpus.mixed, corpus.headed if critic else [])
-            for moment in train_one_epoch(model, optimizer, rows, collate, settings, device, run.position, critic, beside):
+            extra = ExtraRows(corpus.mixed, corpus.headed if critic else [])
+            for moment in train_one_epoch(model, optimizer, rows, collate, settings, device, run.position, critic, extra):
                 run.end_step(moment)
             scores = {"train": run.position.sums.over_ranks().means() | run.position.critic.over_ranks().means()}
             scores["dev"], right = look()

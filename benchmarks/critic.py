@@ -26,7 +26,7 @@ from imagebind_llm.critic.self_critical import Critic
 from imagebind_llm.critic.verifier import Verifier
 from imagebind_llm.itsl.assembly import build, open_language
 from imagebind_llm.itsl.checkpoint import read_info
-from imagebind_llm.training.engine import Beside, Position, train_one_epoch
+from imagebind_llm.training.engine import ExtraRows, Position, train_one_epoch
 from imagebind_llm.training.frozen_states import compute_states
 from imagebind_llm.training.schedule import make_optimizer
 from imagebind_llm.training.settings import TrainSettings
@@ -98,8 +98,8 @@ def step_by_part(run: Path, steps: int = 3) -> str:
     with TemporaryDirectory() as folder:
         kept = [*corpus.taught, *corpus.mixed, *corpus.headed]
         states = compute_states(Path(folder) / "states.tmp", kept, model.llama, device, 2 * rows)
-        collate, beside = Collator(corpus.store, corpus.modalities, states), Beside(corpus.mixed, corpus.headed)
-        trained = train_one_epoch(model, optimizer, corpus.taught, collate, settings, device, Position(), critic, beside)
+        collate, extra = Collator(corpus.store, corpus.modalities, states), ExtraRows(corpus.mixed, corpus.headed)
+        trained = train_one_epoch(model, optimizer, corpus.taught, collate, settings, device, Position(), critic, extra)
         next(trained)  # it warms up
         watch.spent.clear()
         done = len(list(islice(trained, steps)))

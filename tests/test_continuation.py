@@ -135,7 +135,7 @@ def test_a_run_with_a_removed_flag_continues_if_it_had_the_value_that_always_hol
     now = checkpoint.read_info(whole / "last")
     then = {value: now | {"settings": now["settings"] | {"reward_norm": value}} for value in ("group", "none")}
     assert differences(then["group"], now, ()) == []
-    assert differences(then["none"], now, ()) == ["--reward_norm none, which is no longer there"]
+    assert differences(then["none"], now, ()) == ["--reward_norm none, which no longer exists"]
 
 
 # --- machines that see a shared disk differently ---

@@ -39,7 +39,7 @@ from imagebind_llm.html import bars, figure, page, table
 from imagebind_llm.itsl.assembly import Assembled, build, open_language
 from imagebind_llm.itsl.checkpoint import read_info
 from imagebind_llm.itsl.generate import uniform
-from imagebind_llm.training.engine import Beside, Position, train_one_epoch
+from imagebind_llm.training.engine import ExtraRows, Position, train_one_epoch
 from imagebind_llm.training.schedule import make_optimizer
 from imagebind_llm.training.settings import TrainSettings
 
@@ -171,13 +171,13 @@ class World:
         """Train; returns what the log says of the answers of the last epoch."""
         train, corpus, position = self.train, self.corpus, Position()
         optimizer = make_optimizer(assembled.model, train.weight_decay, train.gate_lr)
-        collate, beside = Collator(corpus.store, corpus.modalities), Beside(corpus.mixed, corpus.headed)
+        collate, extra = Collator(corpus.store, corpus.modalities), ExtraRows(corpus.mixed, corpus.headed)
         steps = -(-len(corpus.taught) // train.batch_size)
         with tqdm(total=train.epochs * steps, desc=f"training, {name}", unit="step") as bar:
             for epoch in range(train.epochs):
                 position = Position(epoch, 0, epoch * steps)
                 for _ in train_one_epoch(
-                    assembled.model, optimizer, corpus.taught, collate, train, self.device, position, critic, beside
+                    assembled.model, optimizer, corpus.taught, collate, train, self.device, position, critic, extra
                 ):
                     bar.update()
         return position.critic.means()

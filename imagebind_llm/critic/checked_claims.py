@@ -1,4 +1,4 @@
-"""What a rationale claims, each claim with a judge's verdict: does it hold of this clip?
+"""The claims of a rationale, each with a judge's verdict on whether it holds of the clip.
 
     check = ClaimCheck.load(Path("runs/demo/repaired/best"), identity, taxonomy)
     for claim in check("We see a broad smile.", vectors, present): print(claim.text, claim.p, claim.verdict)

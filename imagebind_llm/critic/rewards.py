@@ -1,4 +1,4 @@
-"""What a sampled answer is worth, and its advantage over what else the model would say.
+"""The reward of a sampled answer, and its advantage over a baseline.
 
 Reward parts lie in [0, 1] and are logged raw; the truth of an answer's claims (credit.py), another part, lies in [-1, 1].
 Within the group of one clip (its K samples and, where it is drawn, the greedy answer) each part is normalised,

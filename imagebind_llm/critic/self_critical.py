@@ -1,16 +1,18 @@
 """Self-critical learning: the model's own sampled answers, their rewards, and how much better these are than a baseline's.
 
-For every clip of a step K answers are drawn at temperature 1 without truncation (on-policy), rewarded by parts (rewards.py)
-and compared with a baseline; the wrapped forward pass that the references need anyway scores them too. The divergence from
-the model at the start, beta * sum over tokens of (logp - logp_ref), is taken off the normalised reward; logp_ref comes from
-a frozen copy of the trained tensors.
+For every clip of a step, K answers are sampled at temperature 1 without truncation (on-policy), rewarded in parts (rewards.py)
+and compared with a baseline. The forward pass that the references need anyway also scores the samples. The KL penalty towards
+the model at the start, beta * sum over tokens of (logp - logp_ref), is subtracted from the normalised reward; logp_ref comes
+from a frozen copy of the trained tensors.
 
-With --credit claim a judge looks at the clip: each claim's tokens get what that claim is worth beside those of the other
-answers (credit.py), the label's tokens the intent part, all tokens the other parts, and the divergence is taken off token by
-token. With --credit best the truest answer of each clip is learnt as if it were a reference, without a divergence: there is
-no reward that it could be taken off. With --credit local other rows are scored instead of the sampled answers: one claim of one
-answer of each clip, and what else could be said there (alternatives.py). With --credit corrected these are the false claims of
-the greedy answer, each replaced by a true one and learnt. What is logged is that of the sampled answers.
+--credit answer      one advantage for all tokens of an answer
+--credit claim       a judge looks at the clip: the tokens of a claim get that claim's advantage over the claims of the other
+                     answers (credit.py), the label's tokens the intent part, all tokens the other parts; KL penalty per token
+--credit best        the truest answer of each clip is learnt as a reference is; no KL penalty, as there is no reward
+--credit local       instead of the samples, one claim of one answer of each clip is scored, with its alternatives
+--credit corrected   the false claims of the greedy answer, each replaced by a true one, are learnt (both: alternatives.py)
+
+The log is of the sampled answers in all cases.
 """
 
 from collections.abc import Sequence

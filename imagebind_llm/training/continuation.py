@@ -1,4 +1,4 @@
-"""What may change between the stop of a run and its continuation: whatever leaves its steps as they are.
+"""Which settings may change between the stop of a run and its continuation: those that leave its steps as they are.
 
 The rows of a step may be dealt out to other numbers of ranks, passes and rows a pass, as long as their product stays. Data,
 embeddings, LLaMA and the start may lie elsewhere, as long as they hold the same: they are compared by digests.
@@ -14,8 +14,8 @@ from imagebind_llm.itsl import checkpoint
 from imagebind_llm.itsl.assembly import digest, same_llama
 
 SHARES = {"batch_size", "accum_iter"}  # who computes a step's rows
-PLACES = {"data_path", "emb_path", "llama_model_path", "pretrained_path", "rationales"}  # what is there is compared, not where
-REMOVED = {"reward_norm": "group"}  # flags that are gone: a run can continue that had the value which always holds now
+PLACES = {"data_path", "emb_path", "llama_model_path", "pretrained_path", "rationales"}  # contents are compared, not paths
+REMOVED = {"reward_norm": "group"}  # flags that no longer exist, and the value that a run must have had to continue
 SAMPLED_ROWS = 64  # whose embeddings are compared
 # the order of running sums in checkpoints that hold them without names
 OLD_LOSSES = "nll answer_tokens cross_entropy intents right tokens caption_nll caption_tokens contrast contrasted"
@@ -29,17 +29,17 @@ def differences(then: dict[str, Any], now: dict[str, Any], free: Collection[str]
     """What two descriptions of a run (a checkpoint's JSON) differ in, but for the settings that are `free`; empty: it can
     continue."""
     theirs, ours = then["settings"], now["settings"]
-    found = [
+    changes = [
         f"--{name} {_shown(theirs.get(name))} -> {_shown(ours[name])}"
         for name in ours
         if name not in SHARES | PLACES | set(free) and theirs.get(name) != ours[name]
     ]
-    gone = [name for name, value in REMOVED.items() if theirs.get(name, value) != value]
-    found += [f"--{name} {theirs[name]}, which is no longer there" for name in gone]
-    found += [f"--{flag} {ours[flag]} holds {what}" for flag, what in _other_contents(then, now)]
+    removed = [name for name, value in REMOVED.items() if theirs.get(name, value) != value]
+    changes += [f"--{name} {theirs[name]}, which no longer exists" for name in removed]
+    changes += [f"--{flag} {ours[flag]} holds {what}" for flag, what in _other_contents(then, now)]
     if math.prod(_shares(then)) != math.prod(_shares(now)):
-        found.append(f"rows a step: {_shown_shares(then)} -> {_shown_shares(now)}")
-    return found
+        changes.append(f"rows a step: {_shown_shares(then)} -> {_shown_shares(now)}")
+    return changes
 
 
 def _other_contents(then: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str]]:

@@ -44,14 +44,14 @@ def pictures(root: Path) -> list[Html]:
 
 def _steps(path: Path) -> list[dict[str, Any]]:
     """The logged steps in order; those that a killed run repeated count once, a line cut off not at all."""
-    found: dict[int, dict[str, Any]] = {}
+    steps: dict[int, dict[str, Any]] = {}
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
-        found[row["step"]] = row
-    return [found[step] for step in sorted(found)]
+        steps[row["step"]] = row
+    return [steps[step] for step in sorted(steps)]
 
 
 def _picture(heading: str, note: str, names: Sequence[str], steps: Sequence[dict[str, Any]]) -> list[Html]:

@@ -57,9 +57,9 @@ class Counts:
 
 def counts_of(rows: Sequence[Ids]) -> Counts:
     tokens = [sum(len(row.ids) - row.n_prompt for row in rows if row.caption == caption) for caption in (False, True)]
-    known = [row for row in rows if row.intent is not None]
+    labelled = [row for row in rows if row.intent is not None]
     contrasted = sum(row.other is not None for row in rows)
-    return Counts(tokens[0], len(known), sum(len(row.ids) > row.n_prompt for row in known), tokens[1], contrasted)
+    return Counts(tokens[0], len(labelled), sum(len(row.ids) > row.n_prompt for row in labelled), tokens[1], contrasted)
 
 
 class Sums(RunningSums):
@@ -79,10 +79,10 @@ class Sums(RunningSums):
             self["caption_tokens"] += int(captions.sum())
         self["tokens"] += int(mask.sum()) + int(batch.n_prompt.sum()) if batch.n_prompt is not None else 0
         if intent_logits is not None and batch.intents is not None:
-            known = batch.intents != IGNORE
+            has_intent = batch.intents != IGNORE
             self["cross_entropy"] += float(intent_cross_entropy(intent_logits, batch.intents, 1))
-            self["intents"] += int(known.sum())
-            self["right"] += int((intent_logits.argmax(1) == batch.intents)[known].sum())
+            self["intents"] += int(has_intent.sum())
+            self["right"] += int((intent_logits.argmax(1) == batch.intents)[has_intent].sum())
 
     def means(self) -> dict[str, float]:
         """Per answer token and per known intent; what there is none of is left out."""
@@ -249,16 +249,16 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Beside:
+class ExtraRows:
     """Rows that go through the model beside those that are trained on.
 
     captions: one for every two rows of a step (batches.with_captions), weighted by --w_caption.
-    headed: prompts, HEADED_ROWS of which are drawn for each row of a step and supervise the intent head, so that it does not
-        learn the few rows that are criticised by heart. They have a pass of their own, at a prompt's cost.
+    prompts: rows without answers, HEADED_ROWS of which are drawn for each row of a step and supervise the intent head, so that
+        it does not overfit to the few rows that are criticised. They have a pass of their own, at a prompt's cost.
     """
 
     captions: Sequence[Ids] = ()
-    headed: Sequence[Ids] = ()
+    prompts: Sequence[Ids] = ()
 
 
 def train_one_epoch(
@@ -270,11 +270,11 @@ def train_one_epoch(
     device: torch.device,
     position: Position,
     critic: Critic | None = None,
-    beside: Beside | None = None,
+    extra: ExtraRows | None = None,
 ) -> Iterator[Moment]:
     """Train from `position` to the end of its epoch, yielding after every step; `position` always says what is done."""
-    beside = beside or Beside()
-    steps, sequences = _epoch_plan(sequences, beside.captions, settings, position.epoch)
+    extra = extra or ExtraRows()
+    steps, sequences = _epoch_plan(sequences, extra.captions, settings, position.epoch)
     ranks, rank, passes = distributed.world_size(), distributed.rank(), settings.accum_iter
     plan = [rows for step in steps[position.step :] for rows in shares(step, ranks, passes)[rank]]
     batches = iter(load(sequences, plan, collate, settings.num_workers, device))
@@ -284,10 +284,10 @@ def train_one_epoch(
         moment = position.epoch + position.step / len(steps)
         lr = _set_lr(optimizer, lr_at(moment, peak_lr(settings, ranks), settings))
         step_batches = [next(batches).to(device) for _ in range(passes)]
-        headed = _drawn_rows(beside.headed, HEADED_ROWS * len(steps[position.step]), settings.seed, position)
+        headed = _drawn_rows(extra.prompts, HEADED_ROWS * len(steps[position.step]), settings.seed, position)
         if headed:
-            mine = headed[rank::ranks]
-            step_batches.insert(0, (collate(mine) if mine else collate.without_targets(headed[0])).to(device))
+            share = headed[rank::ranks]
+            step_batches.insert(0, (collate(share) if share else collate.without_targets(headed[0])).to(device))
         counts = counts_of([*(sequences[row] for row in steps[position.step]), *headed])
         weight = critic.weight(moment) if critic else 0.0
         step = CriticStep(critic, weight, _draws(settings, position), position.critic) if critic and weight else None
@@ -357,7 +357,7 @@ def evaluate(
         if output.intent_logits is not None:
             predicted += list(zip(rows, output.intent_logits.argmax(1).tolist(), strict=True))
     scores = sums.over_ranks().means()
-    guesses = sorted(pair for found in distributed.gather_objects(predicted) for pair in found)
+    guesses = sorted(pair for rank_pairs in distributed.gather_objects(predicted) for pair in rank_pairs)
     pairs = [(gold, guess) for row, guess in guesses if (gold := sequences[row].intent) is not None]
     if pairs:
         gold, predicted_classes = torch.tensor(pairs).T.numpy()

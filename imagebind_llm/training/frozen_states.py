@@ -21,7 +21,7 @@ from imagebind_llm.llama.decoder import Llama
 from imagebind_llm.records import Sequence as Ids
 from imagebind_llm.training.log import say
 
-WORTH = 4  # at least a quarter of the layers must lie below
+LEAST_SHARE = 4  # at least a quarter of the layers must lie below
 ZEROS = 2**24  # bytes a write
 
 
@@ -80,7 +80,7 @@ def _reserve(file: int, n_bytes: int) -> None:
 
 def states_size(rows: Sequence[Ids], llama: Llama) -> int:
     """Bytes that the states of these rows take; 0 if too few layers lie below to be worth it."""
-    if llama.lowest * WORTH < llama.config.n_layers:
+    if llama.lowest * LEAST_SHARE < llama.config.n_layers:
         return 0
     return sum(map(len, {row.ids for row in rows})) * llama.config.dim * llama.tok_embeddings.weight.element_size()
 
@@ -118,13 +118,13 @@ def compute_states(path: Path, rows: Sequence[Ids], llama: Llama, device: torch.
         path.unlink(missing_ok=True)
     distributed.barrier()
     dtype = llama.tok_embeddings.weight.dtype
-    found, problem = None, ""
+    states, problem = None, ""
     try:
-        found = FrozenStates(path, rows, llama.config.dim, dtype)
+        states = FrozenStates(path, rows, llama.config.dim, dtype)
     except RuntimeError as error:
         problem = str(error)
-    problems = [said for said in distributed.gather_objects(problem) if said]  # and waits, as zeros may have been written
-    if found is None or problems:
+    problems = [text for text in distributed.gather_objects(problem) if text]  # and waits, as zeros may have been written
+    if states is None or problems:
         distributed.warn(
             f"{path.parent}: no shared mapping on this disk ({problems[0]}); states of the frozen layers are not kept, as with "
             "--cache_gb 0: the same training, slower"
@@ -134,10 +134,10 @@ def compute_states(path: Path, rows: Sequence[Ids], llama: Llama, device: torch.
     plan = by_length([len(row.ids) for row in distinct], batch_size)[distributed.node_rank() :: distributed.node_size()]
     collate = Collator(None, ())
     for picked in tqdm(plan, desc="frozen layers", unit="batch", disable=not distributed.is_main(), leave=False):
-        own = [distinct[row] for row in picked]
+        batch = [distinct[row] for row in picked]
         with torch.no_grad():
-            states = llama.lower(collate(own).tokens.to(device)).to("cpu")
-        for row, state in zip(own, states, strict=True):
-            found.put(row, state[: len(row.ids)])
+            hidden = llama.lower(collate(batch).tokens.to(device)).to("cpu")  # (B,T,D)
+        for row, state in zip(batch, hidden, strict=True):
+            states.put(row, state[: len(row.ids)])
     distributed.barrier()
-    return found
+    return states

@@ -1,6 +1,6 @@
-"""The longest step of a run tried before its first, so that too little memory is known then and not after hours.
+"""The longest step of a run, taken once before the first one: too little memory shows at once and not after hours.
 
-Everything that takes memory is there: the longest rows of the corpus in as many passes as matter, the optimizer's moments and,
+Everything that takes memory is included: the longest rows of the corpus in as many passes as matter, the moments and,
 with the self-critical loss, answers that are sampled and scored up to their limit beside a frozen copy of what trains.
 Nothing is changed: weights, moments, sums, random numbers.
 """
