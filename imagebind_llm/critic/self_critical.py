@@ -156,9 +156,7 @@ class Critic:
         clips = {"embeddings": vectors, "present": present}
 
         def answers(sampling: Sampling, count: int, draws: Tensor | None = None) -> list[list[int]]:
-            by_clip = generate(
-                model, prompts, self.max_new, self.eos, **clips, sampling=sampling, n_samples=count, draws=draws
-            )
+            by_clip = generate(model, prompts, self.max_new, self.eos, **clips, sampling=sampling, n_samples=count, draws=draws)
             return [ids for answers in by_clip for ids in answers]
 
         drawn = answers(ON_POLICY, self.settings.samples, draws.to(batch.tokens.device))  # draws (B*K, max_new)

@@ -55,7 +55,11 @@ def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
         say(f"{run.root / RESULTS}: there already, from these weights")
         return
     read_weights(run.assembled.model, run.root / distributed.from_main(checkpoint.linked(folder)))
-    explainer, collate = _explainer(run, tokenizer), Collator(run.corpus.store, run.corpus.modalities)
+    shape = (run.settings.modalities, run.settings.max_seq_len)
+    explainer = Explainer(
+        run.assembled, tokenizer, run.corpus.taxonomy, *shape, verifier=run.verifier, order=run.settings.answer_order
+    )
+    collate = Collator(run.corpus.store, run.corpus.modalities)
     batch = BATCH if device.type == "cpu" else min(BATCH, 2 * run.settings.batch_size)
     corpus = run.corpus
     scored = {name: _scored(explainer, rows, corpus.prompts[name], collate, batch) for name, rows in _splits(corpus).items()}
@@ -73,15 +77,6 @@ def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
         if rationales:
             results["dev"] |= _report_rationales(run, calibration, scored["dev"], rationales, following)
         write_atomic(run.root / RESULTS, json.dumps(results, indent=1).encode())
-
-
-def _explainer(run: Run, tokenizer: LlamaTokenizer) -> Explainer:
-    assert run.corpus.taxonomy is not None
-    settings = run.settings
-    shape = (settings.modalities, settings.max_seq_len)
-    return Explainer(
-        run.assembled, tokenizer, run.corpus.taxonomy, *shape, verifier=run.verifier, order=settings.answer_order
-    )
 
 
 def _splits(corpus: Corpus) -> dict[str, list[Ids]]:

@@ -20,15 +20,8 @@ from imagebind_llm.training.engine import Position
 from imagebind_llm.training.settings import TrainSettings
 
 FREE = {  # flags that may change on the way
-    "resume",
-    "num_workers",
-    "device",
-    "log_steps",
-    "save_steps",
-    "output_dir",
-    "patience",
-    "cache_gb",
-    "checkpoint_activations",
+    *("resume", "num_workers", "device", "log_steps", "save_steps"),
+    *("output_dir", "patience", "cache_gb", "checkpoint_activations"),
 }
 
 

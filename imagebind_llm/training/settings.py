@@ -30,31 +30,18 @@ Part = TypeVar("Part", CorpusSettings, BuildSettings, CriticSettings)
 class TrainSettings:
     """The flags of engine_finetune.py."""
 
-    data_path: str = flag(
-        help="MIntRec or MIntRec2.0 folder, a folder or table with the columns path, text, split and label, or a JSON list of "
-        "{instruction, input, output} or {key, caption}"
-    )
+    data_path: str = flag(help="MIntRec folder, table of clips, or JSON list of {instruction, input, output} or {key, caption}")
     output_dir: str = flag("./output_dir", "folder for checkpoints, logs and results")
     emb_path: str = flag("", "embedding store of the clips, made by avt_get_emb.py")
-    llama_model_path: str = flag(
-        "", "LLaMA weights: a Meta or Hugging Face folder or a .gguf file; if not given, the SmolLM2 of `make setup`"
-    )
-    model: str = flag(
-        "auto",
-        "expected size of the LLaMA; a named size also trains prompts on text alone as LLaMA-Adapter v1 does; auto: any size",
-        ("auto", *LLAMA_PRESETS),
-    )
+    llama_model_path: str = flag("", "LLaMA: a Meta or Hugging Face folder or .gguf file; if not given, `make setup`'s SmolLM2")
+    model: str = flag("auto", "size of the LLaMA; named: text alone trains as in LLaMA-Adapter v1", ("auto", *LLAMA_PRESETS))
     stage: str = flag("finetune", "pretrain: captions; finetune: intents and rationales, or instructions", STAGES)
     pretrained_path: str = flag("", "checkpoint folder, or ImageBind-LLM adapter file, to start from")
     trainable: str = flag("prompts", "prompts: prompts, gates and bridge; lora: LoRA, biases and norms; all: both", TRAINABLE)
-    modalities: tuple[str, ...] = flag(
-        MODALITIES, "modalities that the model sees; none: the utterance alone, no embeddings", (*MODALITIES, NO_MODALITY)
-    )
+    modalities: tuple[str, ...] = flag(MODALITIES, "what the model sees; none: no embeddings", (*MODALITIES, NO_MODALITY))
     rationales: str = flag("", "JSONL file of {key, rationale}; if not given, DATA_PATH/rationales.jsonl if it exists")
     limit: int = flag(0, "number of train rows to train on, evenly spaced; 0: all")
-    adapter_layer: int | None = flag(
-        None, "number of top layers with prompts and LoRA; if not given, that of --pretrained_path, or 30"
-    )
+    adapter_layer: int | None = flag(None, "top layers with prompts and LoRA; if not given, that of --pretrained_path, or 30")
     adapter_len: int | None = flag(None, "learned prompts per layer; if not given, that of --pretrained_path, or 10")
     lora_rank: int | None = flag(None, "LoRA rank; if not given, that of --pretrained_path, or no LoRA")
     bridge_width: float = flag(1.0, "hidden width of the bridge, as a multiple of the LLaMA width; ImageBind-LLM uses 4")
@@ -74,9 +61,7 @@ class TrainSettings:
     w_rationale: float = flag(1.0, "weight of the negative log-likelihood of the answer")
     w_caption: float = flag(0.0, "with --stage finetune: weight of --captions, one caption mixed in for every two rows")
     w_contrast: float = flag(0.0, "weight of the contrastive loss: an answer is likelier with its own clip than with another")
-    patience: int = flag(
-        8, "epochs without a better dev score before training stops, or --w_critic begins; 0: never stop early"
-    )
+    patience: int = flag(8, "epochs without a better dev score before training stops or --w_critic begins; 0: never")
     seed: int = flag(0, "seed of initial weights, row order and sampled answers")
     save_steps: int = flag(500, "steps between checkpoints within an epoch; every epoch ends with one")
     log_steps: int = flag(10, "steps between log lines")
@@ -84,14 +69,10 @@ class TrainSettings:
     num_workers: int = flag(0, "data-loading processes")
     device: str = flag("auto", "auto: cuda if available, else cpu", ("auto", "cpu", "cuda"))
     dtype: str = flag("auto", "dtype of frozen weights; auto: bfloat16 on a GPU, else float32", ("auto", "float32", "bfloat16"))
-    w_critic: float = flag(
-        0.0, "weight of the self-critical loss, reached one epoch after it begins; 0: supervised training only"
-    )
+    w_critic: float = flag(0.0, "weight of the self-critical loss, reached one epoch after it begins; 0: supervised only")
     samples: int = flag(4, "answers sampled per clip")
     baseline: str = flag("loo", "baseline of a sampled answer: the greedy answer, the mean of the others, the group", BASELINES)
-    critic_start: int = flag(
-        0, "epochs before the self-critical loss begins, from the best checkpoint; it begins earlier if --patience runs out"
-    )
+    critic_start: int = flag(0, "epochs before the self-critical loss begins, from the best checkpoint; fewer by --patience")
     kl: float = flag(0.03, "weight of the KL penalty towards the model at the start of the self-critical loss")
     reward_weights: str = flag(
         "",
@@ -106,14 +87,8 @@ class TrainSettings:
         CREDITS,
     )
     captions: str = flag("", "JSON list of {key, caption} for the same clips: fits the judge, and is mixed in by --w_caption")
-    trust_references: str = flag(
-        "yes",
-        "no: similarity to references earns no reward, and their claims are weighted by the judge's probability",
-        ("yes", "no"),
-    )
-    encoder_weights: str = flag(
-        "", "encoder weights for the judge's text tower; if not given, checkpoints/ENCODER.safetensors or .pth"
-    )
+    trust_references: str = flag("yes", "no: they earn no reward, and the judge weights their claims", ("yes", "no"))
+    encoder_weights: str = flag("", "encoder weights for the judge; if not given, checkpoints/ENCODER.safetensors or .pth")
     answer_order: str = flag("label", "what an answer begins with", ANSWER_ORDERS)
     cache_gb: float = flag(4.0, "disk space for cached hidden states below the adapted layers, in GB; 0: no cache")
     checkpoint_activations: bool = flag(False, "recompute layers in the backward pass: less memory, more time")
