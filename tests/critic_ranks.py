@@ -64,7 +64,7 @@ def main(out: str, data: str, store: str, llama: str, weight: str, credit: str) 
         verifier = fit_verifier(*told, corpus.taxonomy, None)
         start = {name: p.detach().clone() for name, p in trained.items()}
         unasked = Judge(ClauseVectors(lambda texts: torch.ones(len(texts), 1)), corpus.store, SHARED, {}, ())
-        critic = Even(settings, tokenizer, corpus.taxonomy, rows, verifier, start, judge=unasked)
+        critic = Even(settings.critic, tokenizer, corpus.taxonomy, rows, verifier, start, judge=unasked)
 
         model, optimizer = distributed.wrap(own), torch.optim.SGD(trained.values(), lr=0.5)
         ranks, collate = distributed.world_size(), Collator(corpus.store, corpus.modalities)

@@ -17,6 +17,7 @@ The log is of the sampled answers in all cases.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -153,15 +154,12 @@ class Critic:
         present = None if batch.present is None else batch.present[picked]
         shape = (self.settings.samples, self.max_new)
         draws = torch.cat([uniform((seed, batch.keys[i], p), shape) for i, p in zip(picked, prompts, strict=True)])
-        clips = {"embeddings": vectors, "present": present}
-
-        def answers(sampling: Sampling, count: int, draws: Tensor | None = None) -> list[list[int]]:
-            by_clip = generate(model, prompts, self.max_new, self.eos, **clips, sampling=sampling, n_samples=count, draws=draws)
-            return [ids for answers in by_clip for ids in answers]
-
-        drawn = answers(ON_POLICY, self.settings.samples, draws.to(batch.tokens.device))  # draws (B*K, max_new)
+        draws = draws.to(batch.tokens.device)  # (B*K, max_new)
+        answer = partial(generate, model, prompts, self.max_new, self.eos, embeddings=vectors, present=present)
+        drawn = answer(sampling=ON_POLICY, n_samples=self.settings.samples, draws=draws)
         needs_greedy = self.settings.baseline == "greedy" or self.settings.credit == "corrected"
-        return drawn, answers(GREEDY, 1) if needs_greedy else None
+        greedy = answer(sampling=GREEDY, n_samples=1, draws=None) if needs_greedy else None
+        return _in_a_row(drawn), None if greedy is None else _in_a_row(greedy)
 
     def _parts(
         self,
@@ -355,6 +353,11 @@ class Critic:
             sums["claims"] += len(values)
             sums["undecided"] += sum(abs(value) < DEAD_ZONE for value in values)
             sums["probability"] += sum((value + 1) / 2 for value in values)
+
+
+def _in_a_row(answers: Sequence[Sequence[list[int]]]) -> list[list[int]]:
+    """The answers to all clips, clip by clip, in one list."""
+    return [ids for of_clip in answers for ids in of_clip]
 
 
 def weighed(row: Ids, judge: Judge, tokenizer: LlamaTokenizer, taxonomy: Taxonomy | None, lead: str) -> Ids:

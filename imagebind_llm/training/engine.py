@@ -151,10 +151,10 @@ def train_step(
 
 
 def supervised_loss(
-    batch: Batch, output: Output, swapped: Tensor | None, counts: Counts, settings: TrainSettings, sums: Sums
+    batch: Batch, output: Output, swapped: Tensor, counts: Counts, settings: TrainSettings, sums: Sums
 ) -> Tensor:
     """A pass's share of a step's loss on references: answers, captions mixed in, contrast, intents; the contrast is added to
-    `sums`. swapped: log p of the contrasted answers with another clip."""
+    `sums`. swapped: log p of the contrasted answers with another clip, no rows if there are none."""
     answers, captions = by_kind(batch, output.mask)
     logp = output.logp if batch.weights is None else output.logp * batch.weights
     loss = settings.w_rationale * rationale_nll(logp, answers, counts.tokens)

@@ -81,7 +81,7 @@ def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
 
 def _splits(corpus: Corpus) -> dict[str, list[Ids]]:
     """The rows of dev and test, where any of them has an intent; says where none has."""
-    splits = {split: corpus.splits[split] for split in ("dev", "test") if split in corpus.splits}
+    splits: dict[str, list[Ids]] = {split: corpus.splits[split] for split in ("dev", "test") if split in corpus.splits}
     for split in [name for name, rows in splits.items() if all(row.intent is None for row in rows)]:
         say(f"{split}: none of its {len(splits.pop(split))} rows has an intent, so there are no scores of intents")
     return splits
