@@ -12,7 +12,7 @@ from imagebind_llm.training.continuation import sums_of_rank
 from imagebind_llm.training.engine import Position, Sums
 from imagebind_llm.training.settings import TrainSettings
 
-GAMED = "the paying judge has seen answers get truer and the watching one has not: what rises is not truth"
+GAMED = "by the judge that pays, answers have become truer; by the judge that watches, they have not: the reward is being gamed"
 
 
 class Progress:
