@@ -26,11 +26,13 @@ from imagebind_llm.flags import parse
 from imagebind_llm.itsl.assembly import Assembled, build, open_language
 from imagebind_llm.itsl.instructions import LEAD
 from imagebind_llm.llama.tokenizers import LlamaTokenizer
-from imagebind_llm.settings import TrainSettings
-from imagebind_llm.training.engine import Beside, evaluate, make_optimizer, over_ranks, train_one_epoch
+from imagebind_llm.training.engine import ExtraRows, evaluate, train_one_epoch
+from imagebind_llm.training.log import say
 from imagebind_llm.training.rehearsal import is_worth_it, rehearse
 from imagebind_llm.training.results import finish
 from imagebind_llm.training.run import Run
+from imagebind_llm.training.schedule import make_optimizer
+from imagebind_llm.training.settings import TrainSettings
 
 
 def main() -> int:
@@ -51,15 +53,15 @@ def main() -> int:
 
 def train(settings: TrainSettings, device: torch.device) -> None:
     llama, tokenizer = open_language(settings.llama_model_path, settings.model)
-    corpus = load_corpus(settings, tokenizer, min(settings.max_seq_len, llama.max_seq_len))
-    assembled = build(settings, corpus.taxonomy, corpus.store.identity.width if corpus.store else None, device)
+    corpus = load_corpus(settings.corpus, tokenizer, min(settings.max_seq_len, llama.max_seq_len))
+    assembled = build(settings.build, corpus.taxonomy, corpus.store.identity.width if corpus.store else None, device)
     model = distributed.wrap(assembled.model)
     optimizer = make_optimizer(assembled.model, settings.weight_decay, settings.gate_lr)
     run = Run(settings, assembled, optimizer, corpus)
     announce(run, assembled, corpus)
     if settings.w_critic and run.verifier is None:
         raise DataError("--w_critic needs intents and reference rationales: pass --rationales, a JSONL of {key, rationale}")
-    if settings.judges and corpus.store is None:
+    if settings.critic.judges and corpus.store is None:
         raise DataError(
             f"--credit {settings.credit} --trust_references {settings.trust_references}: a judge looks at clips: pass "
             f"--emb_path, and not --modalities none"
@@ -72,18 +74,16 @@ def train(settings: TrainSettings, device: torch.device) -> None:
     with run.frozen_states(device) as states:
         collate = Collator(corpus.store, corpus.modalities, states)
         look = partial(evaluate, assembled.model, corpus.splits.get("dev", []), collate, device, 2 * settings.batch_size)
-        if not run.finished and is_worth_it(device):
+        if not run.progress.finished and is_worth_it(device):
             memory = rehearse(model, optimizer, rows, collate, settings, device, rehearsed_critic(run, tokenizer, device))
-            run.say(f"the longest step fits into memory: {memory}")
+            say(f"the longest step fits into memory: {memory}")
         critic = None
-        while not run.finished:
+        while not run.progress.finished:
             critic = critic or critic_of(run, tokenizer, look, device)
-            beside = Beside(corpus.mixed, corpus.headed if critic else [])
-            for moment in train_one_epoch(model, optimizer, rows, collate, settings, device, run.position, critic, beside):
-                run.line(moment)
-                if moment.position.step % settings.save_steps == 0 and moment.position.step < moment.steps:
-                    run.save()
-            scores = {"train": over_ranks(run.position.sums).means() | over_ranks(run.position.critic).means()}
+            extra = ExtraRows(corpus.mixed, corpus.headed if critic else [])
+            for moment in train_one_epoch(model, optimizer, rows, collate, settings, device, run.position, critic, extra):
+                run.end_step(moment)
+            scores = {"train": run.position.sums.over_ranks().means() | run.position.critic.over_ranks().means()}
             scores["dev"], right = look()
             run.end_epoch(scores, right)
     finish(run, tokenizer, device)
@@ -93,9 +93,9 @@ def critic_of(
     run: Run, tokenizer: LlamaTokenizer, look: Callable[[], tuple[dict, list[bool]]], device: torch.device
 ) -> Critic | None:
     """The critic, once it is its time; what it holds answers against is the model that it began with."""
-    if not run.criticises or run.verifier is None or run.corpus.taxonomy is None:
+    if not run.progress.criticises or run.verifier is None or run.corpus.taxonomy is None:
         return None
-    if run.guard.began is None:
+    if run.progress.guard.began is None:
         run.begin_criticism(look)
     return make_critic(run, tokenizer, run.reference(), device)
 
@@ -112,9 +112,9 @@ def make_critic(
 ) -> Critic:
     """Raises DataError if its answers do not fit the context."""
     assert run.verifier is not None and run.corpus.taxonomy is not None, "refused at the start"
-    rows, start = run.corpus.splits["train"], run.guard.began or 0
+    rows, start = run.corpus.splits["train"], run.progress.guard.began or 0
     judges = run.judges(device) or (None, None)
-    critic = Critic(run.settings, tokenizer, run.corpus.taxonomy, rows, run.verifier, reference, start, *judges)
+    critic = Critic(run.settings.critic, tokenizer, run.corpus.taxonomy, rows, run.verifier, reference, start, *judges)
     longest, context = max(row.n_prompt for row in rows) + critic.max_new, run.assembled.config.llama.max_seq_len
     if longest > context:
         raise DataError(
@@ -127,18 +127,18 @@ def make_critic(
 def announce(run: Run, assembled: Assembled, corpus: Corpus) -> None:
     """What is trained on what."""
     trained = {name: p.numel() for name, p in assembled.model.named_parameters() if p.requires_grad}
-    run.say(f"trained parameters: {sum(trained.values()):,} of {sum(p.numel() for p in assembled.model.parameters()):,}")
+    say(f"trained parameters: {sum(trained.values()):,} of {sum(p.numel() for p in assembled.model.parameters()):,}")
     raw = "raw, as in LLaMA-Adapter v1"
-    run.say(f"prompts: {'brought to unit RMS' if assembled.config.prompts.normalise_prefix else raw}")
-    run.say("rows: " + ", ".join(f"{name} {len(rows)}" for name, rows in corpus.splits.items()))
+    say(f"prompts: {'brought to unit RMS' if assembled.config.prompts.normalise_prefix else raw}")
+    say("rows: " + ", ".join(f"{name} {len(rows)}" for name, rows in corpus.splits.items()))
     for note in corpus.notes:
-        run.say(note)
+        say(note)
     if corpus.n_cut:
-        run.say(f"rows that lost context to fit --max_seq_len {run.settings.max_seq_len}: {corpus.n_cut}")
+        say(f"rows that lost context to fit --max_seq_len {run.settings.max_seq_len}: {corpus.n_cut}")
     if corpus.mixed:
-        run.say(f"captions mixed in: {len(corpus.mixed)}, one beside every two rows")
+        say(f"captions mixed in: {len(corpus.mixed)}, one beside every two rows")
     if run.settings.limit:
-        run.say(f"trained on: {len(corpus.taught)} rows of train (--limit)")
+        say(f"trained on: {len(corpus.taught)} rows of train (--limit)")
     if len(corpus.taught) < distributed.world_size():
         raise DataError(f"{len(corpus.taught)} rows for {distributed.world_size()} ranks; lower --nproc_per_node")
 

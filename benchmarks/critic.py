@@ -26,9 +26,10 @@ from imagebind_llm.critic.self_critical import Critic
 from imagebind_llm.critic.verifier import Verifier
 from imagebind_llm.itsl.assembly import build, open_language
 from imagebind_llm.itsl.checkpoint import read_info
-from imagebind_llm.settings import TrainSettings
-from imagebind_llm.training.engine import Beside, Position, make_optimizer, train_one_epoch
+from imagebind_llm.training.engine import ExtraRows, Position, train_one_epoch
 from imagebind_llm.training.frozen_states import compute_states
+from imagebind_llm.training.schedule import make_optimizer
+from imagebind_llm.training.settings import TrainSettings
 
 HEAD, SAMPLING, JUDGING, SCORING = "rows of the head", "sampling", "judging", "references and samples, forward and backward"
 REFERENCE, OPTIMIZER = "log-probabilities at the start", "optimizer"
@@ -77,30 +78,28 @@ def step_by_part(run: Path, steps: int = 3) -> str:
 
     `run`: the output folder of a run with --w_critic whose claims were judged. Raises ValueError for any other."""
     info = read_info(run / "best")
-    given: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in info["settings"].items()
-    }
-    settings, rows = TrainSettings(**given), given["batch_size"] * given["accum_iter"] * info["world_size"]
+    settings = TrainSettings.saved(info["settings"])
+    rows = settings.batch_size * settings.accum_iter * info["world_size"]
     if not settings.w_critic or not (run / "best" / "judge.json").is_file():
         raise ValueError(f"--run {run}: expected a run with --w_critic and --credit claim, whose checkpoint has a judge")
     settings = replace(settings, pretrained_path=str(run / "best"), batch_size=rows, accum_iter=1, save_steps=10**9)
     device = torch.device(distributed.choose_device(settings.device))
     llama, tokenizer = open_language(settings.llama_model_path, settings.model)
-    corpus = load_corpus(settings, tokenizer, min(settings.max_seq_len, llama.max_seq_len))
+    corpus = load_corpus(settings.corpus, tokenizer, min(settings.max_seq_len, llama.max_seq_len))
     assert corpus.store is not None and corpus.taxonomy is not None, "it was criticised, so there were clips and intents"
-    model = build(settings, corpus.taxonomy, corpus.store.identity.width, device).model
+    model = build(settings.build, corpus.taxonomy, corpus.store.identity.width, device).model
     vectors = ClauseVectors.load(corpus.store.identity, settings.encoder_weights, device)
     judges = [Judge.load(run / "best", corpus.store, vectors, name) for name in NAMES]
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     verifier = Verifier.load(run / "best")
-    critic = Critic(settings, tokenizer, corpus.taxonomy, corpus.splits["train"], verifier, start, -1, *judges)
+    critic = Critic(settings.critic, tokenizer, corpus.taxonomy, corpus.splits["train"], verifier, start, -1, *judges)
     optimizer = make_optimizer(model, settings.weight_decay, settings.gate_lr)
     watch = watched(critic, optimizer, device)
     with TemporaryDirectory() as folder:
         kept = [*corpus.taught, *corpus.mixed, *corpus.headed]
         states = compute_states(Path(folder) / "states.tmp", kept, model.llama, device, 2 * rows)
-        collate, beside = Collator(corpus.store, corpus.modalities, states), Beside(corpus.mixed, corpus.headed)
-        trained = train_one_epoch(model, optimizer, corpus.taught, collate, settings, device, Position(), critic, beside)
+        collate, extra = Collator(corpus.store, corpus.modalities, states), ExtraRows(corpus.mixed, corpus.headed)
+        trained = train_one_epoch(model, optimizer, corpus.taught, collate, settings, device, Position(), critic, extra)
         next(trained)  # it warms up
         watch.spent.clear()
         done = len(list(islice(trained, steps)))

@@ -163,9 +163,6 @@ STAGES = ("finetune", "pretrain")
 TRAINABLE = ("prompts", "lora", "all")
 NO_MODALITY = "none"
 BASELINES = ("greedy", "loo", "group")
-REWARD_NORMS = ("group", "none")
-# parts of the reward: the default of --credit answer; the others pay the truth of claims alone
-REWARD_WEIGHTS = {"intent": 1.0, "rationale": 0.5, "consistency": 0.5, "format": 0.1, "truth": 0.0}
 CREDITS = ("answer", "claim", "to_go", "best", "local", "corrected")
 TRUTH_ALONE = ("best", "local", "corrected")  # of these, the ones that have no use for other parts of the reward
 ANSWER_ORDERS = ("label", "rationale")

@@ -111,12 +111,6 @@ MINTREC2 = Taxonomy(
 
 PUBLISHED = {taxonomy.name: taxonomy for taxonomy in (MINTREC, MINTREC2)}
 
-# The class order of the original ITSL classifier, for reading numbers beside its own.
-ITSL_ORDER = (
-    *("Complain", "Praise", "Apologise", "Thank", "Criticize", "Care", "Agree", "Taunt", "Flaunt", "Oppose"),
-    *("Joke", "Inform", "Advise", "Arrange", "Introduce", "Comfort", "Leave", "Prevent", "Greet", "Ask for help"),
-)
-
 DEMO = MINTREC  # the demo world shows the same 20 intents
 
 # What a speaker with each intent does, one sentence each, our own words: instructions to rationale writers, sentences for

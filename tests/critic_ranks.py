@@ -18,25 +18,25 @@ from imagebind_llm.corpus.sequences import load_corpus
 from imagebind_llm.critic.credit import Verdict
 from imagebind_llm.critic.critic_sums import CriticSums
 from imagebind_llm.critic.judge import SHARED, ClauseVectors, Judge
-from imagebind_llm.critic.self_critical import Critic, Judged, Sampled
+from imagebind_llm.critic.self_critical import Critic, JudgedAnswers, SampledAnswers
 from imagebind_llm.critic.verifier import fit_verifier
 from imagebind_llm.itsl.assembly import build, open_language
 from imagebind_llm.records import IGNORE, Batch
-from imagebind_llm.settings import TrainSettings
 from imagebind_llm.training.engine import CriticStep, Sums, counts_of, train_step
+from imagebind_llm.training.settings import TrainSettings
 
 
 class Even(Critic):
-    def sample(self, model, batch: Batch, generator: torch.Generator) -> Sampled | None:
+    def sample(self, model, batch: Batch, generator: torch.Generator) -> SampledAnswers | None:
         sampled = super().sample(model, batch, generator)
         targets = sampled.batch.targets
         even = ((targets % 2 == 0) & (targets != IGNORE)).sum(1) / (targets != IGNORE).sum(1)
         return replace(sampled, parts=dict.fromkeys(sampled.parts, even.view(sampled.parts["intent"].shape)))
 
-    def _judged(self, drawn, texts, keys, greedy) -> Judged:
+    def _judged(self, drawn, texts, keys, greedy) -> JudgedAnswers:
         pairs = [[(i, sum(1 - token % 2 for token in ids[i : i + 2]) - 1) for i in range(0, len(ids) - 1, 2)] for ids in drawn]
         verdicts = [[Verdict(i, i + 2, float(worth), True) for i, worth in answer] for answer in pairs]
-        return Judged(verdicts, [(0, 1)] * len(drawn), None, [])
+        return JudgedAnswers(verdicts, [(0, 1)] * len(drawn), None, [])
 
 
 def main(out: str, data: str, store: str, llama: str, weight: str, credit: str) -> None:
@@ -53,8 +53,8 @@ def main(out: str, data: str, store: str, llama: str, weight: str, credit: str) 
     )
     with distributed.process_group("cpu") as device:
         _, tokenizer = open_language(llama, settings.model)
-        corpus = load_corpus(settings, tokenizer, settings.max_seq_len)
-        own = build(settings, corpus.taxonomy, corpus.store.identity.width, device).model
+        corpus = load_corpus(settings.corpus, tokenizer, settings.max_seq_len)
+        own = build(settings.build, corpus.taxonomy, corpus.store.identity.width, device).model
         for name, parameter in own.named_parameters():
             if name.endswith("gate"):
                 torch.nn.init.constant_(parameter, 0.5)
@@ -64,7 +64,7 @@ def main(out: str, data: str, store: str, llama: str, weight: str, credit: str) 
         verifier = fit_verifier(*told, corpus.taxonomy, None)
         start = {name: p.detach().clone() for name, p in trained.items()}
         unasked = Judge(ClauseVectors(lambda texts: torch.ones(len(texts), 1)), corpus.store, SHARED, {}, ())
-        critic = Even(settings, tokenizer, corpus.taxonomy, rows, verifier, start, judge=unasked)
+        critic = Even(settings.critic, tokenizer, corpus.taxonomy, rows, verifier, start, judge=unasked)
 
         model, optimizer = distributed.wrap(own), torch.optim.SGD(trained.values(), lr=0.5)
         ranks, collate = distributed.world_size(), Collator(corpus.store, corpus.modalities)

@@ -167,7 +167,7 @@ def test_every_claim_with_a_verdict_is_drawn_alike_and_compared_with_the_likelie
     tokenizer = load_tokenizer(TOKENIZER)
     clip, some = answered(tokenizer, ANSWER, *OTHERS), made(tokenizer)
     drawn = [some.compared(model, clip, torch.tensor([u])) for u in (0.0, 0.21, 0.41, 0.61, 0.99)]
-    said = [tokenizer.decode([*rows[0].given[len(clip.prompt) :], *rows[0].said.ids]).split(":")[1] for rows in drawn]
+    said = [tokenizer.decode([*rows[0].prefix[len(clip.prompt) :], *rows[0].alternative.ids]).split(":")[1] for rows in drawn]
     assert said == [
         " We see a deep frown and",
         " We see a deep frown and hear a sob,",
@@ -176,12 +176,12 @@ def test_every_claim_with_a_verdict_is_drawn_alike_and_compared_with_the_likelie
         " We see a deep frown and",
     ], "the shrug is never drawn"
     assert all(len(rows) <= alternatives.MOST for rows in drawn)
-    assert len({tuple(row.given) for row in drawn[0]}) == 1
+    assert len({tuple(row.prefix) for row in drawn[0]}) == 1
     monkeypatch.setattr(alternatives, "MOST", 3)
     place = some.at(clip, 0, 0)
     best = likeliest(model, clip, place.before, place.alternatives[1:], 2)
     rows = some.compared(model, clip, torch.tensor([0.0]))
-    assert [row.said for row in rows] == [place.alternatives[0], *best]
+    assert [row.alternative for row in rows] == [place.alternatives[0], *best]
 
 
 def test_clips_with_the_same_prompt_and_answers_are_compared_at_places_of_their_own(model):
@@ -211,10 +211,11 @@ def test_the_most_false_claims_are_corrected_by_the_likeliest_true_ones(model, m
     tokenizer = load_tokenizer(TOKENIZER)
     clip, some = answered(tokenizer, ANSWER, *OTHERS), made(tokenizer)
     sob, frown = some.corrections(model, clip)
-    assert tokenizer.decode([*sob.given[len(clip.prompt) :], *sob.said.ids]).endswith("a deep frown and hear a low murmur,")
-    assert sob.said.value == frown.said.value == 1.0
+    text = tokenizer.decode([*sob.prefix[len(clip.prompt) :], *sob.alternative.ids])
+    assert text.endswith("a deep frown and hear a low murmur,")
+    assert sob.alternative.value == frown.alternative.value == 1.0
     place = some.at(clip, 0, 0)
     true = [one for one in place.alternatives if one.value > 0]
-    assert len(true) == 4 and frown.said.ids == likeliest(model, clip, place.before, true, 1)[0].ids
+    assert len(true) == 4 and frown.alternative.ids == likeliest(model, clip, place.before, true, 1)[0].ids
     monkeypatch.setattr(alternatives, "CORRECTED", 1)
     assert some.corrections(model, clip) == [sob]

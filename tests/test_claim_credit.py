@@ -6,18 +6,17 @@ import pytest
 import torch
 from toy_training import TOKENIZER
 
-from imagebind_llm.config import REWARD_WEIGHTS
 from imagebind_llm.corpus.batches import Collator
 from imagebind_llm.critic.credit import SPREAD, Verdict
 from imagebind_llm.critic.critic_sums import CriticSums
 from imagebind_llm.critic.judge import SHARED, ClauseVectors, Judge
-from imagebind_llm.critic.rewards import advantage
-from imagebind_llm.critic.self_critical import Critic, Judged, Sampled, weighed
+from imagebind_llm.critic.rewards import REWARD_WEIGHTS, advantage
+from imagebind_llm.critic.self_critical import Critic, JudgedAnswers, SampledAnswers, weighed
 from imagebind_llm.itsl.instructions import LEAD
 from imagebind_llm.llama.tokenizers import load_tokenizer
 from imagebind_llm.records import Answer, Batch, Sequence
-from imagebind_llm.settings import TrainSettings
 from imagebind_llm.taxonomy import DEMO
+from imagebind_llm.training.settings import TrainSettings
 
 PROMPTS, LENGTHS, COLUMNS = (3, 3, 2, 2), (7, 5, 7, 6), 11  # two clips, two answers each
 
@@ -25,19 +24,20 @@ PROMPTS, LENGTHS, COLUMNS = (3, 3, 2, 2), (7, 5, 7, 6), 11  # two clips, two ans
 def critic(**flags) -> Critic:
     """With settings alone: what its loss reads."""
     made = object.__new__(Critic)
-    made.settings = TrainSettings(data_path="data", w_critic=1, samples=2, **{"credit": "claim", "kl": 0.0} | flags)
+    made.settings = TrainSettings(data_path="data", w_critic=1, samples=2, **{"credit": "claim", "kl": 0.0} | flags).critic
     made.weights, made.max_new = made.settings.rewards(), 48
     return made
 
 
-def sampled(values, intent=(0.0, 0.0, 0.0, 0.0)) -> Sampled:
+def sampled(values, intent=(0.0, 0.0, 0.0, 0.0)) -> SampledAnswers:
     """Two claims an answer at its tokens 2-3 and 4; the label at 0-1."""
     verdicts = [[Verdict(2, 4, a, True), Verdict(4, 5, b, True)] for a, b in values]
     n_prompt = torch.tensor(PROMPTS)
     parts = {name: torch.zeros(2, 2) for name in REWARD_WEIGHTS} | {"intent": torch.tensor(intent).view(2, 2)}
     batch = Batch(torch.zeros(4, COLUMNS, dtype=torch.long), torch.zeros(4, COLUMNS, dtype=torch.long), n_prompt=n_prompt)
-    judged = Judged(verdicts, [(0, 2)] * 4, None, [0.5] * 4)
-    return Sampled(batch, parts, None, [Answer(None, "a b")] * 4, ["a b c"] * 4, judged, torch.zeros(4, dtype=torch.long))
+    judged = JudgedAnswers(verdicts, [(0, 2)] * 4, None, [0.5] * 4)
+    owners = torch.zeros(4, dtype=torch.long)
+    return SampledAnswers(batch, parts, None, [Answer(None, "a b")] * 4, ["a b c"] * 4, judged, owners)
 
 
 def mask() -> torch.Tensor:
@@ -85,7 +85,7 @@ def test_equal_claims_give_exactly_zero_gradient_also_with_the_divergence_on():
     sums = CriticSums()
     alike = sampled(((0.7, 0.7),) * 4)
     critic(kl=0.5).loss(alike, logp, mask(), torch.zeros(4, COLUMNS), sums).backward()
-    assert drawn.grad.abs().max() == 0 and sums.skipped == 2 and sums.divergence != 0
+    assert drawn.grad.abs().max() == 0 and sums["skipped"] == 2 and sums["divergence"] != 0
 
 
 def test_the_divergence_is_taken_off_token_by_token_and_within_bounds():
@@ -105,7 +105,7 @@ def test_the_best_answer_is_learnt_whole_without_a_divergence_and_clips_of_equal
     sums = CriticSums()
     loss = critic(credit="best", kl=0.5, reward_weights="truth=2").loss(some, logp, mask(), torch.zeros(4, COLUMNS), sums)
     logp, loss = logp.detach(), loss.detach()
-    assert float(loss) == pytest.approx(-2 * float((logp * mask())[1].sum()) / (4 * 48)) and sums.skipped == 1
+    assert float(loss) == pytest.approx(-2 * float((logp * mask())[1].sum()) / (4 * 48)) and sums["skipped"] == 1
 
 
 def test_a_step_says_what_the_judges_said():

@@ -24,11 +24,13 @@ from toy_training import (
 )
 
 import engine_finetune
+from imagebind_llm.critic.critic_sums import CriticSums
 from imagebind_llm.encoder.store import Store, StoreWriter
 from imagebind_llm.itsl import checkpoint
 from imagebind_llm.itsl.assembly import llama_fingerprint, same_llama
 from imagebind_llm.llama.load import load_llama
-from imagebind_llm.training.continuation import sums_of_rank
+from imagebind_llm.training.continuation import differences, sums_of_rank
+from imagebind_llm.training.engine import Sums
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"epochs": 2, "warmup_epochs": 0, "lr": 0.05, "adapter_layer": 2, "adapter_len": 3, "device": "cpu", "save_steps": 1}
@@ -113,11 +115,27 @@ def test_other_rows_a_step_are_refused(alpaca, whole, tmp_path):
 
 @pytest.mark.parametrize(("ranks", "losses"), [(3, [1.0, 2.0, 4.0]), (2, [5.0, 2.0]), (1, [7.0]), (4, [1.0, 2.0, 4.0, 0.0])])
 def test_no_running_sum_is_lost_whatever_number_of_ranks_goes_on(ranks, losses):
-    info = {"step": 3, "sums": [[[1.0, 10.0], [0.5]], [[2.0, 20.0], [0.25]], [[4.0, 40.0], [0.125]]]}
+    parts = ((1.0, 10.0, 0.5), (2.0, 20.0, 0.25), (4.0, 40.0, 0.125))
+    info = {"step": 3, "sums": [[{"nll": nll, "tokens": tokens}, {"answers": answers}] for nll, tokens, answers in parts]}
     found = [sums_of_rank(info, rank, ranks) for rank in range(ranks)]
-    assert [sum(own[:1]) for own, _ in found] == losses
-    assert sum(sum(own[1:]) for own, _ in found) == 70 and sum(sum(critic) for _, critic in found) == 0.875
-    assert sums_of_rank(info | {"step": 0}, 0, ranks) == ([], []), "an epoch begins with none"
+    assert [own.get("nll", 0.0) for own, _ in found] == losses
+    assert sum(own.get("tokens", 0.0) for own, _ in found) == 70
+    assert sum(critic.get("answers", 0.0) for _, critic in found) == 0.875
+    assert sums_of_rank(info | {"step": 0}, 0, ranks) == ({}, {}), "an epoch begins with none"
+
+
+def test_running_sums_of_an_older_checkpoint_have_no_names_and_are_read_by_their_order():
+    losses, critic = sums_of_rank({"step": 3, "sums": [[[*range(10)], [*range(19)]]]}, 0, 1)
+    assert losses["nll"] == 0 and losses["right"] == 4 and losses["contrasted"] == 9
+    assert critic["reward_intent"] == 2 and critic["skipped"] == 6 and critic["reward_truth"] == 13
+    assert set(losses) == set(Sums()) and set(critic) == set(CriticSums()), "none of today's is lost"
+
+
+def test_a_run_with_a_removed_flag_continues_if_it_had_the_value_that_always_holds_now(whole):
+    now = checkpoint.read_info(whole / "last")
+    then = {value: now | {"settings": now["settings"] | {"reward_norm": value}} for value in ("group", "none")}
+    assert differences(then["group"], now, ()) == []
+    assert differences(then["none"], now, ()) == ["--reward_norm none, which no longer exists"]
 
 
 # --- machines that see a shared disk differently ---

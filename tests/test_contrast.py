@@ -17,8 +17,9 @@ from imagebind_llm.critic import self_critical
 from imagebind_llm.itsl.losses import contrast, intent_cross_entropy, rationale_nll
 from imagebind_llm.itsl.model import ITSL
 from imagebind_llm.records import Batch, Sequence
-from imagebind_llm.settings import TrainSettings
-from imagebind_llm.training.engine import Counts, Sums, counts_of, make_optimizer, train_step
+from imagebind_llm.training.engine import Counts, Sums, counts_of, train_step
+from imagebind_llm.training.schedule import make_optimizer
+from imagebind_llm.training.settings import TrainSettings
 
 MASK = torch.tensor([[True, True, False, False], [True, True, True, True]])
 
@@ -126,7 +127,7 @@ def test_answers_are_contrasted_and_criticised_in_one_pass(tmp_path, monkeypatch
     monkeypatch.setattr(self_critical, "generate", instead)
     world.rows = with_others([[0, 1, 2, 3, 4]], world.rows, 0, 0)
     assert [one.other is None for one in world.rows] == [False, True, False, False, False] and LAMBDA
-    without, with_it = (world.gradient(world.critic(w_contrast=weight), (2, 3)) for weight in (0.0, 2.0))
+    without, with_it = (world.gradient(world.critic(), (2, 3), w_contrast=weight) for weight in (0.0, 2.0))
     batch = world.collate([one for one in world.rows if one.other])
     output, other = world.model(batch), world.model(with_others_clip(batch))
     found = torch.autograd.grad(contrast(output.logp, other.logp, output.mask), world.trained.values(), allow_unused=True)

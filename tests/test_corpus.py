@@ -9,8 +9,8 @@ from toy_training import write_store
 from imagebind_llm.corpus.sequences import Corpus, load_corpus
 from imagebind_llm.datasets.readers import DataError
 from imagebind_llm.llama.tokenizers import load_tokenizer
-from imagebind_llm.settings import TrainSettings
 from imagebind_llm.taxonomy import MINTREC2
+from imagebind_llm.training.settings import TrainSettings
 
 TOKENIZER = load_tokenizer(Path(__file__).parent / "golden" / "llama" / "tiny.model")
 TRAIN = [
@@ -22,7 +22,7 @@ DEV = {"instruction": "Name a fruit.", "output": "A pear.", "split": "dev"}
 
 def read(tmp_path: Path, rows: list[dict], **settings) -> Corpus:
     (tmp_path / "rows.json").write_text(json.dumps(rows))
-    return load_corpus(TrainSettings(str(tmp_path / "rows.json"), **settings), TOKENIZER, 512)
+    return load_corpus(TrainSettings(str(tmp_path / "rows.json"), **settings).corpus, TOKENIZER, 512)
 
 
 def refused(tmp_path: Path, rows: list[dict], **settings) -> str:

@@ -23,8 +23,8 @@ from imagebind_llm.itsl.assembly import build, open_language
 from imagebind_llm.itsl.generate import Sampling, generate, uniform
 from imagebind_llm.itsl.instructions import parse_answer
 from imagebind_llm.records import Answer, Sequence
-from imagebind_llm.settings import TrainSettings
 from imagebind_llm.training.engine import CriticStep, Position, Sums, _draws, counts_of, train_step
+from imagebind_llm.training.settings import TrainSettings
 
 CPU = torch.device("cpu")
 LAMBDA, SAMPLES = 0.7, 3
@@ -48,11 +48,11 @@ class World:
             **{"clip_grad": 0.0, "w_intent": 0.0, "w_rationale": 0.0, "device": "cpu"},
         )
         _, self.tokenizer = open_language(self.settings.llama_model_path)
-        corpus = load_corpus(self.settings, self.tokenizer, 512)
+        corpus = load_corpus(self.settings.corpus, self.tokenizer, 512)
         self.taxonomy, self.train = corpus.taxonomy, corpus.splits["train"]
         self.rows = [replace(row, intent=None) if i == 1 else row for i, row in enumerate(self.train[:5])]
         self.collate = Collator(corpus.store, corpus.modalities)
-        self.model = build(self.settings, corpus.taxonomy, corpus.store.identity.width, CPU).model
+        self.model = build(self.settings.build, corpus.taxonomy, corpus.store.identity.width, CPU).model
         self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         torch.manual_seed(2)
         for name, parameter in self.trained.items():
@@ -63,9 +63,9 @@ class World:
 
     def critic(self, start: int = 0, **changed: object) -> Critic:
         settings = replace(self.settings, **changed)
-        return Critic(settings, self.tokenizer, self.taxonomy, self.train, self.verifier, self.start, start)
+        return Critic(settings.critic, self.tokenizer, self.taxonomy, self.train, self.verifier, self.start, start)
 
-    def gradient(self, critic: Critic, sizes: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    def gradient(self, critic: Critic, sizes: tuple[int, ...], **changed: object) -> dict[str, torch.Tensor]:
         """What the optimizer sees of a step whose rows are dealt into passes of these sizes."""
         seen: dict[str, torch.Tensor] = {}
 
@@ -77,7 +77,7 @@ class World:
         passes = [self.collate(self.rows[start : start + size]) for start, size in zip(starts, sizes, strict=True)]
         step = CriticStep(critic, LAMBDA, torch.Generator(), CriticSums())
         optimizer = Watching(self.trained.values(), lr=0.0)
-        train_step(self.model, optimizer, passes, counts_of(self.rows), critic.settings, Sums(), step)
+        train_step(self.model, optimizer, passes, counts_of(self.rows), replace(self.settings, **changed), Sums(), step)
         return seen
 
 

@@ -26,8 +26,8 @@ from toy_training import (
 
 import engine_finetune
 import explain
-from imagebind_llm.config import REWARD_WEIGHTS
 from imagebind_llm.critic import claims, judge_fit, self_critical
+from imagebind_llm.critic.rewards import REWARD_WEIGHTS
 from imagebind_llm.itsl.checkpoint import read_info
 from imagebind_llm.llama.tokenizers import load_tokenizer
 from imagebind_llm.records import Answer

@@ -28,7 +28,7 @@ from imagebind_llm.explain.faithfulness import Change  # noqa: E402
 from imagebind_llm.explain.scoring import Rationale, read_rationales  # noqa: E402
 from imagebind_llm.flags import parse  # noqa: E402
 from imagebind_llm.records import Example  # noqa: E402
-from imagebind_llm.settings import TrainSettings  # noqa: E402
+from imagebind_llm.training.settings import TrainSettings  # noqa: E402
 
 
 def append(name: str) -> str:

@@ -17,8 +17,8 @@ from imagebind_llm.demo_world import cues, face, phrases, references, texts, voi
 from imagebind_llm.demo_world.__main__ import main
 from imagebind_llm.demo_world.write import DemoWorldSettings
 from imagebind_llm.llama.tokenizers import load_tokenizer
-from imagebind_llm.settings import TrainSettings
 from imagebind_llm.taxonomy import DEMO
+from imagebind_llm.training.settings import TrainSettings
 
 SMALL = {"train": 24, "dev": 8, "test": 12}
 FULL = {"train": 600, "dev": 200, "test": 400}
@@ -226,7 +226,7 @@ def test_training_never_sees_the_true_cues_and_keeps_intents_without_rationales(
         path = tmp_path / f"{'-'.join(changed) or 'same'}.jsonl"
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
         settings = TrainSettings(data_path=str(world), output_dir=str(tmp_path), modalities=("none",), rationales=str(path))
-        return load_corpus(settings, load_tokenizer(TOKENIZER), 512).splits
+        return load_corpus(settings.corpus, load_tokenizer(TOKENIZER), 512).splits
 
     own, other = rows_with(), rows_with(cues={"expression": "CANARY"})
     assert own == other and all(row.rationale for row in own["train"])

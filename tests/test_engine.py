@@ -73,11 +73,11 @@ def test_the_published_command_runs_as_written(alpaca, tmp_path):
     prompts_and_gates = 30 * 10 * 16 + 30 * 2
     assert f"trained parameters: {prompts_and_gates:,} of " in done.stdout and "rows: train 16" in done.stdout
     assert "prompts: raw, as in LLaMA-Adapter v1" in done.stdout
-    files = {"checkpoint-0000010", "last", "best", "log.txt", "steps.jsonl", "curves.html", "tensorboard"}
+    files = {"checkpoint-0000010", "last", "best", "log.txt", "steps.jsonl", "curves.html"}
     assert {path.name for path in out.iterdir()} == files
     log = read_lines(out / "log.txt")
     assert [row["epoch"] for row in log] == [0, 1, 2, 3, 4] and all("nll" in row["train"] for row in log)
-    assert read_lines(out / "steps.jsonl")[-1]["step"] == 10 and any((out / "tensorboard").iterdir())
+    assert read_lines(out / "steps.jsonl")[-1]["step"] == 10
     assert done.stdout.count("epoch 4 done:") == 1, "the main rank alone speaks"
 
 

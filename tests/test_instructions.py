@@ -25,8 +25,8 @@ from imagebind_llm.itsl.instructions import (
 )
 from imagebind_llm.llama.tokenizers import load_tokenizer
 from imagebind_llm.records import IGNORE, Answer, Example, Exchange
-from imagebind_llm.settings import TrainSettings
 from imagebind_llm.taxonomy import MINTREC, MINTREC2
+from imagebind_llm.training.settings import TrainSettings
 
 FOLDER = Path(__file__).parent / "golden" / "llama"
 ROWS = json.loads((FOLDER / "h_rows.json").read_text())
@@ -179,7 +179,7 @@ def test_intents_in_json_are_read_where_those_of_clips_are(order, tmp_path):
         {"instruction": "Name a fruit.", "output": "Intent: none of them."},
     ]
     (tmp_path / "told.json").write_text(json.dumps(told))
-    found = load_corpus(TrainSettings(str(tmp_path / "told.json"), answer_order=order), TOKENIZER, 512).splits["train"]
+    found = load_corpus(TrainSettings(str(tmp_path / "told.json"), answer_order=order).corpus, TOKENIZER, 512).splits["train"]
     parts = [(TOKENIZER.decode(row.ids[1 : row.n_prompt]), TOKENIZER.decode(row.ids[row.n_prompt : -1])) for row in found]
     assert parts[0][0].endswith(f"### Response:{LEAD[order]}")
     assert parse_answer(LEAD[order] + parts[0][1], MINTREC) == Answer("Praise", "We see a smile.")

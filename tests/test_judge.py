@@ -130,7 +130,7 @@ def test_texts_are_forgotten_in_time_and_clips_on_demand(world, judges, monkeypa
     some = ClauseVectors(encode)
     for text in (*SEEN, *HEARD):
         assert torch.equal(some([text, SEEN[0]])[1], some([SEEN[0]])[0])
-        assert len(some._known) <= 4
+        assert len(some._vectors) <= 4
     judge = judges[0]
     judge.score(SEEN, "dev_2")
     judge.forget("dev_2")
@@ -173,7 +173,7 @@ def test_a_constant_added_to_a_texts_similarities_changes_nothing_in_the_shared_
     text = vectors([SEEN[0]])[0]
     before = judge.similarity([SEEN[0]] * 8, keys)
     judge.vectors = ClauseVectors(encode)
-    judge.vectors._known |= {SEEN[0]: text + shift, "broad smile": vectors(["broad smile"])[0]}
+    judge.vectors._vectors |= {SEEN[0]: text + shift, "broad smile": vectors(["broad smile"])[0]}
     torch.testing.assert_close(clips @ (text + shift), clips @ text + 0.5)
     torch.testing.assert_close(judge.similarity([SEEN[0]] * 8, keys), before, atol=1e-4, rtol=0)
 

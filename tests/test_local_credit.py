@@ -8,15 +8,15 @@ import torch
 from test_alternatives import Believer
 from test_critic import LAMBDA, SAMPLES, World, given, said, world  # noqa: F401 (fixtures)
 
-from imagebind_llm.config import REWARD_WEIGHTS
 from imagebind_llm.critic import self_critical
-from imagebind_llm.critic.alternatives import CORRECTED, MOST, Clip, Replaced
+from imagebind_llm.critic.alternatives import CORRECTED, MOST, Clip, Replacements
 from imagebind_llm.critic.critic_sums import CriticSums
-from imagebind_llm.critic.self_critical import Critic, Sampled
+from imagebind_llm.critic.rewards import REWARD_WEIGHTS
+from imagebind_llm.critic.self_critical import Critic, SampledAnswers
 from imagebind_llm.itsl.generate import uniform
 from imagebind_llm.itsl.losses import local_expectation
 from imagebind_llm.records import Answer, Batch
-from imagebind_llm.settings import TrainSettings
+from imagebind_llm.training.settings import TrainSettings
 
 VALUES = torch.tensor([0.9, -0.7, 0.2])
 
@@ -74,20 +74,20 @@ COOLED = 50  # a random model's answers are so unlikely, some thirty tokens each
 def critic(**flags) -> Critic:
     """With settings alone: what its loss reads."""
     made = object.__new__(Critic)
-    made.settings = TrainSettings(data_path="data", w_critic=1, samples=2, **{"credit": "local", "kl": 0.0} | flags)
+    made.settings = TrainSettings(data_path="data", w_critic=1, samples=2, **{"credit": "local", "kl": 0.0} | flags).critic
     made.weights, made.max_new = made.settings.rewards(), 48
     return made
 
 
-def sampled(values: tuple[float, ...], clips: list[int]) -> Sampled:
+def sampled(values: tuple[float, ...], clips: list[int]) -> SampledAnswers:
     """Three clips with two answers of four tokens each, and rows that replace them."""
     tokens = torch.zeros(6, 5, dtype=torch.long)
     targets = torch.tensor([-100, 1, 1, 1, 1]).expand(6, -1)
     own = Batch(torch.zeros(len(clips), COLUMNS), torch.zeros(len(clips), COLUMNS))
     parts = {name: torch.zeros(3, 2) for name in REWARD_WEIGHTS}
-    replaced = Replaced(own, torch.tensor(values), clips)
+    replaced = Replacements(own, torch.tensor(values), clips)
     owners = torch.zeros(6, dtype=torch.long)
-    return Sampled(Batch(tokens, targets), parts, None, [Answer(None, "a b")] * 6, ["a b c"] * 6, None, owners, replaced)
+    return SampledAnswers(Batch(tokens, targets), parts, None, [Answer(None, "a b")] * 6, ["a b c"] * 6, None, owners, replaced)
 
 
 def test_a_step_is_the_mean_over_clips_with_the_divergence_off_the_values():
@@ -112,7 +112,7 @@ def test_nothing_to_compare_gives_exactly_zero_gradient_also_with_the_divergence
     logits = torch.randn(1, COLUMNS, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
     logp, mask, sums = logits.log_softmax(-1)[..., 0], torch.ones(1, COLUMNS, dtype=torch.bool), CriticSums()
     critic(kl=0.5).loss(sampled((0.0,), [0]), logp, mask, torch.zeros(1, COLUMNS), sums).backward()
-    assert logits.grad.abs().max() == 0 and sums.skipped == 3
+    assert logits.grad.abs().max() == 0 and sums["skipped"] == 3
 
 
 def test_corrections_are_learnt_as_references_are_over_the_clips_and_without_a_divergence():
@@ -139,13 +139,13 @@ class Doubter(Believer):
 
 
 def of(world: World, **flags) -> Critic:  # noqa: F811
-    settings = replace(world.settings, **{"credit": "local", "w_critic": 1.0} | flags)
+    settings = replace(world.settings, **{"credit": "local", "w_critic": 1.0} | flags).critic
     return Critic(
         settings, world.tokenizer, world.taxonomy, world.train, world.verifier, world.start, judge=Doubter(), watch=Doubter()
     )
 
 
-def places(world: World, critic: Critic, sampled: Sampled):  # noqa: F811
+def places(world: World, critic: Critic, sampled: SampledAnswers):  # noqa: F811
     """What should be compared, clip by clip: drawn with numbers of the seed, the key and the prompt."""
     for i, row in enumerate(row for row in world.rows if row.intent is not None):
         texts = sampled.texts[i * SAMPLES : (i + 1) * SAMPLES]
@@ -164,11 +164,11 @@ def test_a_steps_gradient_is_the_definition_however_it_is_split_into_passes(worl
     for row, rows in places(world, critic, drawn):
         batch, logp, worth = world.collate([row]), [], []
         for one in rows:
-            ids = torch.tensor([[*one.given, *one.said.ids]])
+            ids = torch.tensor([[*one.prefix, *one.alternative.ids]])
             hidden = world.model.llama(ids, world.model.prompts(batch.embeddings, batch.present))
-            every = world.model.llama.logits(hidden)[0, len(one.given) - 1 : -1].log_softmax(-1)
-            logp.append(every[range(len(one.said.ids)), list(one.said.ids)].sum())
-            worth.append(one.said.value)
+            every = world.model.llama.logits(hidden)[0, len(one.prefix) - 1 : -1].log_softmax(-1)
+            logp.append(every[range(len(one.alternative.ids)), list(one.alternative.ids)].sum())
+            worth.append(one.alternative.value)
         if rows:
             compared += 1
             total = total + local_expectation(torch.stack(logp) / COOLED, torch.tensor(worth)) / 4  # clips with an intent
@@ -190,10 +190,10 @@ def test_a_steps_corrections_are_those_of_the_greedy_answer_however_it_is_split_
         greedy, *drawn = (said(world.tokenizer, prompt, number, critic.max_new) for number in (9, *range(SAMPLES)))
         texts = ["Intent:" + world.tokenizer.decode(ids) for ids in (greedy, *drawn)]
         for one in critic.alternatives.corrections(world.model.eval(), Clip(batch, 0, [greedy], texts[:1], texts[1:])):
-            ids = torch.tensor([[*one.given, *one.said.ids]])
+            ids = torch.tensor([[*one.prefix, *one.alternative.ids]])
             hidden = world.model.llama(ids, world.model.prompts(batch.embeddings, batch.present))
-            every = world.model.llama.logits(hidden)[0, len(one.given) - 1 : -1].log_softmax(-1)
-            total = total - every[range(len(one.said.ids)), list(one.said.ids)].sum() / (4 * critic.max_new)
+            every = world.model.llama.logits(hidden)[0, len(one.prefix) - 1 : -1].log_softmax(-1)
+            total = total - every[range(len(one.alternative.ids)), list(one.alternative.ids)].sum() / (4 * critic.max_new)
             corrected += 1
     assert corrected >= 2
     found = torch.autograd.grad(LAMBDA * total, world.trained.values(), allow_unused=True)

@@ -17,8 +17,8 @@ from imagebind_llm.explain.inference import Explainer
 from imagebind_llm.itsl.checkpoint import read_info
 from imagebind_llm.llama.tokenizers import load_tokenizer
 from imagebind_llm.records import Answer
-from imagebind_llm.settings import TrainSettings
 from imagebind_llm.taxonomy import MINTREC, own_taxonomy, taxonomy_of
+from imagebind_llm.training.settings import TrainSettings
 
 LABELS = ("order food", "pay", "small talk")
 ROWS = {"train": 12, "dev": 6, "test": 6}
@@ -92,14 +92,14 @@ def test_a_table_without_labels_or_splits_is_no_data_set_to_train_on(tmp_path):
     assert load_dataset(tmp_path).taxonomy is None
     settings = TrainSettings(str(tmp_path), modalities=("none",))
     with pytest.raises(DataError, match="no splits and labels to train on"):
-        load_corpus(settings, load_tokenizer(Path(__file__).parent / "golden" / "llama" / "tiny.model"), 128)
+        load_corpus(settings.corpus, load_tokenizer(Path(__file__).parent / "golden" / "llama" / "tiny.model"), 128)
 
 
 def test_a_label_with_a_full_stop_is_refused_before_it_is_trained_on(tmp_path):
     table = write_table(tmp_path, ("v1.0 praise", "pay", "leave"))
     settings = TrainSettings(str(table), modalities=("none",))
     with pytest.raises(DataError, match=r"the label 'v1.0 praise' has a full stop"):
-        load_corpus(settings, load_tokenizer(Path(__file__).parent / "golden" / "llama" / "tiny.model"), 128)
+        load_corpus(settings.corpus, load_tokenizer(Path(__file__).parent / "golden" / "llama" / "tiny.model"), 128)
 
 
 def test_check_lists_the_rows_of_each_label(tmp_path):

@@ -27,8 +27,9 @@ from imagebind_llm.explain import faithfulness, inference
 from imagebind_llm.itsl import checkpoint
 from imagebind_llm.kernels import linear
 from imagebind_llm.records import IGNORE, Batch
+from imagebind_llm.training import log
 from imagebind_llm.training import run as run_on_disk
-from imagebind_llm.training.engine import make_optimizer
+from imagebind_llm.training.schedule import make_optimizer
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,7 +43,7 @@ def short_answers():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inference, "generate", few)
         patch.setattr(self_critical, "SPARE_TOKENS", -24)
-        patch.setattr(run_on_disk, "draw", lambda root, history: None)
+        patch.setattr(log, "draw", lambda root, history: None)
         yield
 
 
@@ -206,7 +207,7 @@ def train(world: dict[str, object], out: Path, **flags: object) -> Done:
 
 @contextmanager
 def interrupted(step: int):
-    line = run_on_disk.Run.line
+    line = log.Log.step
 
     def interrupting(self, moment):
         line(self, moment)
@@ -214,7 +215,7 @@ def interrupted(step: int):
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_on_disk.Run, "line", interrupting)
+        patch.setattr(log.Log, "step", interrupting)
         yield
 
 
@@ -258,7 +259,7 @@ def test_a_line_that_forgets_the_device_is_found(world, tmp_path, monkeypatch):
 def other(world, tmp_path_factory) -> Path:
     """A run that takes the other turn at every fork."""
     out = tmp_path_factory.mktemp("other")
-    ways = {"answer_order": "rationale", "baseline": "greedy", "reward_norm": "none", "fusion": "average", "cache_gb": 0}
+    ways = {"answer_order": "rationale", "baseline": "greedy", "fusion": "average", "cache_gb": 0}
     with accelerator():
         done = train(world, out, epochs=1, batch_size=3, accum_iter=2, checkpoint_activations="", **ways)
     assert done.code == 0 and read_lines(out / "log.txt")[-1]["train"]["advantage"], done.err

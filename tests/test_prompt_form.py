@@ -11,7 +11,7 @@ from toy_training import write_llama
 from imagebind_llm.itsl import checkpoint
 from imagebind_llm.itsl.assembly import Assembled, build
 from imagebind_llm.itsl.checkpoint import config_to_json
-from imagebind_llm.settings import TrainSettings
+from imagebind_llm.training.settings import TrainSettings
 
 CPU = torch.device("cpu")
 
@@ -36,7 +36,7 @@ def spread(built: Assembled) -> float:
 
 
 def test_the_published_command_draws_prompts_from_n_0_1_and_feeds_them_raw_to_the_frozen_maps(published):
-    built = build(published, None, None, CPU)
+    built = build(published.build, None, None, CPU)
     assert spread(built) == pytest.approx(1.0, abs=0.05) and built.config.prompts.normalise_prefix is False
     attention = built.model.llama.layers[-1].attention
     prompts = built.model.prompts().vectors[:, -1]  # (1,P,D)
@@ -51,13 +51,13 @@ def test_the_published_command_draws_prompts_from_n_0_1_and_feeds_them_raw_to_th
     ids=["clips", "no name", "LoRA"],
 )
 def test_prompts_beside_clips_or_lora_or_without_v1s_name_are_small_and_brought_to_unit_rms(published, changed, width):
-    built = build(replace(published, bridge_width=0.5, **changed), None, width, CPU)
+    built = build(replace(published, bridge_width=0.5, **changed).build, None, width, CPU)
     assert spread(built) == pytest.approx(0.02, abs=0.001) and built.config.prompts.normalise_prefix is True
 
 
 def write_older(root: Path, published: TrainSettings) -> dict:
     """A checkpoint of the published command as it was made before prompts had a form to name; its JSON."""
-    older = build(replace(published, model="auto"), None, None, CPU)
+    older = build(replace(published, model="auto").build, None, None, CPU)
     model = config_to_json(older.config)
     del model["prompts"]["normalise_prefix"]
     checkpoint.save(root, 1, older.adapter(), {}, {"model": model}, best=True)
@@ -68,13 +68,13 @@ def test_a_checkpoint_that_names_no_form_loads_as_the_older_one_and_goes_on_as_i
     info = write_older(tmp_path, published)
     assert checkpoint.config_from_json(info["model"]).prompts.normalise_prefix is True
     continued = replace(published, output_dir=str(tmp_path))
-    assert build(continued, None, None, CPU).config.prompts.normalise_prefix is True
-    anew = build(replace(continued, resume="no"), None, None, CPU)
+    assert build(continued.build, None, None, CPU).config.prompts.normalise_prefix is True
+    anew = build(replace(continued, resume="no").build, None, None, CPU)
     assert anew.config.prompts.normalise_prefix is False and spread(anew) == pytest.approx(1.0, abs=0.05)
 
 
 def test_a_checkpoint_names_the_form_of_its_prompts(published):
     for name, normalised in (("Llama7B_adapter", False), ("auto", True)):
-        config = build(replace(published, model=name), None, None, CPU).config
+        config = build(replace(published, model=name).build, None, None, CPU).config
         assert config_to_json(config)["prompts"]["normalise_prefix"] is normalised
         assert checkpoint.config_from_json(json.loads(json.dumps(config_to_json(config)))) == config

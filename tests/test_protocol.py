@@ -12,7 +12,7 @@ from imagebind_llm.encoder.store import PtFolders, Store, StoreError, export_pt
 from imagebind_llm.flags import parse
 from imagebind_llm.intents.protocol import episode_splits, load_protocol
 from imagebind_llm.intents.settings import ClassifierSettings
-from imagebind_llm.taxonomy import ITSL_ORDER, MINTREC
+from imagebind_llm.taxonomy import MINTREC
 
 
 @pytest.fixture
@@ -201,13 +201,11 @@ def test_split_by_episode_is_for_data_with_episodes(settings, tmp_path):
 # --- labels
 
 
-def test_label_orders_and_coarse_labels(settings):
-    assert load_protocol(settings).classes == MINTREC.labels
-    itsl = load_protocol(replace(settings, label_order="itsl"))
-    assert itsl.classes == ITSL_ORDER and sorted(ITSL_ORDER) == sorted(MINTREC.labels)
-    names = [itsl.classes[i] for i in itsl.report.classes]
-    assert names == [one.intent for one in itsl.report.examples]
-    assert itsl.express.sum() == 11 and not itsl.express[ITSL_ORDER.index("Leave")]
+def test_fine_and_coarse_labels(settings):
+    fine = load_protocol(settings)
+    assert fine.classes == MINTREC.labels
+    assert [fine.classes[i] for i in fine.report.classes] == [one.intent for one in fine.report.examples]
+    assert fine.express.sum() == 11 and not fine.express[MINTREC.labels.index("Leave")]
     coarse = load_protocol(replace(settings, labels="coarse"))
     assert coarse.classes == ("Express emotions or attitudes", "Achieve goals")
     assert coarse.report.classes[:4].tolist() == [0, 0, 1, 1]  # Complain Praise Inform Leave
@@ -225,8 +223,6 @@ def test_a_table_of_ones_own_has_labels_of_its_own(settings, tmp_path):
     assert protocol.classes == ("alpha", "beta", "gamma", "zeta") and protocol.express is None
     with pytest.raises(DataError, match="no coarse classes"):
         load_protocol(replace(own, labels="coarse"))
-    with pytest.raises(DataError, match="orders MIntRec's 20 intents"):
-        load_protocol(replace(own, label_order="itsl"))
     (tmp_path / "list.csv").write_text("path,text,split,label\n" + "\n".join([*lines[:-1], lines[-1][:-5]]) + "\n")
     with pytest.raises(DataError, match=r"1 of 120 rows have no label \(S04_E4_2039\)"):
         load_protocol(own)

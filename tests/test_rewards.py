@@ -3,9 +3,13 @@
 import pytest
 import torch
 
-from imagebind_llm.config import REWARD_WEIGHTS
+from imagebind_llm.critic.critic_sums import CriticSums
 from imagebind_llm.critic.rewards import (
+    REWARD_WEIGHTS,
+    REWARDS,
+    Reward,
     advantage,
+    column,
     consistency_rewards,
     format_reward,
     intent_reward,
@@ -17,6 +21,7 @@ from imagebind_llm.demo_world.write import rows
 from imagebind_llm.records import Answer
 from imagebind_llm.taxonomy import DEMO, MINTREC2
 from imagebind_llm.text_metrics import CiderD, rouge_l
+from imagebind_llm.training.settings import TrainSettings
 
 GOOD = "There is a raised head and booming speech while the words report news, so the aim is to flaunt."
 
@@ -104,7 +109,19 @@ def test_all_parts_of_many_answers_lie_between_zero_and_one(judges, world):
         assert part.shape == (25,) and part.min() >= 0 and part.max() <= 1
 
 
-def by_definition(parts, baseline, greedy, norm, penalty) -> list[list[float]]:
+def test_a_reward_that_is_registered_is_computed_logged_and_summed(monkeypatch, judges):
+    brevity = Reward(0.0, lambda given: [0.25 if answer.rationale else 1.0 for answer in given.answers])
+    monkeypatch.setitem(REWARDS, "brevity", brevity)
+    answers = [Answer("Joke", GOOD, True), Answer(None, None, True)]
+    part = reward_parts(answers, ["Joke"] * 2, [GOOD] * 2, *judges)["brevity"]
+    assert part.tolist() == [0.25, 1.0]
+    sums = CriticSums({"answers": 2.0, "clips": 1.0})
+    sums[column("brevity")] += float(part.sum())
+    assert sums.means()["reward_brevity"] == 0.625
+    assert TrainSettings("data", reward_weights="brevity=2").critic.rewards() == {"brevity": 2.0}
+
+
+def by_definition(parts, baseline, greedy, penalty) -> list[list[float]]:
     """spec: z per part over the group, weighted and summed; then the baseline. Python floats, one clip at a time."""
 
     def z(values: list[float]) -> list[float]:
@@ -116,11 +133,8 @@ def by_definition(parts, baseline, greedy, norm, penalty) -> list[list[float]]:
     for b in range(len(penalty)):
         group = {n: [*part[b].tolist(), *([greedy[n][b].item()] if greedy else [])] for n, part in parts.items()}
         size = len(next(iter(group.values())))
-        if norm == "group":
-            group = {name: z(values) for name, values in group.items()}
+        group = {name: z(values) for name, values in group.items()}
         score = [sum(REWARD_WEIGHTS[name] * values[i] for name, values in group.items()) for i in range(size)]
-        if norm == "none" and baseline == "group":
-            score = z(score)
         own = [score[k] - penalty[b][k].item() for k in range(penalty.shape[1])]
         means = {
             "greedy": [score[-1]] * len(own),
@@ -131,25 +145,22 @@ def by_definition(parts, baseline, greedy, norm, penalty) -> list[list[float]]:
     return result
 
 
-@pytest.mark.parametrize("norm", ["group", "none"])
 @pytest.mark.parametrize("baseline", ["greedy", "loo", "group"])
 @pytest.mark.parametrize("with_greedy", [True, False])
-def test_advantage_is_the_definition(baseline, norm, with_greedy):
+def test_advantage_is_the_definition(baseline, with_greedy):
     if baseline == "greedy" and not with_greedy:
         pytest.skip("the greedy baseline needs the greedy answer")
     parts, penalty = drawn(3, 4), 0.05 * torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
     greedy = drawn(3, seed=2) if with_greedy else None
-    found = advantage(parts, baseline, REWARD_WEIGHTS, greedy, norm, penalty)
-    torch.testing.assert_close(found.value, torch.tensor(by_definition(parts, baseline, greedy, norm, penalty)))
+    found = advantage(parts, baseline, REWARD_WEIGHTS, greedy, penalty)
+    torch.testing.assert_close(found.value, torch.tensor(by_definition(parts, baseline, greedy, penalty)))
     assert not found.skipped.any()
 
 
-@pytest.mark.parametrize("norm", ["group", "none"])
-def test_leave_one_out_is_k_over_k_minus_one_times_the_distance_to_the_mean(norm):
+def test_leave_one_out_is_k_over_k_minus_one_times_the_distance_to_the_mean():
     parts = drawn(5, 4)
-    loo = advantage(parts, "loo", REWARD_WEIGHTS, norm=norm).value
-    raw = sum(weight * parts[name] for name, weight in REWARD_WEIGHTS.items())
-    score = advantage(parts, "group", REWARD_WEIGHTS).value if norm == "group" else raw
+    loo = advantage(parts, "loo", REWARD_WEIGHTS).value
+    score = advantage(parts, "group", REWARD_WEIGHTS).value
     torch.testing.assert_close(loo, 4 / 3 * (score - score.mean(1, keepdim=True)))
 
 
@@ -160,13 +171,6 @@ def test_a_group_that_is_alike_is_skipped_with_its_penalty():
         found = advantage(parts, baseline, REWARD_WEIGHTS, penalty=torch.rand(2, 3))
         assert found.skipped.tolist() == [True, False]
         assert found.value[0].tolist() == [0, 0, 0] and (found.value[1] != 0).all()
-
-
-def test_summed_first_a_group_whose_parts_cancel_is_skipped_too():
-    parts = {"intent": torch.tensor([[1.0, 0.0]]), "rationale": torch.tensor([[0.0, 1.0]])}
-    equal = {"intent": 1.0, "rationale": 1.0}
-    found = advantage(parts, "loo", equal, norm="none", penalty=torch.rand(1, 2))
-    assert found.skipped.tolist() == [True] and found.value.tolist() == [[0, 0]]
 
 
 def test_a_part_without_weight_is_no_spread():
@@ -188,14 +192,12 @@ def test_normalising_first_keeps_a_small_part_from_being_swallowed():
     equal = {"intent": 1.0, "rationale": 1.0}
     normalised = advantage(parts, "loo", equal).value[0]
     torch.testing.assert_close(normalised[1], normalised[2], atol=1e-3, rtol=0)
-    summed = advantage(parts, "loo", equal, norm="none").value[0]
-    assert summed[1] > 0 > summed[2]
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"baseline": "best"}, "--baseline best --reward_norm group: expected one of greedy loo group"),
+        ({"baseline": "best"}, "--baseline best: expected one of greedy loo group"),
         ({"baseline": "greedy"}, "needs the greedy answer"),
         ({"baseline": "loo", "parts": drawn(2, 1)}, "--samples 1 must be at least 2"),
         ({"baseline": "loo", "weights": {"intnt": 1.0}}, "names intnt; expected some of: intent, rationale"),

@@ -9,10 +9,10 @@ from test_training import head_model, rows
 from imagebind_llm.config import ModelConfig
 from imagebind_llm.corpus.sequences import Corpus
 from imagebind_llm.itsl.assembly import Assembled
-from imagebind_llm.settings import TrainSettings
 from imagebind_llm.training.choice import Guard
-from imagebind_llm.training.engine import make_optimizer
 from imagebind_llm.training.run import Run
+from imagebind_llm.training.schedule import make_optimizer
+from imagebind_llm.training.settings import TrainSettings
 
 
 def run_in(folder: Path) -> Run:

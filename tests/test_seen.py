@@ -41,7 +41,7 @@ from imagebind_llm.itsl import checkpoint
 from imagebind_llm.itsl.checkpoint import CheckpointError
 from imagebind_llm.llama.tokenizers import load_tokenizer
 from imagebind_llm.records import Example
-from imagebind_llm.settings import TrainSettings
+from imagebind_llm.training.settings import TrainSettings
 
 SMALL = {"epochs": 1, "warmup_epochs": 0, "lr": 0.02, "batch_size": 4, "adapter_layer": 2, "adapter_len": 3, "device": "cpu"}
 
@@ -104,7 +104,7 @@ def clip_rows(split: str, name: str = "{}.mp4", text: str = "say it {}") -> list
 def test_the_guard_and_training_call_a_row_by_one_key(row, key, tmp_path):
     assert row_key(row) == key and json_example(row).key == (key or "")
     path = write_rows(tmp_path / "rows.json", [row | {"instruction": "?", "output": "!"}])
-    corpus = load_corpus(TrainSettings(str(path), modalities=("none",)), load_tokenizer(TOKENIZER), 128)
+    corpus = load_corpus(TrainSettings(str(path), modalities=("none",)).corpus, load_tokenizer(TOKENIZER), 128)
     assert corpus.splits["train"][0].key == (key or "row 0")
 
 
@@ -190,12 +190,12 @@ def test_an_old_checkpoints_data_are_looked_up_and_go_on_with_the_chain(world, t
     first = old_checkpoint(tmp_path, {"data_path": str(path)})
     settings = TrainSettings(str(world / "MIntRec"), modalities=("none",), pretrained_path=str(first))
     with pytest.raises(DataError, match=r"old: 6 of the 6 rows to report are rows of .*leak.json"):
-        load_corpus(settings, load_tokenizer(TOKENIZER), 128)
+        load_corpus(settings.corpus, load_tokenizer(TOKENIZER), 128)
     (tmp_path / "later").mkdir()
     later = old_checkpoint(tmp_path / "later", {"data_path": str(world / "MIntRec"), "pretrained_path": str(first)})
     assert [Path(one.data).name for one in read_stages(later)] == ["leak.json", "MIntRec"]
     path.unlink()
-    corpus = load_corpus(settings, load_tokenizer(TOKENIZER), 128)
+    corpus = load_corpus(settings.corpus, load_tokenizer(TOKENIZER), 128)
     assert [bool(one.unknown) for one in corpus.seen] == [True, False]
     assert "leak.json, are not here; that no reported row was trained on is not known" in corpus.notes[0]
 
@@ -253,9 +253,9 @@ def test_training_refuses_a_test_split_that_it_sees_under_another_name(world, sp
     store = renamed(world, tmp_path / "emb", {"again": key_of("test", 2)})
     settings = TrainSettings(str(write_rows(tmp_path / "rows.json", [*own, twin])), emb_path=str(store))
     with pytest.raises(DataError, match=rf"1 of 6 rows to report are also rows to {split}, .* \(S03_E01_2\)"):
-        load_corpus(settings, load_tokenizer(TOKENIZER), 512)
+        load_corpus(settings.corpus, load_tokenizer(TOKENIZER), 512)
     write_rows(tmp_path / "rows.json", own)
-    assert load_corpus(settings, load_tokenizer(TOKENIZER), 512).seen[0].data == settings.data_path
+    assert load_corpus(settings.corpus, load_tokenizer(TOKENIZER), 512).seen[0].data == settings.data_path
 
 
 def test_a_store_of_another_encoder_does_not_go_with_a_checkpoint(world, chain, tmp_path):

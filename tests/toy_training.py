@@ -20,7 +20,7 @@ from imagebind_llm.encoder.extraction import NUMBERS
 from imagebind_llm.encoder.store import Identity, Store, StoreWriter
 from imagebind_llm.encoder.weights import file_sha256, find_imagebind
 from imagebind_llm.llama.checkpoint_files import expected_shapes
-from imagebind_llm.training.run import Run
+from imagebind_llm.training.log import Log
 
 TOKENIZER = Path(__file__).parent / "golden" / "llama" / "tiny.model"
 INTENTS = ("Praise", "Complain", "Greet")
@@ -163,7 +163,7 @@ def call(main: Callable[[], int], **flags: object) -> Done:
 @contextmanager
 def interrupted(step: int):
     """Runs are interrupted after so many steps."""
-    line = Run.line
+    line = Log.step
 
     def interrupting(self, moment):
         line(self, moment)
@@ -171,7 +171,7 @@ def interrupted(step: int):
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "line", interrupting)
+        patch.setattr(Log, "step", interrupting)
         yield
 
 

@@ -118,7 +118,6 @@ for seed in $SEEDS; do
         train "$S/greedy" "${critic[@]}" --baseline greedy
         train "$S/group" "${critic[@]}" --baseline group
         train "$S/without consistency" "${critic[@]}" --reward_weights intent=1,rationale=.5,format=.1
-        train "$S/summed rewards" "${critic[@]}" --reward_norm none
         train "$S/rationale first supervised" "${start[@]}" --answer_order rationale
         train "$S/rationale first" "${data[@]}" --pretrained_path "$S/rationale first supervised/best" "${CRITIC[@]}" --answer_order rationale
     fi

@@ -40,7 +40,7 @@ ROWS = (
     *("supervised best of 4", "supervised best of 8", "claims best of 4", "claims best of 8"),
     *("claims with captions best of 4", "claims with captions best of 8"),
     *("intent only", "rationale only", "greedy", "loo", "group"),
-    *("without consistency", "summed rewards", "rationale first supervised", "rationale first"),
+    *("without consistency", "rationale first supervised", "rationale first"),
 )
 COLUMNS = {
     "accuracy": "accuracy",

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from imagebind_llm.config import CREDITS, REWARD_WEIGHTS
+from imagebind_llm.config import CREDITS
 from imagebind_llm.corpus.batches import Collator
 from imagebind_llm.corpus.sequences import Corpus, load_corpus
 from imagebind_llm.critic.judge import Judge
 from imagebind_llm.critic.judge_fit import open_judges
-from imagebind_llm.critic.rewards import advantage
+from imagebind_llm.critic.rewards import REWARD_WEIGHTS, advantage
 from imagebind_llm.critic.self_critical import Critic
 from imagebind_llm.critic.verifier import fit_verifier
 from imagebind_llm.datasets.readers import DataError
@@ -38,15 +38,14 @@ from imagebind_llm.itsl.checkpoint import CheckpointError, read_info
 from imagebind_llm.itsl.losses import rationale_nll, self_critical
 from imagebind_llm.itsl.model import ITSL
 from imagebind_llm.records import Batch
-from imagebind_llm.settings import TrainSettings
 from imagebind_llm.training.engine import with_below
+from imagebind_llm.training.settings import TrainSettings
 
 TRUTH, SUPERVISED = "cue F1 (the truth)", "supervised loss"
-WAYS: dict[str, tuple[dict[str, float], str, str]] = {  # weights, baseline, norm: what advantage() takes
-    "all parts, loo": (REWARD_WEIGHTS, "loo", "group"),  # baseline group is (K - 1) / K of it, so no other direction
-    "all parts, greedy": (REWARD_WEIGHTS, "greedy", "group"),
-    "all parts, loo, summed raw": (REWARD_WEIGHTS, "loo", "none"),
-    **{name: ({name: 1.0}, "loo", "group") for name in (*REWARD_WEIGHTS, TRUTH)},
+WAYS: dict[str, tuple[dict[str, float], str]] = {  # weights and baseline
+    "all parts, loo": (REWARD_WEIGHTS, "loo"),  # baseline group is (K - 1) / K of it, so no other direction
+    "all parts, greedy": (REWARD_WEIGHTS, "greedy"),
+    **{name: ({name: 1.0}, "loo") for name in (*REWARD_WEIGHTS, TRUTH)},
 }
 BY_TOKEN = {"claim": "truth, a claim's own tokens", "to_go": "truth, reward to go"}  # by credit; baseline loo
 CLIPS = 8  # a batch
@@ -102,9 +101,9 @@ def measure(settings: CriticSettings) -> str:
         captions=settings.captions or str(Path(settings.data_path, "captions.json")),
     )
     llama, tokenizer = open_language(train.llama_model_path, train.model)
-    corpus = load_corpus(train, tokenizer, min(train.max_seq_len, llama.max_seq_len))
+    corpus = load_corpus(train.corpus, tokenizer, min(train.max_seq_len, llama.max_seq_len))
     width = corpus.store.identity.width if corpus.store else None
-    model = build(train, corpus.taxonomy, width, torch.device("cpu")).model
+    model = build(train.build, corpus.taxonomy, width, torch.device("cpu")).model
     critic = critic_of(train, tokenizer, corpus, model)
     truth = read_rationales(Path(settings.data_path, "rationales.jsonl"))
 
@@ -137,7 +136,7 @@ def critic_of(
     verifier = fit_verifier([row.rationale or "" for row in told], intents, corpus.taxonomy, None)
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     judges = judges or fitted_judges(train, corpus)
-    return Critic(train, tokenizer, corpus.taxonomy, corpus.splits["train"], verifier, start, 0, *judges)
+    return Critic(train.critic, tokenizer, corpus.taxonomy, corpus.splits["train"], verifier, start, 0, *judges)
 
 
 def fitted_judges(train: TrainSettings, corpus: Corpus) -> tuple[Judge, Judge]:
@@ -164,9 +163,9 @@ def gradients_of(
     output = model(with_below(model, sampled.batch))
     found = {}
     ways = WAYS if "answer" in credits else {TRUTH: WAYS[TRUTH]}
-    for name, (weights, baseline, norm) in ways.items():
+    for name, (weights, baseline) in ways.items():
         greedy = sampled.greedy if baseline == "greedy" else None
-        value = advantage(worth, baseline, weights, greedy, norm).value.flatten()
+        value = advantage(worth, baseline, weights, greedy).value.flatten()
         found[name] = gradient(model, self_critical(output.logp, output.mask, value, critic.max_new))
     for credit, name in BY_TOKEN.items():
         if credit not in credits:

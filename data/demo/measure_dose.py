@@ -39,8 +39,9 @@ from imagebind_llm.html import bars, figure, page, table
 from imagebind_llm.itsl.assembly import Assembled, build, open_language
 from imagebind_llm.itsl.checkpoint import read_info
 from imagebind_llm.itsl.generate import uniform
-from imagebind_llm.settings import TrainSettings
-from imagebind_llm.training.engine import Beside, Position, make_optimizer, train_one_epoch
+from imagebind_llm.training.engine import ExtraRows, Position, train_one_epoch
+from imagebind_llm.training.schedule import make_optimizer
+from imagebind_llm.training.settings import TrainSettings
 
 START, DEAF = "supervised", "deaf"
 RESAMPLES = 2000
@@ -142,7 +143,7 @@ class World:
         self.settings, self.device = settings, torch.device(distributed.choose_device(settings.device))
         self.train = training_settings(settings)
         llama, self.tokenizer = open_language(self.train.llama_model_path, self.train.model)
-        self.corpus: Corpus = load_corpus(self.train, self.tokenizer, min(self.train.max_seq_len, llama.max_seq_len))
+        self.corpus: Corpus = load_corpus(self.train.corpus, self.tokenizer, min(self.train.max_seq_len, llama.max_seq_len))
         known = read_rationales(Path(settings.data_path, "rationales.jsonl"))
         dev = load_dataset(settings.data_path, ("dev",)).splits.get("dev", [])
         self.clips = [clip for clip in dev if clip.key in known and known[clip.key].cues][: settings.dev_limit or None]
@@ -154,7 +155,7 @@ class World:
     def result(self, name: str) -> dict[str, Any]:
         """Train with the judge of a name, or not at all, and ask."""
         width = self.corpus.store.identity.width  # type: ignore[union-attr]
-        assembled = build(self.train, self.corpus.taxonomy, width, self.device)
+        assembled = build(self.train.build, self.corpus.taxonomy, width, self.device)
         judge, watch = self.judges
         if name == DEAF:
             judge = DeafJudge(judge, [row.key for row in self.corpus.splits["train"] if row.embedded], self.settings.seed)
@@ -170,13 +171,13 @@ class World:
         """Train; returns what the log says of the answers of the last epoch."""
         train, corpus, position = self.train, self.corpus, Position()
         optimizer = make_optimizer(assembled.model, train.weight_decay, train.gate_lr)
-        collate, beside = Collator(corpus.store, corpus.modalities), Beside(corpus.mixed, corpus.headed)
+        collate, extra = Collator(corpus.store, corpus.modalities), ExtraRows(corpus.mixed, corpus.headed)
         steps = -(-len(corpus.taught) // train.batch_size)
         with tqdm(total=train.epochs * steps, desc=f"training, {name}", unit="step") as bar:
             for epoch in range(train.epochs):
                 position = Position(epoch, 0, epoch * steps)
                 for _ in train_one_epoch(
-                    assembled.model, optimizer, corpus.taught, collate, train, self.device, position, critic, beside
+                    assembled.model, optimizer, corpus.taught, collate, train, self.device, position, critic, extra
                 ):
                     bar.update()
         return position.critic.means()

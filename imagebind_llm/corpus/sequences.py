@@ -36,12 +36,28 @@ from imagebind_llm.itsl.instructions import (
 )
 from imagebind_llm.llama.tokenizers import LlamaTokenizer
 from imagebind_llm.records import Example, Exchange, Sequence
-from imagebind_llm.settings import TrainSettings
 from imagebind_llm.taxonomy import MINTREC, MINTREC2, Taxonomy
 
 TEXTS = ("instruction", "output", "caption", "key", "clip", "intent", "rationale", "split")  # of a row of JSON
 # by split, what is asked and the rows as they can be known again; the taxonomy of their intents
 Read = tuple[dict[str, list[Exchange]], dict[str, list[Example]], Taxonomy | None]
+
+
+@dataclass(frozen=True)
+class CorpusSettings:
+    """Which rows are read, and how they are asked: the flags of engine_finetune.py with these names."""
+
+    data_path: str
+    emb_path: str
+    stage: str
+    pretrained_path: str
+    modalities: tuple[str, ...]
+    rationales: str
+    limit: int
+    answer_order: str
+    captions: str
+    w_caption: float
+    w_contrast: float
 
 
 @dataclass(frozen=True)
@@ -73,7 +89,7 @@ class Corpus:
         return sum(sequence.cut for rows in self.splits.values() for sequence in rows)
 
 
-def load_corpus(settings: TrainSettings, tokenizer: LlamaTokenizer, max_len: int) -> Corpus:
+def load_corpus(settings: CorpusSettings, tokenizer: LlamaTokenizer, max_len: int) -> Corpus:
     """Read, check and tokenise everything. Raises DataError, StoreError, InstructionError; CheckpointError for a
     --pretrained_path that was trained on other embeddings. Rows to report that any stage has seen are refused.
     """
@@ -109,7 +125,7 @@ def load_corpus(settings: TrainSettings, tokenizer: LlamaTokenizer, max_len: int
 
 
 def _seen(
-    settings: TrainSettings, examples: dict[str, list[Example]], store: Store | None, reports: bool
+    settings: CorpusSettings, examples: dict[str, list[Example]], store: Store | None, reports: bool
 ) -> tuple[tuple[Stage, ...], list[str]]:
     """What this training and those before it train and choose on, all of train even with --limit (the verifier reads it), and
     what is not known of that. Raises DataError if test is reported and any of it was seen."""
@@ -135,7 +151,7 @@ def _spread(rows: list[Sequence], limit: int) -> list[Sequence]:
     return [rows[i * len(rows) // limit] for i in range(limit)] if 0 < limit < len(rows) else rows
 
 
-def _open_store(settings: TrainSettings, exchanges: dict[str, list[Exchange]]) -> Store:
+def _open_store(settings: CorpusSettings, exchanges: dict[str, list[Exchange]]) -> Store:
     command = f"python avt_get_emb.py --data_path {_clips_of(settings)} --output_dir {settings.emb_path or 'EMB'}"
     if not settings.emb_path:
         raise DataError(
@@ -151,7 +167,7 @@ def _open_store(settings: TrainSettings, exchanges: dict[str, list[Exchange]]) -
     return store
 
 
-def _clips_of(settings: TrainSettings) -> str:
+def _clips_of(settings: CorpusSettings) -> str:
     path = Path(settings.data_path)
     return str(path if path.is_dir() else path.parent)
 
@@ -159,7 +175,7 @@ def _clips_of(settings: TrainSettings) -> str:
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
-def _read_folder(path: Path, settings: TrainSettings) -> Read:
+def _read_folder(path: Path, settings: CorpusSettings) -> Read:
     dataset = load_dataset(path)
     if dataset.taxonomy is None:
         raise DataError(
@@ -206,7 +222,7 @@ def with_rationales(splits: dict[str, list[Example]], file: Path | None) -> dict
 # --- JSON -------------------------------------------------------------------------------------------------------------
 
 
-def _read_json(path: Path, settings: TrainSettings) -> Read:
+def _read_json(path: Path, settings: CorpusSettings) -> Read:
     rows = _json_rows(path)
     field = "caption" if settings.stage == "pretrain" else "instruction"
     lacking = [number for number, row in enumerate(rows) if not isinstance(row.get(field), str)]
@@ -289,7 +305,7 @@ def _taxonomy_of(path: Path, rows: list[dict]) -> Taxonomy | None:
     )
 
 
-def _json_exchange(path: Path, number: int, row: dict, taxonomy: Taxonomy | None, settings: TrainSettings) -> Exchange:
+def _json_exchange(path: Path, number: int, row: dict, taxonomy: Taxonomy | None, settings: CorpusSettings) -> Exchange:
     clip = row_key(row)
     if settings.stage == "pretrain":
         if clip is None:

@@ -1,4 +1,4 @@
-"""What else could be said in place of one claim of an answer, and what the judge says of each.
+"""Alternatives to one claim of an answer, and what the judge says of each.
 
 The alternatives are the claims that the clip's other answers make and the judge's favourites for the clip among the claims of
 the train references, in their own wording: the method knows no list of what can be said. All continue the same beginning of
@@ -68,14 +68,14 @@ class Clip:
 
 @dataclass(frozen=True)
 class Continuation:
-    """A row to be scored: what is given, and what is said next."""
+    """A row to be scored: the tokens of the prompt and of the answer's beginning, and the alternative that follows."""
 
-    given: list[int]
-    said: Alternative
+    prefix: list[int]
+    alternative: Alternative
 
 
 @dataclass(frozen=True)
-class Replaced:
+class Replacements:
     """N continuations that are scored in place of sampled answers: their rows, the value (N,) of each and which of the clips
     it is about. Where there is nothing to score, one row is there that is worth 0."""
 
@@ -103,15 +103,15 @@ class Alternatives:
         self.lead, self.references, self.longest, self.corrects = lead, references, longest, corrects
         self._favourites: dict[str, list[tuple[str, float]]] = {}
 
-    def replaced(self, model: ITSL, clips: Sequence[Clip], seed: int, whole: bool = False) -> Replaced:
+    def replaced(self, model: ITSL, clips: Sequence[Clip], seed: int, whole: bool = False) -> Replacements:
         """What is scored in place of these clips' answers. `whole`: as many rows as can be, as long as an answer can be."""
         rows = [(i, row) for i, clip in enumerate(clips) for row in self._continuations(model, clip, seed, whole)]
         if not rows:
             rows = [(0, Continuation(clips[0].prompt, Alternative((self.tokenizer.eos_id,), 0.0)))]
-        about = [i for i, _ in rows]
-        said = [[*row.said.ids] for _, row in rows]
-        batch = answer_batch(clips[0].batch, [clips[i].row for i in about], [row.given for _, row in rows], said)
-        return Replaced(batch, torch.tensor([row.said.value for _, row in rows]), about)
+        owners = [i for i, _ in rows]
+        ids = [[*row.alternative.ids] for _, row in rows]
+        batch = answer_batch(clips[0].batch, [clips[i].row for i in owners], [row.prefix for _, row in rows], ids)
+        return Replacements(batch, torch.tensor([row.alternative.value for _, row in rows]), owners)
 
     def _continuations(self, model: ITSL, clip: Clip, seed: int, whole: bool) -> list[Continuation]:
         if whole:
@@ -127,18 +127,18 @@ class Alternatives:
         """The alternatives of one claim with a verdict, drawn evenly from all answers' by one random number in [0, 1), `draws`
         (1,). Of many alternatives, the answer's own and the likeliest. Nothing where all are worth the same."""
         values = [self._values(claims_of_answer(text, self.taxonomy), clip.key) for text in clip.texts]
-        judged = [(answer, i) for answer, own in enumerate(values) for i, value in enumerate(own) if value]
-        if not judged:
+        verdicts = [(answer, i) for answer, by_claim in enumerate(values) for i, value in enumerate(by_claim) if value]
+        if not verdicts:
             return []
-        answer, number = judged[int(draws[0] * len(judged))]
+        answer, number = verdicts[int(draws[0] * len(verdicts))]
         place = self.at(clip, answer, number)
         if place is None:
             return []
-        own, *others = place.alternatives
-        kept = [own, *likeliest(model, clip, place.before, others, MOST - 1)]
-        if len({alternative.value for alternative in kept}) < 2:
+        claim, *others = place.alternatives
+        rivals = [claim, *likeliest(model, clip, place.before, others, MOST - 1)]
+        if len({alternative.value for alternative in rivals}) < 2:
             return []
-        return [Continuation([*clip.prompt, *place.before], alternative) for alternative in kept]
+        return [Continuation([*clip.prompt, *place.before], alternative) for alternative in rivals]
 
     def corrections(self, model: ITSL, clip: Clip) -> list[Continuation]:
         """For each of the CORRECTED most false claims of the first answer, the likeliest true alternative, with value 1.
@@ -147,14 +147,14 @@ class Alternatives:
         model stood when it made the claim.
         """
         values = self._values(claims_of_answer(clip.texts[0], self.taxonomy), clip.key)
-        found = []
+        rows = []
         for number in sorted((i for i, value in enumerate(values) if value < 0), key=values.__getitem__)[:CORRECTED]:
             place = self.at(clip, 0, number)
             true = [other for other in place.alternatives[1:] if other.value > 0] if place else []
             if place and true:
                 best = likeliest(model, clip, place.before, true, 1)[0]
-                found.append(Continuation([*clip.prompt, *place.before], Alternative(best.ids, 1.0)))
-        return found
+                rows.append(Continuation([*clip.prompt, *place.before], Alternative(best.ids, 1.0)))
+        return rows
 
     # --- what could be said ---------------------------------------------------------------------------------------------
 
@@ -170,18 +170,17 @@ class Alternatives:
         first, last, start, end, after = span
         others = [*(other for i, other in enumerate(clip.texts) if i != answer), *clip.others]
         wordings = self._wordings(text, claims[:number], claim, others, clip.key)
-        own = Alternative((*ids[first:last], *after), wordings.pop(text[claim.start : claim.end]))
+        alternatives = [Alternative((*ids[first:last], *after), wordings.pop(text[claim.start : claim.end]))]
         head, tail = text[start : claim.start], text[claim.end : end]
         if not first and not head:
             head = " "  # which SentencePiece leaves out at the start of what it decodes
-        found = [own]
         for wording, value in wordings.items():
-            said = self._continuing(text[:start], head + wording + tail)
-            if said and first + len(said) + len(after) <= self.longest:
-                said = (*said, *after)
-                if not any(_begins(said, other.ids) or _begins(other.ids, said) for other in found):
-                    found.append(Alternative(said, value))
-        return Place(list(ids[:first]), found) if len(found) > 1 else None
+            new_ids = self._continuing(text[:start], head + wording + tail)
+            if new_ids and first + len(new_ids) + len(after) <= self.longest:
+                new_ids = (*new_ids, *after)
+                if not any(_begins(new_ids, other.ids) or _begins(other.ids, new_ids) for other in alternatives):
+                    alternatives.append(Alternative(new_ids, value))
+        return Place(list(ids[:first]), alternatives) if len(alternatives) > 1 else None
 
     def _span(self, ids: list[int], text: str, claim: Claim) -> tuple[int, int, int, int, tuple[int, ...]] | None:
         """The tokens [first, last) of a claim and its separator, the characters [start, end) that they write, and the end token
@@ -211,42 +210,44 @@ class Alternatives:
         """Wordings that fit the claim's place, and their values: its own, those of other answers (with a verdict first), the
         judge's favourites of the modality that the claim hangs on. What repeats an earlier claim is left out or, if it is
         the answer's own, worth 0."""
-        own = text[claim.start : claim.end]
-        opens = own[:1].isupper() and text[: claim.start].rstrip()[-1:] in SENTENCE_END
+        claim_wording = text[claim.start : claim.end]
+        opens = claim_wording[:1].isupper() and text[: claim.start].rstrip()[-1:] in SENTENCE_END
         claims = {other[c.start : c.end]: c for other in others for c in claims_of_answer(other, self.taxonomy)}
         values = self._values([claim, *claims.values()], key)
-        again = self._repeating(earlier, [claim.text, *(c.text for c in claims.values())])
-        said = sorted(zip(claims, values[1:], again[1:], strict=True), key=lambda one: one[1] == 0)
-        liked = self.favourites(key, self.judge.hangs_on([claim.text])[0])
-        told = self._repeating(earlier, [self._known[wording].text for wording, _ in liked])
-        new = [one for one, repeated in zip(liked, told, strict=True) if not repeated][:FAVOURITES]
-        found = {own: 0.0 if again[0] else values[0]}
-        for wording, value in [*[(w, v) for w, v, repeated in said if not repeated][: CANDIDATES - 1 - FAVOURITES], *new]:
+        repeated = self._repeating(earlier, [claim.text, *(c.text for c in claims.values())])
+        by_verdict = sorted(zip(claims, values[1:], repeated[1:], strict=True), key=lambda row: row[1] == 0)
+        from_answers = [(wording, value) for wording, value, again in by_verdict if not again][: CANDIDATES - 1 - FAVOURITES]
+        favourites = self.favourites(key, self.judge.hangs_on([claim.text])[0])
+        again = self._repeating(earlier, [self._reference_claims[wording].text for wording, _ in favourites])
+        from_references = [pair for pair, is_repeat in zip(favourites, again, strict=True) if not is_repeat][:FAVOURITES]
+        wordings = {claim_wording: 0.0 if repeated[0] else values[0]}
+        for wording, value in [*from_answers, *from_references]:
             if opens:
                 wording = wording[:1].upper() + wording[1:]
             if opens or not wording[:1].isupper():  # within a sentence, whether a capital is a name's is not known
-                found.setdefault(wording, value)
-        return found
+                wordings.setdefault(wording, value)
+        return wordings
 
     def favourites(self, key: str, modality: str) -> list[tuple[str, float]]:
         """Claims of references that hang on a modality, the most probable of the clip first, and their values."""
         if key not in self._favourites:
-            claims = list(self._known)
-            values = zip(claims, self._values([self._known[wording] for wording in claims], key), strict=True)
-            self._favourites[key] = sorted(values, key=lambda one: -one[1])
-        return [one for one in self._favourites[key] if self._modality[one[0]] == modality]
+            claims = self._reference_claims
+            values = zip(claims, self._values(list(claims.values()), key), strict=True)
+            self._favourites[key] = sorted(values, key=lambda pair: -pair[1])
+        return [(wording, value) for wording, value in self._favourites[key] if self._modality[wording] == modality]
 
     @cached_property
-    def _known(self) -> dict[str, Claim]:
+    def _reference_claims(self) -> dict[str, Claim]:
         """The distinct claims of the references that the judge can read, by their wording."""
         claims = {text[c.start : c.end]: c for text in self.references for c in claims_of(text, self.taxonomy)}
         return {wording: claim for wording, claim in claims.items() if self.judge.read(claim.text)[1]}
 
     @cached_property
     def _modality(self) -> dict[str, str]:
-        """What each of these hangs on."""
-        hanging = self.judge.hangs_on([claim.text for claim in self._known.values()]) if self._known else []
-        return dict(zip(self._known, hanging, strict=True))
+        """The modality that each of these depends on most."""
+        claims = self._reference_claims
+        modalities = self.judge.hangs_on([claim.text for claim in claims.values()]) if claims else []
+        return dict(zip(claims, modalities, strict=True))
 
     def _values(self, claims: Sequence[Claim], key: str) -> list[float]:
         """v of each claim, 0 without a verdict."""
@@ -255,12 +256,12 @@ class Alternatives:
 
     def _repeating(self, earlier: Sequence[Claim], texts: Sequence[str]) -> list[bool]:
         """Whether each text says again what an earlier claim says."""
-        said = [claim.text for claim in earlier]
-        if not said or not texts:
+        before = [claim.text for claim in earlier]
+        if not before or not texts:
             return [False] * len(texts)
-        vectors = self.judge.claim_vectors([*said, *texts])
-        before = list(range(len(said)))
-        return [repeats([*said, text], vectors[[*before, len(said) + i]])[-1] for i, text in enumerate(texts)]
+        vectors = self.judge.claim_vectors([*before, *texts])
+        rows = list(range(len(before)))
+        return [repeats([*before, text], vectors[[*rows, len(before) + i]])[-1] for i, text in enumerate(texts)]
 
 
 def likeliest(
@@ -269,11 +270,10 @@ def likeliest(
     """The `count` alternatives to which the model gives the highest probability behind prompt and `before`."""
     if len(alternatives) <= count:
         return list(alternatives)
-    said = [alternative.ids for alternative in alternatives]
-    given = [[*clip.prompt, *before]]
-    own = [None if part is None else part[clip.row : clip.row + 1] for part in (clip.batch.embeddings, clip.batch.present)]
-    logp = score_answers(model, given, said, embeddings=own[0], present=own[1])[0]  # (P,)
-    return [alternatives[i] for i in logp.topk(min(count, len(said))).indices.tolist()]
+    ids, row = [alternative.ids for alternative in alternatives], slice(clip.row, clip.row + 1)
+    embeddings, present = (None if part is None else part[row] for part in (clip.batch.embeddings, clip.batch.present))
+    logp = score_answers(model, [[*clip.prompt, *before]], ids, embeddings=embeddings, present=present)[0]  # (P,)
+    return [alternatives[i] for i in logp.topk(min(count, len(ids))).indices.tolist()]
 
 
 def _begins(ids: Sequence[int], other: Sequence[int]) -> bool:

@@ -1,7 +1,7 @@
-"""Self-criticism before an answer is given: of K sampled rationales and the greedy one, that which a judge believes most.
+"""Self-criticism at inference: of K sampled rationales and the greedy one, pick the one that a judge believes most.
 
-No training is needed for it, and it adds to what the self-critical loss has brought; it costs the time of K more answers.
-What an answer is worth is `credit.truth`: true claims up to a cap, less all false ones, less what is missing.
+It needs no training, adds to the gain of the self-critical loss, and takes the time of K more answers. A rationale's score is
+`credit.truth`: true claims up to a cap, minus all false ones, minus a penalty for too few claims.
 """
 
 import itertools
@@ -75,15 +75,15 @@ class BestOf:
         """The best candidate of each clip, vectors (N,M,E) and present (N,M); of equally good ones the first. One that came to
         its end is preferred to all that did not."""
         best = []
-        for own, clip, there in zip(candidates, vectors, present, strict=True):
-            key = self.clips.add(clip, there)
-            worth = [(finished, self.truth(text, key, taxonomy)) for text, finished in own]
-            best.append(own[max(range(len(own)), key=worth.__getitem__)])
+        for rationales, clip, presence in zip(candidates, vectors, present, strict=True):
+            key = self.clips.add(clip, presence)
+            scores = [(finished, self.truth(text, key, taxonomy)) for text, finished in rationales]
+            best.append(rationales[max(range(len(rationales)), key=scores.__getitem__)])
         return best
 
     def truth(self, rationale: str, key: str, taxonomy: Taxonomy) -> float:
-        """What a rationale about a clip is worth, in [-1, 1]."""
+        """The score of a rationale about a clip, in [-1, 1]."""
         clauses = [claim.text for claim in claims_of(rationale, taxonomy)]
         values = (2 * self.judge.score(clauses, key) - 1).tolist()
         counts = counting(values, repeats(clauses, self.judge.claim_vectors(clauses)) if clauses else [])
-        return truth([Verdict(0, 0, value, own) for value, own in zip(values, counts, strict=True)])
+        return truth([Verdict(0, 0, value, counted) for value, counted in zip(values, counts, strict=True)])

@@ -1,4 +1,4 @@
-"""What a rationale claims, each claim with a judge's verdict: does it hold of this clip?
+"""The claims of a rationale, each with a judge's verdict on whether it holds of the clip.
 
     check = ClaimCheck.load(Path("runs/demo/itsl/best"), identity, taxonomy)
     for claim in check("We see a broad smile.", vectors, present): print(claim.text, claim.p, claim.verdict)
@@ -80,12 +80,12 @@ class ClaimCheck:
         finally:
             self.judge.forget(key)
             self.clips.remove(key)
-        return [CheckedClaim(own.text, own.start, own.end, round(value, 4)) for own, value in zip(claims, p, strict=True)]
+        return [CheckedClaim(c.text, c.start, c.end, round(value, 4)) for c, value in zip(claims, p, strict=True)]
 
     def missing(self, present: Iterable[bool]) -> list[str]:
         """The modalities that the judge looks at and a clip with this presence (M,) has not."""
-        there = dict(zip(MODALITIES, present, strict=True))
-        return [name for name in self.judge.modalities if not there[name]]
+        presence = dict(zip(MODALITIES, present, strict=True))
+        return [name for name in self.judge.modalities if not presence[name]]
 
 
 def in_words(claims: Sequence[CheckedClaim]) -> str:

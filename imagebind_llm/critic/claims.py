@@ -36,16 +36,16 @@ def claims_of(text: str, taxonomy: Taxonomy | None = None, start: int = 0) -> li
 
     `start` is added to their positions: where `text` begins in a longer one.
     """
-    found = []
+    claims = []
     begin = 0
     for end, following in [*(match.span() for match in _BOUNDARY.finditer(text)), (len(text), len(text))]:
         clause = text[begin:end]
         masked = mask_labels(clause, taxonomy).replace(MASK, " ") if taxonomy is not None else clause
         if len(words(masked)) >= FEWEST_WORDS:
             left = begin + len(clause) - len(clause.lstrip())
-            found.append(Claim(" ".join(masked.split()), start + left, start + left + len(clause.strip())))
+            claims.append(Claim(" ".join(masked.split()), start + left, start + left + len(clause.strip())))
         begin = following
-    return found
+    return claims
 
 
 def claims_of_answer(text: str, taxonomy: Taxonomy | None) -> list[Claim]:
@@ -56,8 +56,8 @@ def claims_of_answer(text: str, taxonomy: Taxonomy | None) -> list[Claim]:
 
 def separator_end(text: str, end: int) -> int | None:
     """Where the punctuation or joint stops that closes the clause before `end`; None if the text stops or goes on otherwise."""
-    found = _BOUNDARY.match(text, end + len(text[end:]) - len(text[end:].lstrip()))
-    return found.end() if found else None
+    boundary = _BOUNDARY.match(text, end + len(text[end:]) - len(text[end:].lstrip()))
+    return boundary.end() if boundary else None
 
 
 def claims_in_answer(
@@ -95,8 +95,8 @@ def characters_of(ids: Sequence[int], tokenizer: LlamaTokenizer) -> list[Span]:
 def tokens_of(span: Span, characters: Sequence[Span]) -> Span:
     """The tokens [first, last) that write some of the characters [start, end); (0, 0) if none does."""
     start, end = span
-    own = [i for i, (a, b) in enumerate(characters) if a < end and b > start]
-    return (own[0], own[-1] + 1) if own else (0, 0)
+    tokens = [i for i, (a, b) in enumerate(characters) if a < end and b > start]
+    return (tokens[0], tokens[-1] + 1) if tokens else (0, 0)
 
 
 def _common(prefix: str, text: str) -> int:

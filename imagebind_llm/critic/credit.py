@@ -1,8 +1,8 @@
-"""Credit by claim: what an answer's claims are worth, and the advantage of each of its tokens.
+"""Credit by claim: the values of an answer's claims, and the advantage of each of its tokens.
 
-A claim's value is v = 2 P - 1 in [-1, 1], P the judge's probability that it holds of the clip (judge.py). One number for a
-whole answer drowns in its wording; here a claim's own tokens get how much better the claim is than the claims that the other
-answers to the same clip make. Pure functions between judge and loss: no model, no text.
+A claim's value is v = 2 P - 1 in [-1, 1], where P is the judge's probability that it holds of the clip (judge.py). A single
+advantage for a whole answer is mostly noise from its wording; here the tokens of a claim get the difference between its value
+and those of the claims in the other answers to the same clip. Pure functions between judge and loss: no model, no text.
 """
 
 from collections.abc import Sequence
@@ -46,12 +46,12 @@ def repeats(clauses: Sequence[str], vectors: Tensor) -> list[bool]:
 
 
 def floor(verdicts: Sequence[Verdict]) -> float:
-    """What is taken off an answer for each claim that it has less than FEWEST: 0 or less."""
+    """Penalty of an answer with fewer claims than FEWEST: 0 or negative."""
     return -MISSING * max(0, FEWEST - sum(verdict.counts for verdict in verdicts))
 
 
 def truth(verdicts: Sequence[Verdict]) -> float:
-    """What an answer is worth, in [-1, 1]: its CAP largest true values and all false ones, over CAP, and the floor.
+    """Score of an answer in [-1, 1]: the sum of its CAP largest true values and all false ones, over CAP, plus the floor.
 
     Not their mean (one sure claim would beat any careful answer) and not their sum (saying everything would win).
     """
@@ -74,14 +74,14 @@ def claim_advantages(
     if baseline == "greedy" and greedy is None:
         raise ValueError("--baseline greedy needs the greedy answer's claims")
     values = [[verdict.value for verdict in answer if verdict.counts] for answer in group]
-    pooled = [v for own in values for v in own]
+    pooled = [v for answer in values for v in answer]
     scale = SPREAD
     if baseline == "group" and len(set(pooled)) > 1:
         scale = float(torch.tensor(pooled, dtype=torch.float64).std(correction=0))
 
     def compared_with(answer: int, place: int) -> list[float]:
         if baseline == "loo":
-            return [v for other, own in enumerate(values) if other != answer for v in own]
+            return [v for other, claims in enumerate(values) if other != answer for v in claims]
         if baseline == "group" or greedy is None:
             return pooled
         if place < len(greedy) and greedy[place].counts:
@@ -94,9 +94,9 @@ def claim_advantages(
     ]
     floors = [floor(answer) for answer in group]
     if baseline == "greedy" and greedy is not None:
-        return claims, [_less(own, [floor(greedy)]) / scale for own in floors]
+        return claims, [_less(low, [floor(greedy)]) / scale for low in floors]
     others = [floors if baseline == "group" else floors[:k] + floors[k + 1 :] for k in range(len(floors))]
-    return claims, [_less(own, rest) / scale for own, rest in zip(floors, others, strict=True)]
+    return claims, [_less(low, rest) / scale for low, rest in zip(floors, others, strict=True)]
 
 
 def best(truths: Tensor) -> Tensor:

@@ -4,10 +4,10 @@
                         = the largest over modalities of (e_m - mean_m) . t                     "shared", nothing fitted
     P = 1 / (1 + exp(-(slope * s + offset)))
 The clause goes through the frozen text tower of the encoder whose embeddings the clip has, and both are L2-normalised. Centred
-on the train clips, a score cannot be raised by a clause that is near to every clip. A clause is read as that ending of it, of
-two words or more, that is nearest to a clause which the judge was fitted on ("we notice a broad smile" as "a broad smile"). One
-of which no ending is near enough is none that it can judge, nor is one that hangs most on a modality that is switched off or
-that the clip has not: P is 0.5, no verdict. Stored without pickle:
+on the train clips, a score cannot be raised by a clause that is near to every clip. Of a clause only one ending of two words
+or more is read: the one nearest to a clause that the judge was fitted on (of "we notice a broad smile", "a broad smile").
+There is no verdict (P is 0.5) if no ending is near enough, or if the clause depends most on a modality that is switched off or
+absent from the clip. Stored without pickle:
     FOLDER/NAME.json           what it was fitted on, which modalities it looks at, what it scored on dev
     FOLDER/NAME.safetensors    the maps and means above, float32
 """
@@ -60,7 +60,7 @@ class ClauseVectors:
     def __init__(self, encode: Callable[[Sequence[str]], Tensor]):
         """`encode`: n texts to (n,E), of any length."""
         self._encode = encode
-        self._known: dict[str, Tensor] = {}
+        self._vectors: dict[str, Tensor] = {}
 
     @classmethod
     def load(cls, identity: Identity, weights: str = "", device: torch.device | str = "cpu") -> "ClauseVectors":
@@ -77,13 +77,13 @@ class ClauseVectors:
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        if len(self._known) > KEPT:
-            self._known.clear()
-        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if len(self._vectors) > KEPT:
+            self._vectors.clear()
+        new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
         for start in range(0, len(new), CLAUSES_PER_PASS):
             part = new[start : start + CLAUSES_PER_PASS]
-            self._known |= zip(part, F.normalize(self._encode(part).float(), dim=1), strict=True)
-        return torch.stack([self._known[text] for text in texts])  # (n,E)
+            self._vectors |= zip(part, F.normalize(self._encode(part).float(), dim=1), strict=True)
+        return torch.stack([self._vectors[text] for text in texts])  # (n,E)
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Judge:
         self._endings: dict[str, tuple[str, bool]] = {}
 
     def score(self, claims: Sequence[str], key: str) -> Tensor:
-        """P (n,) float32 in [0, 1] that each claim holds of the clip. 0.5 where no modality is there to tell by."""
+        """P (n,) float32 in [0, 1] that each claim holds of the clip; 0.5 where there is no verdict."""
         if not claims:
             return torch.zeros(0)
         return self.probability(self.similarity(claims, [key] * len(claims)))
@@ -148,21 +148,18 @@ class Judge:
         return torch.where(similarity.isnan(), torch.tensor(UNDECIDED), p)
 
     def similarity(self, claims: Sequence[str], keys: Sequence[str]) -> Tensor:
-        """s (n,) of each claim and the clip beside it; nan for claims it cannot judge, and where no modality is there."""
-        own = self.similarity_by(self.modalities, claims, keys)
-        if self.kind == FITTED:
-            found = own.nan_to_num(0.0).sum(1).masked_fill(own.isnan().all(1), torch.nan)
-        else:
-            found = own.nan_to_num(-torch.inf).amax(1).masked_fill(own.isnan().all(1), torch.nan)
-        there = {name: ~part.isnan() for name, part in zip(self.modalities, own.T, strict=True)}
-        judged = [
-            self.read(claim)[1] and name in there and bool(there[name][i])
+        """s (n,) of each claim and the clip beside it; nan where there is no verdict, or no modality is present."""
+        parts = self.similarity_by(self.modalities, claims, keys)  # (n,m)
+        whole = parts.nan_to_num(0.0).sum(1) if self.kind == FITTED else parts.nan_to_num(-torch.inf).amax(1)
+        present = {name: ~part.isnan() for name, part in zip(self.modalities, parts.T, strict=True)}
+        has_verdict = [
+            self.read(claim)[1] and name in present and bool(present[name][i])
             for i, (claim, name) in enumerate(zip(claims, self.hangs_on(claims), strict=True))
         ]
-        return found.masked_fill(~torch.tensor(judged), torch.nan)
+        return whole.masked_fill(~torch.tensor(has_verdict) | parts.isnan().all(1), torch.nan)
 
     def similarity_by(self, modalities: Sequence[str], claims: Sequence[str], keys: Sequence[str]) -> Tensor:
-        """The part (n,m) of s that each modality has, before anything is said to be no verdict; nan where it is absent."""
+        """The part (n,m) of s that comes from each modality, for all claims alike; nan where a modality is absent."""
         clips = torch.stack([self._clip(key) for key in keys])  # (n,M,r)
         return (clips * self._clauses(claims)[:, None]).sum(2)[:, [MODALITIES.index(name) for name in modalities]]
 
@@ -193,10 +190,10 @@ class Judge:
         return self.vectors([self.read(claim)[0] for claim in claims])
 
     def _clauses(self, claims: Sequence[str]) -> Tensor:
-        found = self.claim_vectors(claims)
+        vectors = self.claim_vectors(claims)
         if self.kind == FITTED:
-            found = (found - self.tensors["clause_mean"]) @ self.tensors["clause_map"].T
-        return found  # (n,r)
+            vectors = (vectors - self.tensors["clause_mean"]) @ self.tensors["clause_map"].T
+        return vectors  # (n,r)
 
     def _clip(self, key: str) -> Tensor:
         """(M,r), nan in the rows of modalities that the clip has not."""

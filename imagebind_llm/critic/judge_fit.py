@@ -46,15 +46,15 @@ class Clauses:
     pairs: Tensor
 
     @classmethod
-    def of(cls, told: Mapping[str, Sequence[str]], taxonomy: Taxonomy | None) -> "Clauses":
-        """`told`: the texts about each clip. Clips without a clause are left out."""
+    def of(cls, texts_by_clip: Mapping[str, Sequence[str]], taxonomy: Taxonomy | None) -> "Clauses":
+        """The clauses of the texts about each clip. Clips without a clause are left out."""
         numbers: dict[str, int] = {}
         keys: list[str] = []
         pairs: list[tuple[int, int]] = []
-        for key, texts in told.items():
-            own = dict.fromkeys(claim.text for text in texts for claim in claims_of(text, taxonomy))
-            if own:
-                pairs += [(len(keys), numbers.setdefault(text, len(numbers))) for text in own]
+        for key, texts in texts_by_clip.items():
+            clauses = dict.fromkeys(claim.text for text in texts for claim in claims_of(text, taxonomy))
+            if clauses:
+                pairs += [(len(keys), numbers.setdefault(text, len(numbers))) for text in clauses]
                 keys.append(key)
         return cls(tuple(keys), tuple(numbers), torch.tensor(pairs, dtype=torch.long).view(-1, 2))
 
@@ -73,13 +73,13 @@ def fit_map(clauses: Clauses, vectors: ClauseVectors, store: Store, modalities: 
     width = texts.shape[1]
     clip_map, clause_map = (torch.randn(RANK, n * width, generator=generator) / width**0.5 for n in (len(columns), 1))
     optimizer = torch.optim.AdamW([clip_map.requires_grad_(), clause_map.requires_grad_()], weight_decay=WEIGHT_DECAY)
-    known = (clauses.pairs[:, 0] * len(clauses.texts) + clauses.pairs[:, 1]).sort().values
+    true_codes = (clauses.pairs[:, 0] * len(clauses.texts) + clauses.pairs[:, 1]).sort().values
     for step in range(STEPS):
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / STEPS)
         picked = clauses.pairs[torch.randint(len(clauses.pairs), (PAIRS,), generator=generator)]
         codes = picked[:, :1] * len(clauses.texts) + picked[:, 1]  # (clip, clause)
-        place = torch.searchsorted(known, codes).clamp(max=len(known) - 1)
-        true = (known[place] == codes).fill_diagonal_(False)  # another clause that the clip's texts contain as well
+        place = torch.searchsorted(true_codes, codes).clamp(max=len(true_codes) - 1)
+        true = (true_codes[place] == codes).fill_diagonal_(False)  # another clause that the clip's texts contain as well
         logits = (clips[picked[:, 0]] @ clip_map.T) @ (texts[picked[:, 1]] @ clause_map.T).T  # (clip, clause)
         logits = logits.masked_fill(true, -torch.inf)
         target = torch.arange(PAIRS)
@@ -102,12 +102,12 @@ def _uncalibrated(clauses: Clauses, vectors: ClauseVectors, store: Store) -> dic
     """What every kind of judge has: the vectors of its clauses, how near one must be to them, a sample of its clips, and a
     calibration yet to come."""
     commonest = torch.bincount(clauses.pairs[:, 1], minlength=len(clauses.texts)).argsort(descending=True, stable=True)[:KNOWN]
-    known = vectors([clauses.texts[i] for i in commonest.tolist()])  # (T,E)
-    near = (known @ known.T).fill_diagonal_(-1).amax(1)
+    fitted = vectors([clauses.texts[i] for i in commonest.tolist()])  # (T,E)
+    near = (fitted @ fitted.T).fill_diagonal_(-1).amax(1)
     return {
-        "known": known.half(),
+        "known": fitted.half(),
         "sample": clip_vectors(store, clauses.keys[:: max(1, len(clauses.keys) // SAMPLE)][:SAMPLE])[0],
-        "familiar": near.quantile(FAMILIAR) if len(known) > 1 else torch.tensor(1.0),
+        "familiar": near.quantile(FAMILIAR) if len(fitted) > 1 else torch.tensor(1.0),
         "slope": torch.ones(()),
         "offset": torch.zeros(()),
     }
@@ -149,22 +149,22 @@ class Trial:
         """At most MOST own pairs, each clause dealt to DEALT other clips whose own texts do not say the same."""
         generator = torch.Generator().manual_seed(seed)
         texts = vectors(clauses.texts)
-        told: dict[int, list[int]] = {}
+        by_clip: dict[int, list[int]] = {}
         for clip, text in clauses.pairs.tolist():
-            told.setdefault(clip, []).append(text)
-        alike: dict[object, list[int]] = {}
+            by_clip.setdefault(clip, []).append(text)
+        by_intent: dict[object, list[int]] = {}
         for clip, key in enumerate(clauses.keys):
             if intents.get(key) is not None:
-                alike.setdefault(intents[key], []).append(clip)
+                by_intent.setdefault(intents[key], []).append(clip)
 
         def says(clip: int, text: int) -> bool:
-            wanted, own = clauses.texts[text], [clauses.texts[t] for t in told[clip]]
-            return any(one in wanted or wanted in one for one in own) or float((texts[told[clip]] @ texts[text]).max()) > SAME
+            clause, of_clip = clauses.texts[text], [clauses.texts[t] for t in by_clip[clip]]
+            alike = float((texts[by_clip[clip]] @ texts[text]).max()) > SAME
+            return alike or any(other in clause or clause in other for other in of_clip)
 
         def dealt(clip: int, text: int, others: Sequence[int]) -> list[tuple[str, str]]:
             drawn = [others[i] for i in torch.randint(len(others), (DEALT,), generator=generator).tolist()]
-            there = [c for c in drawn if c != clip and not says(c, text)]
-            return [(clauses.texts[text], clauses.keys[c]) for c in there]
+            return [(clauses.texts[text], clauses.keys[c]) for c in drawn if c != clip and not says(c, text)]
 
         order = torch.randperm(len(clauses.pairs), generator=generator)[:MOST]
         own, from_any, from_same = [], [], []
@@ -172,8 +172,8 @@ class Trial:
             key = clauses.keys[clip]
             own.append((clauses.texts[text], key))
             from_any += dealt(clip, text, range(len(clauses.keys)))
-            if len(alike.get(intents.get(key), [])) > 1:
-                from_same += dealt(clip, text, alike[intents[key]])
+            if len(by_intent.get(intents.get(key), [])) > 1:
+                from_same += dealt(clip, text, by_intent[intents[key]])
         return cls(own, from_any, from_same)
 
 
@@ -225,9 +225,9 @@ def figures(judge: Judge, trial: Trial) -> Figures:
         )
         if not own or not dealt:
             return 0.5, False
-        found = area(*(judge.similarity_by([name], *zip(*pairs, strict=True))[:, 0] for pairs in (own, dealt)))
+        auc = area(*(judge.similarity_by([name], *zip(*pairs, strict=True))[:, 0] for pairs in (own, dealt)))
         error = ((1 / len(own) + 1 / len(dealt)) / 12) ** 0.5  # of an area that says nothing
-        return found, found >= max(LEAST, 0.5 + 2 * error)
+        return auc, auc >= max(LEAST, 0.5 + 2 * error)
 
     texts = list(dict.fromkeys(text for pairs in vars(trial).values() for text, _ in pairs))
     hangs_on = dict(zip(texts, judge.hangs_on(texts), strict=True))
@@ -258,9 +258,9 @@ def open_judges(
     assert corpus.store is not None, "a judge looks at clips"
     vectors = ClauseVectors.load(corpus.store.identity, encoder_weights, device)
     if distributed.is_main():
-        source, told = _told(corpus)
+        source, texts = _texts(corpus)
         intents = {row.key: row.intent for split in ("train", "dev") for row in corpus.splits.get(split, [])}
-        judges = fit_judges(told, source, corpus.store, vectors, corpus.modalities, corpus.taxonomy, intents, seed)
+        judges = fit_judges(texts, source, corpus.store, vectors, corpus.modalities, corpus.taxonomy, intents, seed)
         for (name, role), judge in zip(NAMES.items(), judges, strict=True):
             judge.save(folder, name)
             say(sentence(judge, role))
@@ -269,7 +269,7 @@ def open_judges(
     return pays, watches
 
 
-def _told(corpus: Corpus) -> tuple[str, dict[str, dict[str, list[str]]]]:
+def _texts(corpus: Corpus) -> tuple[str, dict[str, dict[str, list[str]]]]:
     """What the texts are that judges are fitted on, and those of train and dev clips by key."""
     if corpus.captions:
         return "captions", corpus.captions
@@ -280,7 +280,7 @@ def _told(corpus: Corpus) -> tuple[str, dict[str, dict[str, list[str]]]]:
 
 
 def fit_judges(
-    told: Mapping[str, Mapping[str, Sequence[str]]],
+    texts: Mapping[str, Mapping[str, Sequence[str]]],
     source: str,
     store: Store,
     vectors: ClauseVectors,
@@ -291,18 +291,18 @@ def fit_judges(
 ) -> tuple[Judge, Judge]:
     """The judge that pays and the one that watches, each fitted on its half of the train clips and calibrated on dev.
 
-    `told`: {"train": {key: texts}, "dev": {key: texts}}; without dev texts every fifth train clip is kept for it. `source`:
+    `texts`: {"train": {key: texts}, "dev": {key: texts}}; without dev texts every fifth train clip is kept for it. `source`:
     what the texts are. Modalities that tell nothing are switched off, and whichever of the fitted and the shared space tells
     dev clips of the same intent apart better is taken. Raises JudgeError if nothing can be told at all.
     """
-    train, dev = dict(told["train"]), dict(told.get("dev", {}))
+    train, dev = dict(texts["train"]), dict(texts.get("dev", {}))
     if not dev:
-        kept = list(train)[::5]
-        dev = {key: train.pop(key) for key in kept}
+        dev = {key: train.pop(key) for key in list(train)[::5]}
     trial = Trial.of(Clauses.of(dev, taxonomy), vectors, intents, seed)
     halves = [{key: texts for i, (key, texts) in enumerate(train.items()) if i % 2 == half} for half in range(2)]
     pays, watches = (
-        _best(Clauses.of(own, taxonomy), trial, vectors, store, modalities, 2 * seed + half) for half, own in enumerate(halves)
+        _best(Clauses.of(part, taxonomy), trial, vectors, store, modalities, 2 * seed + half)
+        for half, part in enumerate(halves)
     )
     pays.source = watches.source = source
     return pays, watches
@@ -310,7 +310,7 @@ def fit_judges(
 
 def _best(clauses: Clauses, trial: Trial, vectors: ClauseVectors, store: Store, modalities: Sequence[str], seed: int) -> Judge:
     """The better of the two kinds of judge by dev, with the modalities that tell something."""
-    found = []
+    judges = []
     for kind in (fit_map, shared_space):
         judge = _measured(kind(clauses, vectors, store, modalities, seed), trial)
         assert judge.figures is not None
@@ -321,14 +321,14 @@ def _best(clauses: Clauses, trial: Trial, vectors: ClauseVectors, store: Store, 
             assert judge.figures is not None
             judge.figures = replace(judge.figures, alone=alone)
         if useful:
-            found.append(judge)
-    if not found:
+            judges.append(judge)
+    if not judges:
         raise JudgeError(
             f"the judge cannot tell clips of the same intent apart by {', '.join(modalities)} (area under the curve below "
             f"{LEAST} for each, or no better than chance): pass --captions that say what is seen and heard, or train with "
             f"--credit answer"
         )
-    return max(found, key=lambda judge: judge.figures.deciding if judge.figures else 0.0)
+    return max(judges, key=lambda judge: judge.figures.deciding if judge.figures else 0.0)
 
 
 def _measured(judge: Judge, trial: Trial) -> Judge:
@@ -339,17 +339,17 @@ def _measured(judge: Judge, trial: Trial) -> Judge:
 
 def sentence(judge: Judge, role: str = "judge") -> str:
     """What a judge was fitted on and how far to trust it, in words; WARNING where it was fitted on rationales."""
-    one = judge.figures
-    assert one is not None
-    same = "" if one.same_intent is None else f", {one.same_intent:.3f} against clips of the same intent"
-    off = [name for name in one.alone if name not in judge.modalities]
-    alone = ", ".join(f"{name} {area:.3f}{' (switched off)' if name in off else ''}" for name, area in one.alone.items())
+    dev = judge.figures
+    assert dev is not None
+    same = "" if dev.same_intent is None else f", {dev.same_intent:.3f} against clips of the same intent"
+    off = [name for name in dev.alone if name not in judge.modalities]
+    alone = ", ".join(f"{name} {area:.3f}{' (switched off)' if name in off else ''}" for name, area in dev.alone.items())
     how = f"fitted on {judge.source}" if judge.kind == FITTED else "the encoder's own space, which tells more than a fitted map"
-    warned, worse = "", ""
+    warning, worse = "", ""
     if judge.source != "captions":
-        warned, worse = "WARNING: ", "; rationales name what is typical: captions of the clips would make it better"
+        warning, worse = "WARNING: ", "; rationales name what is typical: captions of the clips would make it better"
     return (
-        f"{warned}{role}, {how}, on {one.n} dev clauses: area under the curve {one.any_clip:.3f} against any clip{same} "
-        f"(alone: {alone}); P {one.own:.2f} for a clip's own, {one.dealt:.2f} for others'; "
-        f"a verdict on {100 * one.familiar:.0f} % of them{worse}"
+        f"{warning}{role}, {how}, on {dev.n} dev clauses: area under the curve {dev.any_clip:.3f} against any clip{same} "
+        f"(alone: {alone}); P {dev.own:.2f} for a clip's own, {dev.dealt:.2f} for others'; "
+        f"a verdict on {100 * dev.familiar:.0f} % of them{worse}"
     )

@@ -1,4 +1,4 @@
-"""What a sampled answer is worth, and its advantage over what else the model would say.
+"""The reward of a sampled answer, and its advantage over a baseline.
 
 Reward parts lie in [0, 1] and are logged raw; the truth of an answer's claims (credit.py), another part, lies in [-1, 1].
 Within the group of one clip (its K samples and, where it is drawn, the greedy answer) each part is normalised,
@@ -8,13 +8,13 @@ arXiv:2402.14740), the group's own mean and deviation (GRPO, arXiv:2402.03300).
 Functions see values that are parsed already: a label or None, a rationale or None, and whether the answer ended by itself.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from imagebind_llm.config import BASELINES, REWARD_NORMS
+from imagebind_llm.config import BASELINES
 from imagebind_llm.critic.verifier import Verifier, label_mentions
 from imagebind_llm.records import Answer
 from imagebind_llm.taxonomy import Taxonomy
@@ -24,6 +24,7 @@ COARSE_REWARD = 0.25
 SHORTEST, LONGEST = 8, 80  # words of a rationale
 MOST_REPETITION = 0.2
 EPSILON = 1e-6
+TRUTH = "truth"  # the part that a judge sees, not a function of the text
 
 
 def intent_reward(answer: Answer, gold: str, taxonomy: Taxonomy) -> float:
@@ -73,18 +74,59 @@ def format_reward(answer: Answer) -> float:
     return sum(holds) / len(holds)
 
 
+@dataclass(frozen=True)
+class Answered:
+    """n answers with their gold labels and reference rationales, and what texts are compared by."""
+
+    answers: Sequence[Answer]
+    golds: Sequence[str]
+    references: Sequence[str | None]
+    cider: CiderD
+    verifier: Verifier
+
+
+def _intents(given: Answered) -> list[float]:
+    taxonomy = given.verifier.taxonomy
+    return [intent_reward(answer, gold, taxonomy) for answer, gold in zip(given.answers, given.golds, strict=True)]
+
+
+def _rationales(given: Answered) -> list[float]:
+    pairs = zip(given.answers, given.references, strict=True)
+    return [rationale_reward(answer, reference, given.cider) for answer, reference in pairs]
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A part of the reward: its weight where --reward_weights says nothing (and --credit is answer), and the function that
+    gives it for n answers; None: the judge does (self_critical.py)."""
+
+    weight: float
+    of: Callable[[Answered], list[float]] | None
+
+
+# To add a part: a function of n answers that returns n numbers in [0, 1], and its line here, which gives it its name in
+# --reward_weights, its column in the log and its curve.
+REWARDS = {
+    "intent": Reward(1.0, _intents),
+    "rationale": Reward(0.5, _rationales),
+    "consistency": Reward(0.5, lambda given: consistency_rewards(given.answers, given.golds, given.verifier)),
+    "format": Reward(0.1, lambda given: [format_reward(answer) for answer in given.answers]),
+    TRUTH: Reward(0.0, None),
+}
+REWARD_WEIGHTS = {name: reward.weight for name, reward in REWARDS.items()}
+
+
+def column(part: str) -> str:
+    """The name of a part of the reward in the log."""
+    return f"reward_{part}"
+
+
 def reward_parts(
     answers: Sequence[Answer], golds: Sequence[str], references: Sequence[str | None], cider: CiderD, verifier: Verifier
 ) -> dict[str, Tensor]:
-    """The four parts of n answers, each (n,) float32 in [0, 1]; golds and references answer by answer."""
-    taxonomy = verifier.taxonomy
-    parts = {
-        "intent": [intent_reward(answer, gold, taxonomy) for answer, gold in zip(answers, golds, strict=True)],
-        "rationale": [rationale_reward(answer, text, cider) for answer, text in zip(answers, references, strict=True)],
-        "consistency": consistency_rewards(answers, golds, verifier),
-        "format": [format_reward(answer) for answer in answers],
-    }
-    return {name: torch.tensor(values, dtype=torch.float32) for name, values in parts.items()}
+    """Every part of the reward that has a function, each (n,) float32 in [0, 1]; golds and references answer by answer."""
+    given = Answered(answers, golds, references, cider, verifier)
+    return {name: torch.tensor(part.of(given), dtype=torch.float32) for name, part in REWARDS.items() if part.of}
 
 
 @dataclass(frozen=True)
@@ -100,27 +142,21 @@ def advantage(
     baseline: str,
     weights: Mapping[str, float],
     greedy: Mapping[str, Tensor] | None = None,
-    norm: str = "group",
     penalty: Tensor | None = None,
 ) -> Advantage:
     """Advantage of K samples a clip from their reward parts, each (B,K); the greedy answer's parts, where drawn, are (B,).
 
-    norm "group": normalise each part, then sum; "none": sum the raw parts, then compare. `penalty` (B,K) is subtracted from
-    the score: beta * sum over tokens of (logp - logp_ref). Baseline greedy and loo take differences of scores, group the score
-    itself (with norm "none", normalised once). The greedy answer, which is not scored, counts without a penalty: a baseline
-    that the samples do not change leaves the expected gradient as it is. A group in which no weighted part varies is skipped
-    with its penalty. Deviations are over the group (population).
+    Each part is normalised within its group, then the parts are weighted and summed to the score, from which `penalty` (B,K) is
+    subtracted: beta * sum over tokens of (logp - logp_ref). Baselines greedy and loo take differences of scores, group the
+    score itself. The greedy answer, which is not scored, counts without a penalty: a baseline that the samples do not change
+    leaves the expected gradient as it is. A group in which no weighted part varies is skipped with its penalty. Deviations are
+    over the group (population).
     """
     wanted = {name: weight for name, weight in weights.items() if weight}
-    _check(parts, baseline, wanted, greedy, norm)
+    _check(parts, baseline, wanted, greedy)
     groups = {name: parts[name].double() if greedy is None else _with_greedy(parts[name], greedy[name]) for name in wanted}
     alike = torch.stack([_spread(group) == 0 for group in groups.values()]).all(0)  # (B,)
-    if norm == "group":
-        score = _weighted_sum({name: _normalised(group) for name, group in groups.items()}, wanted)  # (B,K) or (B,K+1)
-    else:
-        score = _weighted_sum(groups, wanted)
-        alike = alike | (_spread(score) == 0)
-        score = _normalised(score) if baseline == "group" else score
+    score = torch.stack([weight * _normalised(groups[name]) for name, weight in wanted.items()]).sum(0)  # (B,K) or (B,K+1)
     n_samples = next(iter(parts.values())).shape[1]
     samples = score[:, :n_samples] - (0 if penalty is None else penalty.double())
     if baseline == "greedy":
@@ -137,10 +173,6 @@ def _with_greedy(samples: Tensor, greedy: Tensor) -> Tensor:
     return torch.cat([samples.double(), greedy.double()[:, None]], 1)  # (B,K+1)
 
 
-def _weighted_sum(groups: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    return torch.stack([weight * groups[name] for name, weight in weights.items()]).sum(0)
-
-
 def _spread(group: Tensor) -> Tensor:
     return group.amax(1) - group.amin(1)
 
@@ -151,11 +183,9 @@ def _normalised(group: Tensor) -> Tensor:
     return z.masked_fill((_spread(group) == 0)[:, None], 0)
 
 
-def _check(parts: Mapping[str, Tensor], baseline: str, wanted: Mapping[str, float], greedy, norm: str) -> None:
-    if baseline not in BASELINES or norm not in REWARD_NORMS:
-        raise ValueError(
-            f"--baseline {baseline} --reward_norm {norm}: expected one of {' '.join(BASELINES)}, and group or none"
-        )
+def _check(parts: Mapping[str, Tensor], baseline: str, wanted: Mapping[str, float], greedy) -> None:
+    if baseline not in BASELINES:
+        raise ValueError(f"--baseline {baseline}: expected one of {' '.join(BASELINES)}")
     if unknown := sorted(set(wanted) - set(parts)):
         raise ValueError(f"--reward_weights names {', '.join(unknown)}; expected some of: {', '.join(parts)}")
     if not wanted:

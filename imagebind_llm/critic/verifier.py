@@ -93,13 +93,13 @@ class Check:
 
     def sentence(self) -> str:
         """The check in words; it begins with WARNING where the verifier is not to be trusted."""
-        seen = (
+        text = (
             f"verifier on {self.n} rationales: accuracy {self.accuracy:.3f} (shuffled {self.accuracy_shuffled:.3f}), "
             f"q(gold) {self.gold:.3f} (shuffled {self.gold_shuffled:.3f}, wrong label {self.gold_swapped:.3f})"
         )
         if self.peaks:
-            return seen
-        return f"WARNING: {seen}: it cannot tell them apart, its reward is noise; train with --reward_weights consistency=0"
+            return text
+        return f"WARNING: {text}: it cannot tell them apart, its reward is noise; train with --reward_weights consistency=0"
 
 
 class Verifier:
@@ -112,10 +112,10 @@ class Verifier:
 
     def predict_proba(self, texts: Sequence[str]) -> Tensor:
         """q(intent | masked text) in class order, (n,C) float32; an intent that no train rationale had gets 0."""
-        known = self._features(texts) @ self.tensors["coefficients"].numpy().T + self.tensors["intercept"].numpy()
+        logits = self._features(texts) @ self.tensors["coefficients"].numpy().T + self.tensors["intercept"].numpy()
         columns = [self.taxonomy.index(name) for name in self.classes]
         q = torch.zeros(len(texts), len(self.taxonomy.labels))
-        q[:, columns] = torch.from_numpy(known).softmax(1).float()
+        q[:, columns] = torch.from_numpy(logits).softmax(1).float()
         return q
 
     def _features(self, texts: Sequence[str]):
@@ -132,15 +132,15 @@ class Verifier:
         n, n_labels = q.shape
         shuffled = q[draw.permutation(n)]
         other = (gold + torch.from_numpy(draw.integers(1, n_labels, n))) % n_labels
-        own, dealt, swapped = q[range(n), gold], shuffled[range(n), gold], q[range(n), other]
-        falls = min((own - dealt, own - swapped), key=lambda fall: float(fall.mean()))
+        p, p_shuffled, p_swapped = q[range(n), gold], shuffled[range(n), gold], q[range(n), other]
+        falls = min((p - p_shuffled, p - p_swapped), key=lambda fall: float(fall.mean()))
         return Check(
             n,
             accuracy=float((q.argmax(1) == gold).float().mean()),
             accuracy_shuffled=float((shuffled.argmax(1) == gold).float().mean()),
-            gold=float(own.mean()),
-            gold_shuffled=float(dealt.mean()),
-            gold_swapped=float(swapped.mean()),
+            gold=float(p.mean()),
+            gold_shuffled=float(p_shuffled.mean()),
+            gold_swapped=float(p_swapped.mean()),
             standard_error=float(falls.std()) / n**0.5 if n > 1 else float("inf"),
         )
 
@@ -219,5 +219,5 @@ def _vectorizer(taxonomy: Taxonomy, **more):
 
 def _terms(masked: str) -> list[str]:
     """Words and word pairs; the mask itself is none, for whether a label is named says nothing about which."""
-    own = words(masked.replace(MASK, " "))
-    return own + [" ".join(pair) for pair in n_grams(own, 2)]
+    terms = words(masked.replace(MASK, " "))
+    return terms + [" ".join(pair) for pair in n_grams(terms, 2)]

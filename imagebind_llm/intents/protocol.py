@@ -20,7 +20,7 @@ from imagebind_llm.datasets.readers import PLAIN, SPLITS, DataError, Dataset, lo
 from imagebind_llm.encoder.store import Identity, PtFolders, Store, StoreError
 from imagebind_llm.intents.settings import ClassifierSettings
 from imagebind_llm.records import Example
-from imagebind_llm.taxonomy import ACHIEVE, EXPRESS, ITSL_ORDER, MINTREC, Taxonomy
+from imagebind_llm.taxonomy import ACHIEVE, EXPRESS, Taxonomy
 
 MISSING_LIMIT = 0.1  # share of a split without embeddings above which a run would say little
 LISTED = 5
@@ -143,10 +143,6 @@ def _classes(dataset: Dataset, parts: dict[str, list[Example]], settings: Classi
             f"add a column label to the table"
         )
     taxonomy = dataset.taxonomy
-    if settings.label_order == "itsl":
-        if taxonomy != MINTREC:
-            raise DataError(f"--label_order itsl orders MIntRec's 20 intents; {dataset.root} is {dataset.layout}")
-        taxonomy = replace(MINTREC, labels=ITSL_ORDER)
     if taxonomy is None or dataset.layout == PLAIN:
         if settings.labels == "coarse":
             raise DataError(f"{dataset.root}: a plain table's own labels have no coarse classes; leave out --labels coarse")

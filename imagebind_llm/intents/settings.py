@@ -23,7 +23,6 @@ class ClassifierSettings:
     split_by: str = flag("official", "episode: none in two splits (MIntRec's own splits share all)", ("official", "episode"))
     episode_fold: int = flag(0, "with --split_by episode: which fifth of the episodes is reported, 0 to 4")
     labels: str = flag("fine", "the intents, or express emotions or attitudes / achieve goals", ("fine", "coarse"))
-    label_order: str = flag("official", "class order in all output; itsl: the original classifier's", ("official", "itsl"))
     hidden: tuple[int, ...] = flag((128,), "widths of the MLP's hidden layers")
     epochs: int = flag(100, "of the MLP")
     class_weights: bool = flag(False, "weigh classes by the inverse of their frequency")

@@ -19,7 +19,6 @@ from imagebind_llm.llama.checkpoint_files import expected_shapes
 from imagebind_llm.llama.gguf import smollm2_path
 from imagebind_llm.llama.load import assign, load_llama, open_llama
 from imagebind_llm.llama.tokenizers import LlamaTokenizer, check_vocabulary, load_tokenizer
-from imagebind_llm.settings import TrainSettings
 from imagebind_llm.taxonomy import Taxonomy
 from imagebind_llm.weight_files import WeightsError
 
@@ -41,6 +40,26 @@ class Assembled:
     def adapter(self) -> dict[str, Tensor]:
         """What a checkpoint holds: everything that the LLaMA's own files do not."""
         return {name: p.detach().cpu().contiguous() for name, p in self.model.named_parameters() if name in self.own}
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """What the trained model is built from: the flags of engine_finetune.py with these names."""
+
+    llama_model_path: str
+    model: str
+    dtype: str
+    pretrained_path: str
+    emb_path: str
+    trainable: str
+    adapter_layer: int | None
+    adapter_len: int | None
+    lora_rank: int | None
+    bridge_width: float
+    fusion: str
+    seed: int
+    output_dir: str
+    resume: str
 
 
 @dataclass(frozen=True)
@@ -78,7 +97,7 @@ def open_language(path: str, model: str = "auto") -> tuple[LlamaConfig, LlamaTok
     return config, tokenizer
 
 
-def build(settings: TrainSettings, taxonomy: Taxonomy | None, embedding_width: int | None, device: torch.device) -> Assembled:
+def build(settings: BuildSettings, taxonomy: Taxonomy | None, embedding_width: int | None, device: torch.device) -> Assembled:
     """The model that a run trains, its trainable parameters chosen. `embedding_width` None: no clip has embeddings.
 
     Without a taxonomy it has no intent head; that of --pretrained_path goes on if it is for the same taxonomy.
@@ -189,7 +208,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 # --- where training starts --------------------------------------------------------------------------------------------
 
 
-def _start(settings: TrainSettings, taxonomy: Taxonomy | None) -> Start:
+def _start(settings: BuildSettings, taxonomy: Taxonomy | None) -> Start:
     if not settings.pretrained_path:
         return Start()
     path = checkpoint.resolve(Path(settings.pretrained_path))
@@ -204,7 +223,7 @@ def _start(settings: TrainSettings, taxonomy: Taxonomy | None) -> Start:
     return Start(adapter.prompts, adapter.bridge, adapter.read())
 
 
-def _prompts(settings: TrainSettings, start: Start, llama: LlamaConfig, text_only: bool) -> PromptConfig:
+def _prompts(settings: BuildSettings, start: Start, llama: LlamaConfig, text_only: bool) -> PromptConfig:
     """The shape of prompts and LoRA: that of the start, where there is one; a flag that disagrees is an error."""
     given = start.prompts
     wants_lora = settings.trainable != "prompts"
@@ -231,7 +250,7 @@ def _prompts(settings: TrainSettings, start: Start, llama: LlamaConfig, text_onl
     return given if given.lora_rank or not rank else replace(given, lora_rank=rank, bias=True, lora_layers=given.adapter_layer)
 
 
-def _normalises(settings: TrainSettings, text_only: bool) -> bool:
+def _normalises(settings: BuildSettings, text_only: bool) -> bool:
     """Whether new prompts are N(0, 0.02) and brought to unit RMS before wk and wv. Else they are N(0, 1) and used raw, as in
     LLaMA-Adapter v1 (arXiv:2303.16199, its public code): so --blr means there what it meant for v1. AdamW moves every number by
     about a learning rate a step: that turns a vector of N(0, 0.02), read at unit RMS, 50 times as far as one of N(0, 1).
@@ -246,7 +265,7 @@ def _normalises(settings: TrainSettings, text_only: bool) -> bool:
     return not (text_only and settings.model in LLAMA_PRESETS and not settings.lora_rank)
 
 
-def _bridge(settings: TrainSettings, start: Start, llama: LlamaConfig, embedding_width: int | None) -> BridgeConfig | None:
+def _bridge(settings: BuildSettings, start: Start, llama: LlamaConfig, embedding_width: int | None) -> BridgeConfig | None:
     if start.bridge is not None:
         if embedding_width not in (None, start.bridge.embedding_width):
             raise ValueError(

@@ -60,8 +60,8 @@ def _rise(values: list[float]) -> tuple[float, float]:
 @dataclass
 class Choice:
     """Which epoch is the best, judged on dev alone: of those whose macro F1 is within a standard error of the highest, the one
-    whose answers are likeliest (the one-standard-error rule of Breiman et al., 1984). Between intents told equally well by
-    the head, what the decoder says decides. Without intents the likeliest answers win; where answers are labels alone, the
+    whose answers are likeliest (the one-standard-error rule of Breiman et al., 1984). Between epochs whose heads are equally
+    good, the decoder decides. Without intents the likeliest answers win; where answers are labels alone, the
     highest macro F1.
 
     The standard error is the highest epoch's own, as in that rule: a plain bootstrap over dev rows (training.evaluate), not

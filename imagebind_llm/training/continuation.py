@@ -1,4 +1,4 @@
-"""What may change between the stop of a run and its continuation: whatever leaves its steps as they are.
+"""Which settings may change between the stop of a run and its continuation: those that leave its steps as they are.
 
 The rows of a step may be dealt out to other numbers of ranks, passes and rows a pass, as long as their product stays. Data,
 embeddings, LLaMA and the start may lie elsewhere, as long as they hold the same: they are compared by digests.
@@ -6,7 +6,7 @@ embeddings, LLaMA and the start may lie elsewhere, as long as they hold the same
 
 import hashlib
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from imagebind_llm.corpus.sequences import Corpus
@@ -14,23 +14,32 @@ from imagebind_llm.itsl import checkpoint
 from imagebind_llm.itsl.assembly import digest, same_llama
 
 SHARES = {"batch_size", "accum_iter"}  # who computes a step's rows
-PLACES = {"data_path", "emb_path", "llama_model_path", "pretrained_path", "rationales"}  # what is there is compared, not where
+PLACES = {"data_path", "emb_path", "llama_model_path", "pretrained_path", "rationales"}  # contents are compared, not paths
+REMOVED = {"reward_norm": "group"}  # flags that no longer exist, and the value that a run must have had to continue
 SAMPLED_ROWS = 64  # whose embeddings are compared
+# the order of running sums in checkpoints that hold them without names
+OLD_LOSSES = "nll answer_tokens cross_entropy intents right tokens caption_nll caption_tokens contrast contrasted"
+OLD_CRITIC = (
+    "answers clips reward_intent reward_rationale reward_consistency reward_format skipped unfinished tokens surprise "
+    "divergence distinct advantage reward_truth watched judged claims undecided probability"
+)
 
 
 def differences(then: dict[str, Any], now: dict[str, Any], free: Collection[str]) -> list[str]:
     """What two descriptions of a run (a checkpoint's JSON) differ in, but for the settings that are `free`; empty: it can
     continue."""
     theirs, ours = then["settings"], now["settings"]
-    found = [
+    changes = [
         f"--{name} {_shown(theirs.get(name))} -> {_shown(ours[name])}"
         for name in ours
         if name not in SHARES | PLACES | set(free) and theirs.get(name) != ours[name]
     ]
-    found += [f"--{flag} {ours[flag]} holds {what}" for flag, what in _other_contents(then, now)]
+    removed = [name for name, value in REMOVED.items() if theirs.get(name, value) != value]
+    changes += [f"--{name} {theirs[name]}, which no longer exists" for name in removed]
+    changes += [f"--{flag} {ours[flag]} holds {what}" for flag, what in _other_contents(then, now)]
     if math.prod(_shares(then)) != math.prod(_shares(now)):
-        found.append(f"rows a step: {_shown_shares(then)} -> {_shown_shares(now)}")
-    return found
+        changes.append(f"rows a step: {_shown_shares(then)} -> {_shown_shares(now)}")
+    return changes
 
 
 def _other_contents(then: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str]]:
@@ -61,12 +70,21 @@ def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def sums_of_rank(info: dict[str, Any], rank: int, ranks: int) -> tuple[list[float], list[float]]:
+def sums_of_rank(info: dict[str, Any], rank: int, ranks: int) -> tuple[dict[str, float], dict[str, float]]:
     """The running sums of the epoch, losses' and critic's, that a rank goes on with: those of every `ranks`-th rank that there
-    was. Its own if there are as many, none (empty lists) if it is new or the epoch has just begun."""
+    was. Its own if there are as many, none (empty dicts) if it is new or the epoch has just begun."""
     parts = info["sums"][rank::ranks] if info["step"] else []
-    losses, critic = ([sum(values) for values in zip(*(part[kind] for part in parts), strict=True)] for kind in (0, 1))
-    return losses, critic
+    return _added([part[0] for part in parts], OLD_LOSSES), _added([part[1] for part in parts], OLD_CRITIC)
+
+
+def _added(parts: Sequence[dict[str, float] | list[float]], old_order: str) -> dict[str, float]:
+    """The sum of running sums, name by name; those of an older checkpoint are lists."""
+    totals: dict[str, float] = {}
+    for part in parts:
+        named = part if isinstance(part, dict) else dict(zip(old_order.split(), part, strict=False))
+        for name, value in named.items():
+            totals[name] = totals.get(name, 0.0) + value
+    return totals
 
 
 def digest_of_rationales(corpus: Corpus) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from imagebind_llm.config import REWARD_WEIGHTS
+from imagebind_llm.critic.rewards import REWARDS, TRUTH, column
 from imagebind_llm.files import write_atomic
 from imagebind_llm.html import Html, figure, lines, page, table
 
@@ -16,8 +16,8 @@ PICTURES = (
     ("Accuracy of the intent head, train", "", ("accuracy",)),
     ("Learning rate", "", ("lr",)),
     ("Norm of the gradient", "", ("grad_norm",)),
-    ("Rewards", "of sampled answers, raw, in [0, 1]", tuple(f"reward_{part}" for part in REWARD_WEIGHTS if part != "truth")),
-    ("Truth of answers", "in [-1, 1], by the judge that pays and by the one that watches", ("reward_truth", "watched_truth")),
+    ("Rewards", "of sampled answers, raw, in [0, 1]", tuple(column(part) for part in REWARDS if part != TRUTH)),
+    ("Truth of answers", "in [-1, 1], by the judge that pays and by the one that watches", (column(TRUTH), "watched_truth")),
     ("Claims", "an answer", ("claims",)),
     ("Verdicts", "mean probability of a claim, and share of claims without a verdict", ("claim_p", "undecided")),
     ("Groups and endings", "shares of clips with answers all alike, of answers without an end", ("skipped", "unfinished")),
@@ -44,14 +44,14 @@ def pictures(root: Path) -> list[Html]:
 
 def _steps(path: Path) -> list[dict[str, Any]]:
     """The logged steps in order; those that a killed run repeated count once, a line cut off not at all."""
-    found: dict[int, dict[str, Any]] = {}
+    steps: dict[int, dict[str, Any]] = {}
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
-        found[row["step"]] = row
-    return [found[step] for step in sorted(found)]
+        steps[row["step"]] = row
+    return [steps[step] for step in sorted(steps)]
 
 
 def _picture(heading: str, note: str, names: Sequence[str], steps: Sequence[dict[str, Any]]) -> list[Html]:

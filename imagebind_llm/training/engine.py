@@ -3,7 +3,7 @@
     loss = w_intent * CE(intent head) + w_rationale * NLL(answer tokens) + w_caption * NLL(tokens of captions mixed in)
            + w_contrast * contrast(answers with their own clip, with another's) + lambda * self-critical loss (sampled answers)
 All are sums over all rows of a step, on every rank and in every forward pass, over their number there; so the gradient does
-not depend on how the rows were shared out. The schedule and the weight-decay groups are LLaMA-Adapter's.
+not depend on how the rows were shared out.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,62 +21,22 @@ from imagebind_llm import distributed, metrics
 from imagebind_llm.corpus.batches import Collator, by_length, load, shares, steps_of_epoch, with_captions, with_others
 from imagebind_llm.corpus.packing import joined, packed, split, with_other_clips
 from imagebind_llm.critic.critic_sums import CriticSums
-from imagebind_llm.critic.self_critical import Critic, Sampled
+from imagebind_llm.critic.self_critical import Critic, SampledAnswers
 from imagebind_llm.itsl.generate import NotFiniteError
 from imagebind_llm.itsl.losses import contrast, intent_cross_entropy, rationale_nll
 from imagebind_llm.itsl.model import ITSL
 from imagebind_llm.records import IGNORE, Batch, Output
 from imagebind_llm.records import Sequence as Ids
-from imagebind_llm.settings import TrainSettings
+from imagebind_llm.sums import RunningSums
+from imagebind_llm.training.schedule import lr_at, peak_lr
+from imagebind_llm.training.settings import TrainSettings
 
-AnySums = TypeVar("AnySums", "Sums", CriticSums)
-BETAS, EPS = (0.9, 0.95), 1e-8
 RESAMPLES = 500  # of dev rows, for the standard error of its macro F1
 HEADED_ROWS = 2  # a prompt costs about a sixtieth of a clip whose four answers are sampled and scored
 
 
 class TrainingError(ValueError):
     """Training cannot go on; the message says why and what to change."""
-
-
-# --- schedule and optimizer -------------------------------------------------------------------------------------------
-
-
-def peak_lr(settings: TrainSettings, ranks: int) -> float:
-    """--lr, or --blr scaled to the rows of a step: blr * batch * passes * ranks / 256."""
-    if settings.lr is not None:
-        return settings.lr
-    return settings.blr * settings.batch_size * settings.accum_iter * ranks / 256
-
-
-def lr_at(epoch: float, peak: float, settings: TrainSettings) -> float:
-    """Learning rate at a moment (in epochs): rises in a line during the warm-up, then falls along a half cosine to min_lr."""
-    if epoch < settings.warmup_epochs:
-        return peak * epoch / settings.warmup_epochs
-    share = (epoch - settings.warmup_epochs) / (settings.epochs - settings.warmup_epochs)
-    return settings.min_lr + (peak - settings.min_lr) / 2 * (1 + math.cos(math.pi * share))
-
-
-def parameter_groups(model: nn.Module, weight_decay: float, gate_lr: float = 1.0) -> list[dict[str, Any]]:
-    """Trained parameters for AdamW: vectors and biases without weight decay, all others (gates and prompts too) with it.
-
-    `lr_scale` says how many times the schedule's learning rate a group gets: `gate_lr` the gates, which have a group of
-    their own if that is not 1.
-    """
-    free: list[nn.Parameter] = []
-    decayed: list[nn.Parameter] = []
-    gates: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            is_free = parameter.ndim == 1 or name.endswith(".bias")
-            is_gate = gate_lr != 1 and name.endswith(".gate")
-            (gates if is_gate else free if is_free else decayed).append(parameter)
-    groups = [(free, 0.0, 1.0), (decayed, weight_decay, 1.0), *([(gates, weight_decay, gate_lr)] if gates else [])]
-    return [{"params": params, "weight_decay": decay, "lr_scale": scale} for params, decay, scale in groups]
-
-
-def make_optimizer(model: nn.Module, weight_decay: float, gate_lr: float = 1.0) -> torch.optim.AdamW:
-    return torch.optim.AdamW(parameter_groups(model, weight_decay, gate_lr), lr=0.0, betas=BETAS, eps=EPS, fused=True)
 
 
 # --- one step ---------------------------------------------------------------------------------------------------------
@@ -97,52 +57,43 @@ class Counts:
 
 def counts_of(rows: Sequence[Ids]) -> Counts:
     tokens = [sum(len(row.ids) - row.n_prompt for row in rows if row.caption == caption) for caption in (False, True)]
-    known = [row for row in rows if row.intent is not None]
+    labelled = [row for row in rows if row.intent is not None]
     contrasted = sum(row.other is not None for row in rows)
-    return Counts(tokens[0], len(known), sum(len(row.ids) > row.n_prompt for row in known), tokens[1], contrasted)
+    return Counts(tokens[0], len(labelled), sum(len(row.ids) > row.n_prompt for row in labelled), tokens[1], contrasted)
 
 
-@dataclass
-class Sums:
-    """Running sums of one rank, reduced over ranks before they are read."""
+class Sums(RunningSums):
+    """Sums of one rank over what the model was trained on; `tokens` are all, prompts too, without padding."""
 
-    nll: float = 0.0
-    answer_tokens: float = 0.0
-    cross_entropy: float = 0.0
-    intents: float = 0.0
-    right: float = 0.0
-    tokens: float = 0.0  # all, prompts too, without padding
-    caption_nll: float = 0.0
-    caption_tokens: float = 0.0
-    contrast: float = 0.0
-    contrasted: float = 0.0
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        answers = ("nll", "answer_tokens", "cross_entropy", "intents", "right", "tokens")
+        return (*answers, "caption_nll", "caption_tokens", "contrast", "contrasted")
 
     def add(self, batch: Batch, logp: Tensor, mask: Tensor, intent_logits: Tensor | None) -> None:
         answers, captions = by_kind(batch, mask)
-        self.nll -= float((logp * answers).sum())
-        self.answer_tokens += int(answers.sum())
+        self["nll"] -= float((logp * answers).sum())
+        self["answer_tokens"] += int(answers.sum())
         if captions is not None:
-            self.caption_nll -= float((logp * captions).sum())
-            self.caption_tokens += int(captions.sum())
-        self.tokens += int(mask.sum()) + int(batch.n_prompt.sum()) if batch.n_prompt is not None else 0
+            self["caption_nll"] -= float((logp * captions).sum())
+            self["caption_tokens"] += int(captions.sum())
+        self["tokens"] += int(mask.sum()) + int(batch.n_prompt.sum()) if batch.n_prompt is not None else 0
         if intent_logits is not None and batch.intents is not None:
-            known = batch.intents != IGNORE
-            self.cross_entropy += float(intent_cross_entropy(intent_logits, batch.intents, 1))
-            self.intents += int(known.sum())
-            self.right += int((intent_logits.argmax(1) == batch.intents)[known].sum())
+            has_intent = batch.intents != IGNORE
+            self["cross_entropy"] += float(intent_cross_entropy(intent_logits, batch.intents, 1))
+            self["intents"] += int(has_intent.sum())
+            self["right"] += int((intent_logits.argmax(1) == batch.intents)[has_intent].sum())
 
     def means(self) -> dict[str, float]:
         """Per answer token and per known intent; what there is none of is left out."""
-        found = {}
-        if self.answer_tokens:
-            found["nll"] = self.nll / self.answer_tokens
-        if self.caption_tokens:
-            found["caption_nll"] = self.caption_nll / self.caption_tokens
-        if self.contrasted:
-            found["contrast"] = self.contrast / self.contrasted
-        if self.intents:
-            found |= {"cross_entropy": self.cross_entropy / self.intents, "accuracy": self.right / self.intents}
-        return found
+        ratios = {
+            "nll": ("nll", "answer_tokens"),
+            "caption_nll": ("caption_nll", "caption_tokens"),
+            "contrast": ("contrast", "contrasted"),
+            "cross_entropy": ("cross_entropy", "intents"),
+            "accuracy": ("right", "intents"),
+        }
+        return {name: self[total] / self[count] for name, (total, count) in ratios.items() if self[count]}
 
 
 def by_kind(batch: Batch, mask: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -150,11 +101,6 @@ def by_kind(batch: Batch, mask: Tensor) -> tuple[Tensor, Tensor | None]:
     if batch.captions is None:
         return mask, None
     return mask & ~batch.captions[:, None], mask & batch.captions[:, None]
-
-
-def over_ranks(sums: AnySums) -> AnySums:
-    """Running sums, added up over all ranks."""
-    return type(sums)(*distributed.all_sum(torch.tensor(list(vars(sums).values()), dtype=torch.float64)).tolist())
 
 
 @dataclass(frozen=True)
@@ -183,62 +129,82 @@ def train_step(
     Raises TrainingError, before anything is changed, if the gradient is not finite.
     """
     ranks = distributed.world_size()
-    bad: list[str] = []
-    itsl = cast(ITSL, distributed.unwrap(model))
+    bad_keys: list[str] = []
+    criticism: Tensor | float
     for number, batch in enumerate(passes):
-        try:
-            sampled = critic.critic.sample(itsl, batch, critic.generator) if critic else None
-        except NotFiniteError as error:  # on this rank; torchrun ends the others
-            raise _not_finite(batch.keys) from error
+        sampled = _sampled(model, batch, critic)
         with distributed.without_sync(model) if number < len(passes) - 1 else nullcontext():
             others = with_other_clips(batch)
             rows = batch if others is None else joined(batch, others)
             if critic and sampled:
-                output, criticism = _criticised(model, rows, sampled, critic, settings)
+                output, criticism = critic_loss(model, rows, sampled, critic, counts, settings)
             else:
-                output, criticism = model(rows, checkpoint=settings.checkpoint_activations), None
+                output, criticism = model(rows, checkpoint=settings.checkpoint_activations), 0.0
             output, swapped, _ = split(output, *batch.tokens.shape)
-            answers, captions = by_kind(batch, output.mask)
-            logp = output.logp if batch.weights is None else output.logp * batch.weights
-            loss = settings.w_rationale * rationale_nll(logp, answers, counts.tokens)
-            if captions is not None:
-                loss = loss + settings.w_caption * rationale_nll(logp, captions, counts.captions)
-            if (pairs := batch.contrasted) is not None:
-                held = contrast(output.logp[pairs], swapped, output.mask[pairs], counts.contrasted)
-                loss = loss + settings.w_contrast * held
-                sums.contrast += float(held.detach()) * counts.contrasted
-                sums.contrasted += len(pairs)
-            if output.intent_logits is not None and batch.intents is not None:
-                ce = intent_cross_entropy(output.intent_logits, batch.intents, counts.intents)
-                loss = loss + settings.w_intent * ce
-            if critic and sampled and criticism is not None:  # a mean over this pass's answers, as a share of the step's
-                loss = loss + critic.weight * criticism * len(sampled.answers) / (counts.clips * settings.samples)
+            loss = supervised_loss(batch, output, swapped, counts, settings, sums) + criticism
             (loss * ranks).backward()  # wrapped models average over ranks, losses are sums over them
         if not math.isfinite(float(loss.detach())):
-            bad += batch.keys
+            bad_keys += batch.keys
         with torch.no_grad():
             sums.add(batch, output.logp, output.mask, output.intent_logits)
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = float(torch.nn.utils.clip_grad_norm_(trained, settings.clip_grad or math.inf))
-    if not math.isfinite(norm):
-        optimizer.zero_grad(set_to_none=True)
-        keys = [key for found in distributed.gather_objects(bad) for key in found]
-        raise _not_finite(keys or [key for batch in passes for key in batch.keys])
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return norm
+    return _update(optimizer, settings.clip_grad, passes, bad_keys)
 
 
-def _criticised(
-    model: nn.Module, batch: Batch, sampled: Sampled, critic: CriticStep, settings: TrainSettings
+def supervised_loss(
+    batch: Batch, output: Output, swapped: Tensor, counts: Counts, settings: TrainSettings, sums: Sums
+) -> Tensor:
+    """A pass's share of a step's loss on references: answers, captions mixed in, contrast, intents; the contrast is added to
+    `sums`. swapped: log p of the contrasted answers with another clip, no rows if there are none."""
+    answers, captions = by_kind(batch, output.mask)
+    logp = output.logp if batch.weights is None else output.logp * batch.weights
+    loss = settings.w_rationale * rationale_nll(logp, answers, counts.tokens)
+    if captions is not None:
+        loss = loss + settings.w_caption * rationale_nll(logp, captions, counts.captions)
+    if (pairs := batch.contrasted) is not None:
+        margin = contrast(output.logp[pairs], swapped, output.mask[pairs], counts.contrasted)
+        loss = loss + settings.w_contrast * margin
+        sums["contrast"] += float(margin.detach()) * counts.contrasted
+        sums["contrasted"] += len(pairs)
+    if output.intent_logits is not None and batch.intents is not None:
+        loss = loss + settings.w_intent * intent_cross_entropy(output.intent_logits, batch.intents, counts.intents)
+    return loss
+
+
+def critic_loss(
+    model: nn.Module, batch: Batch, sampled: SampledAnswers, critic: CriticStep, counts: Counts, settings: TrainSettings
 ) -> tuple[Output, Tensor]:
-    """One forward pass for references and samples: the output for the references, and the self-critical loss."""
+    """One forward pass for references and samples: the output for the references, and the pass's share of a step's
+    self-critical loss, which is a mean over the answers of the step."""
     itsl = cast(ITSL, distributed.unwrap(model))
     rows = packed(batch, sampled.scored, sampled.owners)
     wide = with_below(itsl, rows.batch)
     output = model(wide, checkpoint=settings.checkpoint_activations)
     before = rows.answers(critic.critic.at_the_start(itsl, wide))
-    return rows.rows(output), critic.critic.loss(sampled, rows.answers(output), rows.asked, before, critic.sums)
+    criticism = critic.critic.loss(sampled, rows.answers(output), rows.asked, before, critic.sums)
+    n_answers = counts.clips * critic.critic.settings.samples  # of the step
+    return rows.rows(output), critic.weight * criticism * len(sampled.answers) / n_answers
+
+
+def _sampled(model: nn.Module, batch: Batch, critic: CriticStep | None) -> SampledAnswers | None:
+    if critic is None:
+        return None
+    try:
+        return critic.critic.sample(cast(ITSL, distributed.unwrap(model)), batch, critic.generator)
+    except NotFiniteError as error:  # on this rank; torchrun ends the others
+        raise _not_finite(batch.keys) from error
+
+
+def _update(optimizer: torch.optim.Optimizer, clip_grad: float, passes: Sequence[Batch], bad_keys: list[str]) -> float:
+    """Clip the gradient and take the step; returns the norm. `bad_keys`: rows of this rank whose loss is not finite."""
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = float(torch.nn.utils.clip_grad_norm_(trained, clip_grad or math.inf))
+    if not math.isfinite(norm):
+        optimizer.zero_grad(set_to_none=True)
+        keys = [key for rank_keys in distributed.gather_objects(bad_keys) for key in rank_keys]
+        raise _not_finite(keys or [key for batch in passes for key in batch.keys])
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
 
 
 def with_below(model: ITSL, batch: Batch) -> Batch:
@@ -283,16 +249,16 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Beside:
+class ExtraRows:
     """Rows that go through the model beside those that are trained on.
 
     captions: one for every two rows of a step (batches.with_captions), weighted by --w_caption.
-    headed: prompts, HEADED_ROWS of which are drawn for each row of a step and supervise the intent head, so that it does not
-        learn the few rows that are criticised by heart. They have a pass of their own, at a prompt's cost.
+    prompts: rows without answers, HEADED_ROWS of which are drawn for each row of a step and supervise the intent head, so that
+        it does not overfit to the few rows that are criticised. They have a pass of their own, at a prompt's cost.
     """
 
     captions: Sequence[Ids] = ()
-    headed: Sequence[Ids] = ()
+    prompts: Sequence[Ids] = ()
 
 
 def train_one_epoch(
@@ -304,41 +270,52 @@ def train_one_epoch(
     device: torch.device,
     position: Position,
     critic: Critic | None = None,
-    beside: Beside | None = None,
+    extra: ExtraRows | None = None,
 ) -> Iterator[Moment]:
     """Train from `position` to the end of its epoch, yielding after every step; `position` always says what is done."""
-    ranks, rank = distributed.world_size(), distributed.rank()
-    rows_a_step = settings.batch_size * settings.accum_iter * ranks
-    steps = steps_of_epoch([len(row.ids) for row in sequences], rows_a_step, settings.seed, position.epoch)
-    beside = beside or Beside()
-    if settings.w_contrast:
-        sequences = with_others(steps, sequences, settings.seed, position.epoch)
-    if beside.captions:
-        steps = with_captions(steps, len(sequences), len(beside.captions), settings.seed, position.epoch)
-        sequences = [*sequences, *beside.captions]
-    passes = settings.accum_iter
+    extra = extra or ExtraRows()
+    steps, sequences = _epoch_plan(sequences, extra.captions, settings, position.epoch)
+    ranks, rank, passes = distributed.world_size(), distributed.rank(), settings.accum_iter
     plan = [rows for step in steps[position.step :] for rows in shares(step, ranks, passes)[rank]]
     batches = iter(load(sequences, plan, collate, settings.num_workers, device))
-    peak = peak_lr(settings, ranks)
     model.train()
     while position.step < len(steps):
-        started, before = time.perf_counter(), position.sums.tokens
+        started, tokens_before = time.perf_counter(), position.sums["tokens"]
         moment = position.epoch + position.step / len(steps)
-        lr = lr_at(moment, peak, settings)
-        for group in optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
-        own = [next(batches).to(device) for _ in range(passes)]
-        more = _drawn_rows(beside.headed, HEADED_ROWS * len(steps[position.step]), settings.seed, position)
-        if more:
-            mine = more[rank::ranks]
-            own.insert(0, (collate(mine) if mine else collate.without_targets(more[0])).to(device))
-        counts = counts_of([*(sequences[row] for row in steps[position.step]), *more])
+        lr = _set_lr(optimizer, lr_at(moment, peak_lr(settings, ranks), settings))
+        step_batches = [next(batches).to(device) for _ in range(passes)]
+        headed = _drawn_rows(extra.prompts, HEADED_ROWS * len(steps[position.step]), settings.seed, position)
+        if headed:
+            share = headed[rank::ranks]
+            step_batches.insert(0, (collate(share) if share else collate.without_targets(headed[0])).to(device))
+        counts = counts_of([*(sequences[row] for row in steps[position.step]), *headed])
         weight = critic.weight(moment) if critic else 0.0
         step = CriticStep(critic, weight, _draws(settings, position), position.critic) if critic and weight else None
-        norm = train_step(model, optimizer, own, counts, settings, position.sums, step)
+        norm = train_step(model, optimizer, step_batches, counts, settings, position.sums, step)
         position.step, position.total = position.step + 1, position.total + 1
-        speed = (position.sums.tokens - before) * ranks / (time.perf_counter() - started)
-        yield Moment(position, len(steps), lr, norm, speed)
+        tokens_per_s = (position.sums["tokens"] - tokens_before) * ranks / (time.perf_counter() - started)
+        yield Moment(position, len(steps), lr, norm, tokens_per_s)
+
+
+def _epoch_plan(
+    sequences: Sequence[Ids], captions: Sequence[Ids], settings: TrainSettings, epoch: int
+) -> tuple[list[list[int]], Sequence[Ids]]:
+    """The rows of every step of an epoch, as places among the sequences that are returned, captions mixed in at their end."""
+    rows_a_step = settings.batch_size * settings.accum_iter * distributed.world_size()
+    steps = steps_of_epoch([len(row.ids) for row in sequences], rows_a_step, settings.seed, epoch)
+    if settings.w_contrast:
+        sequences = with_others(steps, sequences, settings.seed, epoch)
+    if captions:
+        steps = with_captions(steps, len(sequences), len(captions), settings.seed, epoch)
+        sequences = [*sequences, *captions]
+    return steps, sequences
+
+
+def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> float:
+    """Give each group its share of the schedule's learning rate, which is returned."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+    return lr
 
 
 def _drawn_rows(rows: Sequence[Ids], count: int, seed: int, position: Position) -> list[Ids]:
@@ -379,8 +356,8 @@ def evaluate(
         sums.add(batch.to(device), output.logp, output.mask, output.intent_logits)
         if output.intent_logits is not None:
             predicted += list(zip(rows, output.intent_logits.argmax(1).tolist(), strict=True))
-    scores = over_ranks(sums).means()
-    guesses = sorted(pair for found in distributed.gather_objects(predicted) for pair in found)
+    scores = sums.over_ranks().means()
+    guesses = sorted(pair for rank_pairs in distributed.gather_objects(predicted) for pair in rank_pairs)
     pairs = [(gold, guess) for row, guess in guesses if (gold := sequences[row].intent) is not None]
     if pairs:
         gold, predicted_classes = torch.tensor(pairs).T.numpy()

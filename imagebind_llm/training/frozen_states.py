@@ -4,8 +4,10 @@ With prompts and LoRA in the top 12 of 30 layers a step costs 12 forward and 12 
 They lie in one file that all ranks of a machine map; each rank computes a share of the rows.
 """
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,8 +19,9 @@ from imagebind_llm.corpus.batches import Collator, by_length
 from imagebind_llm.files import UNSUPPORTED
 from imagebind_llm.llama.decoder import Llama
 from imagebind_llm.records import Sequence as Ids
+from imagebind_llm.training.log import say
 
-WORTH = 4  # at least a quarter of the layers must lie below
+LEAST_SHARE = 4  # at least a quarter of the layers must lie below
 ZEROS = 2**24  # bytes a write
 
 
@@ -77,9 +80,32 @@ def _reserve(file: int, n_bytes: int) -> None:
 
 def states_size(rows: Sequence[Ids], llama: Llama) -> int:
     """Bytes that the states of these rows take; 0 if too few layers lie below to be worth it."""
-    if llama.lowest * WORTH < llama.config.n_layers:
+    if llama.lowest * LEAST_SHARE < llama.config.n_layers:
         return 0
     return sum(map(len, {row.ids for row in rows})) * llama.config.dim * llama.tok_embeddings.weight.element_size()
+
+
+@contextmanager
+def cached_states(
+    root: Path, rows: Sequence[Ids], llama: Llama, cache_gb: float, device: torch.device, batch_size: int
+) -> Iterator[FrozenStates | None]:
+    """The states of these rows in a file under `root`, which is deleted afterwards; None if they are more than `cache_gb` (said
+    on the console unless that is 0), or too few layers lie below to be worth it. Collective."""
+    size = states_size(rows, llama)
+    if not 0 < size <= cache_gb * 1e9:
+        if size and cache_gb:
+            say(
+                f"--cache_gb {cache_gb:g} is too little for the states below the adapted layers: every pass computes them "
+                f"again; --cache_gb {math.ceil(size / 1e8) / 10:g} would hold them"
+            )
+        yield None
+        return
+    path = root / f"frozen-states-{distributed.node()}.tmp"
+    try:
+        yield compute_states(path, rows, llama, device, batch_size)
+    finally:
+        if distributed.node_rank() == 0:
+            path.unlink(missing_ok=True)
 
 
 def compute_states(path: Path, rows: Sequence[Ids], llama: Llama, device: torch.device, batch_size: int) -> FrozenStates | None:
@@ -92,13 +118,13 @@ def compute_states(path: Path, rows: Sequence[Ids], llama: Llama, device: torch.
         path.unlink(missing_ok=True)
     distributed.barrier()
     dtype = llama.tok_embeddings.weight.dtype
-    found, problem = None, ""
+    states, problem = None, ""
     try:
-        found = FrozenStates(path, rows, llama.config.dim, dtype)
+        states = FrozenStates(path, rows, llama.config.dim, dtype)
     except RuntimeError as error:
         problem = str(error)
-    problems = [said for said in distributed.gather_objects(problem) if said]  # and waits, as zeros may have been written
-    if found is None or problems:
+    problems = [text for text in distributed.gather_objects(problem) if text]  # and waits, as zeros may have been written
+    if states is None or problems:
         distributed.warn(
             f"{path.parent}: no shared mapping on this disk ({problems[0]}); states of the frozen layers are not kept, as with "
             "--cache_gb 0: the same training, slower"
@@ -108,10 +134,10 @@ def compute_states(path: Path, rows: Sequence[Ids], llama: Llama, device: torch.
     plan = by_length([len(row.ids) for row in distinct], batch_size)[distributed.node_rank() :: distributed.node_size()]
     collate = Collator(None, ())
     for picked in tqdm(plan, desc="frozen layers", unit="batch", disable=not distributed.is_main(), leave=False):
-        own = [distinct[row] for row in picked]
+        batch = [distinct[row] for row in picked]
         with torch.no_grad():
-            states = llama.lower(collate(own).tokens.to(device)).to("cpu")
-        for row, state in zip(own, states, strict=True):
-            found.put(row, state[: len(row.ids)])
+            hidden = llama.lower(collate(batch).tokens.to(device)).to("cpu")  # (B,T,D)
+        for row, state in zip(batch, hidden, strict=True):
+            states.put(row, state[: len(row.ids)])
     distributed.barrier()
-    return found
+    return states

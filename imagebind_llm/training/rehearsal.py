@@ -1,6 +1,6 @@
-"""The longest step of a run tried before its first, so that too little memory is known then and not after hours.
+"""The longest step of a run, taken once before the first one: too little memory shows at once and not after hours.
 
-Everything that takes memory is there: the longest rows of the corpus in as many passes as matter, the optimizer's moments and,
+Everything that takes memory is included: the longest rows of the corpus in as many passes as matter, the moments and,
 with the self-critical loss, answers that are sampled and scored up to their limit beside a frozen copy of what trains.
 Nothing is changed: weights, moments, sums, random numbers.
 """
@@ -16,8 +16,8 @@ from imagebind_llm.corpus.batches import Collator
 from imagebind_llm.critic.critic_sums import CriticSums
 from imagebind_llm.critic.self_critical import Critic
 from imagebind_llm.records import Sequence as Ids
-from imagebind_llm.settings import TrainSettings
 from imagebind_llm.training.engine import CriticStep, Sums, counts_of, train_step
+from imagebind_llm.training.settings import TrainSettings
 
 
 class StillOptimizer(torch.optim.Optimizer):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from imagebind_llm import distributed
 from imagebind_llm.corpus.batches import Collator
+from imagebind_llm.corpus.sequences import Corpus
 from imagebind_llm.explain.faithfulness import another_clip, perturbed, share_following
 from imagebind_llm.explain.inference import (
     CALIBRATION,
@@ -32,6 +33,8 @@ from imagebind_llm.itsl import checkpoint
 from imagebind_llm.llama.tokenizers import LlamaTokenizer
 from imagebind_llm.metrics import calibration_error, scores
 from imagebind_llm.records import Sequence as Ids
+from imagebind_llm.training.log import say
+from imagebind_llm.training.resume import read_weights
 from imagebind_llm.training.run import Run
 
 RESULTS = "results.json"  # written last
@@ -44,70 +47,82 @@ Scored = tuple[Tensor, Tensor, Tensor]  # log-probabilities (N,C) by head and by
 def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
     """Load the best weights, calibrate them on dev, report on test. Collective; ranks share the rows."""
     folder = run.root / distributed.from_main("best" if (run.root / "best").exists() else "last")
-    run.say(f"{folder}: the checkpoint to use")
-    corpus, taxonomy = run.corpus, run.corpus.taxonomy
-    if taxonomy is None:
+    say(f"{folder}: the checkpoint to use")
+    if run.corpus.taxonomy is None:
         return
     step = checkpoint.read_info(folder)["total"]
     if _is_done(run, checkpoint.resolve(folder), step):
-        run.say(f"{run.root / RESULTS}: there already, from these weights")
+        say(f"{run.root / RESULTS}: there already, from these weights")
         return
-    parameters = dict(run.assembled.model.named_parameters())
-    with torch.no_grad():
-        for name, tensor in checkpoint.read_tensors(run.root / distributed.from_main(checkpoint.linked(folder))).items():
-            parameters[name].copy_(tensor)
+    read_weights(run.assembled.model, run.root / distributed.from_main(checkpoint.linked(folder)))
+    shape = (run.settings.modalities, run.settings.max_seq_len)
     explainer = Explainer(
-        run.assembled,
-        tokenizer,
-        taxonomy,
-        run.settings.modalities,
-        run.settings.max_seq_len,
-        verifier=run.verifier,
-        order=run.settings.answer_order,
+        run.assembled, tokenizer, run.corpus.taxonomy, *shape, verifier=run.verifier, order=run.settings.answer_order
     )
-    collate = Collator(corpus.store, corpus.modalities)
+    collate = Collator(run.corpus.store, run.corpus.modalities)
     batch = BATCH if device.type == "cpu" else min(BATCH, 2 * run.settings.batch_size)
-    splits = {split: corpus.splits[split] for split in ("dev", "test") if split in corpus.splits}
-    for split in [name for name, rows in splits.items() if all(row.intent is None for row in rows)]:
-        run.say(f"{split}: none of its {len(splits.pop(split))} rows has an intent, so there are no scores of intents")
-    found = {split: _scored(explainer, rows, corpus.prompts[split], collate, batch) for split, rows in splits.items()}
-    calibration = calibrate(*found["dev"]) if "dev" in found else Calibration()
-    written: dict[str, str] = {}
+    corpus = run.corpus
+    scored = {name: _scored(explainer, rows, corpus.prompts[name], collate, batch) for name, rows in _splits(corpus).items()}
+    calibration = calibrate(*scored["dev"]) if "dev" in scored else Calibration()
+    rationales: dict[str, str] = {}
     following: dict[str, float | None] = {}
-    if run.verifier is not None and "dev" in found:
-        dev = (corpus.splits["dev"], corpus.prompts["dev"], found["dev"])
-        calibration, written = _with_alpha(explainer, calibration, *dev, collate, batch, run.settings.seed)
-        following = _following(run, explainer, list(written), collate, batch)
-    if not distributed.is_main():
-        return
-    save_calibration(checkpoint.resolve(folder), calibration)
-    results: dict = {"checkpoint": str(folder), "step": step, "calibration": vars(calibration)}
-    for split, (head, decoder, gold) in found.items():
-        results[split] = {
-            "mixed": _scores(calibration.probabilities(head, decoder), gold),
-            "head": _scores(head.exp(), gold),
-            "decoder": _scores(decoder.exp(), gold),
-        }
-        _write_predictions(
-            run.root / f"predictions_{split}.jsonl", corpus.splits[split], taxonomy.labels, head, decoder, calibration
-        )
-        run.say(f"{split}: " + "; ".join(_line(name, one) for name, one in results[split].items()))
-    if written and (claims := _claims(run, calibration, found["dev"], written)):
-        results["dev"]["claims"] = claims
-        run.say(_claims_line(claims["model"], len(written)))
+    if run.verifier is not None and "dev" in scored:
+        dev = (corpus.splits["dev"], corpus.prompts["dev"], scored["dev"])
+        calibration, rationales = _with_alpha(explainer, calibration, *dev, collate, batch, run.settings.seed)
+        following = _following(run, explainer, list(rationales), collate, batch)
+    if distributed.is_main():
+        save_calibration(checkpoint.resolve(folder), calibration)
+        results: dict = {"checkpoint": str(folder), "step": step, "calibration": vars(calibration)}
+        results |= {split: _report_split(run, split, scores, calibration) for split, scores in scored.items()}
+        if rationales:
+            results["dev"] |= _report_rationales(run, calibration, scored["dev"], rationales, following)
+        write_atomic(run.root / RESULTS, json.dumps(results, indent=1).encode())
+
+
+def _splits(corpus: Corpus) -> dict[str, list[Ids]]:
+    """The rows of dev and test, where any of them has an intent; says where none has."""
+    splits: dict[str, list[Ids]] = {split: corpus.splits[split] for split in ("dev", "test") if split in corpus.splits}
+    for split in [name for name, rows in splits.items() if all(row.intent is None for row in rows)]:
+        say(f"{split}: none of its {len(splits.pop(split))} rows has an intent, so there are no scores of intents")
+    return splits
+
+
+def _report_split(run: Run, split: str, scored: Scored, calibration: Calibration) -> dict[str, dict[str, float]]:
+    """Scores of a split by head, decoder and both; says them, and writes the predictions."""
+    assert run.corpus.taxonomy is not None
+    head, decoder, gold = scored
+    report = {
+        "mixed": _scores(calibration.probabilities(head, decoder), gold),
+        "head": _scores(head.exp(), gold),
+        "decoder": _scores(decoder.exp(), gold),
+    }
+    path, labels = run.root / f"predictions_{split}.jsonl", run.corpus.taxonomy.labels
+    _write_predictions(path, run.corpus.splits[split], labels, head, decoder, calibration)
+    say(f"{split}: " + "; ".join(_line(name, row) for name, row in report.items()))
+    return report
+
+
+def _report_rationales(
+    run: Run, calibration: Calibration, scored: Scored, rationales: dict[str, str], following: dict[str, float | None]
+) -> dict[str, dict]:
+    """How true some dev rationales are and how far they follow a swap, where the data set knows the true cues; says both."""
+    report: dict[str, dict] = {}
+    if claims := _claims(run, calibration, scored, rationales):
+        report["claims"] = claims
+        say(_claims_line(claims["model"], len(rationales)))
     if following:
-        results["dev"]["following"] = following
+        report["following"] = following
         shares = [f"{name} {'–' if share is None else f'{share:.3f}'}" for name, share in following.items()]
-        run.say(f"claims that follow a swap, {min(SWAPPED_ROWS, len(written))} dev clips: {' '.join(shares)}")
-    write_atomic(run.root / RESULTS, json.dumps(results, indent=1).encode())
+        say(f"claims that follow a swap, {min(SWAPPED_ROWS, len(rationales))} dev clips: {' '.join(shares)}")
+    return report
 
 
 def _is_done(run: Run, folder: Path, step: int) -> bool:
     """Whether the results of these very weights are on disk; the answer of the first rank holds for all."""
-    path, found = run.root / RESULTS, {}
+    path, results = run.root / RESULTS, {}
     if path.is_file() and (folder / CALIBRATION).is_file():
-        found = json.loads(path.read_text())
-    return distributed.gather_objects(found.get("step") == step)[0]
+        results = json.loads(path.read_text())
+    return distributed.gather_objects(results.get("step") == step)[0]
 
 
 def _scored(
@@ -117,16 +132,16 @@ def _scored(
 
     The `prompts` are those of explain.py; those of the sequences were shortened to leave room for the gold answer.
     """
-    known = [i for i, row in enumerate(sequences) if row.intent is not None]
-    own = known[distributed.rank() :: distributed.world_size()]
-    parts = []
-    for start in range(0, len(own), batch):
-        part = own[start : start + batch]
+    labelled = [i for i, row in enumerate(sequences) if row.intent is not None]
+    share = labelled[distributed.rank() :: distributed.world_size()]
+    scores = []
+    for start in range(0, len(share), batch):
+        part = share[start : start + batch]
         reading = explainer.score([prompts[i] for i in part], *collate.embeddings([sequences[i] for i in part]))
-        parts += list(zip(part, reading.head, reading.decoder, strict=True))
-    everything = sorted((part for rank in distributed.gather_objects(parts) for part in rank), key=lambda part: part[0])
-    gold = torch.tensor([sequences[i].intent for i, _, _ in everything])
-    return torch.stack([h for _, h, _ in everything]), torch.stack([d for _, _, d in everything]), gold
+        scores += list(zip(part, reading.head, reading.decoder, strict=True))
+    in_order = sorted((row for rank in distributed.gather_objects(scores) for row in rank), key=lambda row: row[0])
+    gold = torch.tensor([sequences[i].intent for i, _, _ in in_order])
+    return torch.stack([h for _, h, _ in in_order]), torch.stack([d for _, _, d in in_order]), gold
 
 
 def _with_alpha(
@@ -134,7 +149,7 @@ def _with_alpha(
     calibration: Calibration,
     sequences: Sequence[Ids],
     prompts: Sequence[list[int]],
-    found: Scored,
+    scored: Scored,
     collate: Collator,
     batch: int,
     seed: int,
@@ -144,43 +159,43 @@ def _with_alpha(
     Files are often sorted, by intent or episode, so the first rows would speak for some alone.
     """
     explainer.calibration = calibration
-    known = [i for i, row in enumerate(sequences) if row.intent is not None]
-    drawn = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))[:ALPHA_ROWS]
-    head, decoder, gold = (part[drawn] for part in found)
-    known = [known[i] for i in drawn.tolist()]
+    labelled = [i for i, row in enumerate(sequences) if row.intent is not None]
+    drawn = torch.randperm(len(labelled), generator=torch.Generator().manual_seed(seed))[:ALPHA_ROWS]
+    head, decoder, gold = (part[drawn] for part in scored)
+    rows = [labelled[i] for i in drawn.tolist()]
     p = calibration.probabilities(head, decoder)
-    texts = _rationales(explainer, [prompts[i] for i in known], *collate.embeddings([sequences[i] for i in known]), batch)
+    texts = _rationales(explainer, [prompts[i] for i in rows], *collate.embeddings([sequences[i] for i in rows]), batch)
     alpha = choose_alpha(p, explainer.read(p, texts), gold)
-    return replace(calibration, alpha=alpha), {sequences[i].key: text for i, text in zip(known, texts, strict=True)}
+    return replace(calibration, alpha=alpha), {sequences[i].key: text for i, text in zip(rows, texts, strict=True)}
 
 
 def _rationales(
     explainer: Explainer, prompts: Sequence[list[int]], embeddings: Tensor | None, present: Tensor | None, batch: int
 ) -> list[str]:
     """One for each prompt, in order; ranks share them."""
-    own = list(range(len(prompts)))[distributed.rank() :: distributed.world_size()]
-    written: list[tuple[int, str]] = []
-    for start in range(0, len(own), batch):
-        part = own[start : start + batch]
-        vectors, there = (None if rows is None else rows[part] for rows in (embeddings, present))
-        _, texts = explainer.answer([prompts[i] for i in part], vectors, there, MAX_NEW_TOKENS)
-        written += list(zip(part, (text for text, _ in texts), strict=True))
-    return [text for _, text in sorted(pair for rank in distributed.gather_objects(written) for pair in rank)]
+    share = list(range(len(prompts)))[distributed.rank() :: distributed.world_size()]
+    rationales: list[tuple[int, str]] = []
+    for start in range(0, len(share), batch):
+        part = share[start : start + batch]
+        vectors, presence = (None if rows is None else rows[part] for rows in (embeddings, present))
+        _, texts = explainer.answer([prompts[i] for i in part], vectors, presence, MAX_NEW_TOKENS)
+        rationales += list(zip(part, (text for text, _ in texts), strict=True))
+    return [text for _, text in sorted(pair for rank in distributed.gather_objects(rationales) for pair in rank)]
 
 
-def _known_cues(run: Run, keys: Sequence[str]) -> dict[str, Rationale]:
+def _references(run: Run, keys: Sequence[str]) -> dict[str, Rationale]:
     """The references with true cues of these clips; nothing where the data set's rationales.jsonl does not know them all."""
     file = Path(run.settings.data_path) / "rationales.jsonl"  # faithful, whatever --rationales was trained on
-    known = read_rationales(file) if file.is_file() else {}
-    return known if all(key in known and known[key].cues for key in keys) else {}
+    references = read_rationales(file) if file.is_file() else {}
+    return references if all(key in references and references[key].cues for key in keys) else {}
 
 
 def _following(run: Run, explainer: Explainer, keys: Sequence[str], collate: Collator, batch: int) -> dict[str, float | None]:
     """How far rationales follow a swap of sound and of pictures among the first SWAPPED_ROWS of these dev clips; nothing where
     no cues are known, or the words alone."""
     keys = keys[:SWAPPED_ROWS]
-    known = _known_cues(run, keys)
-    if not known or len(keys) < 2:
+    references = _references(run, keys)
+    if not references or len(keys) < 2:
         return {}
     places = {row.key: i for i, row in enumerate(run.corpus.splits["dev"])}
     rows = [places[key] for key in keys]
@@ -188,45 +203,45 @@ def _following(run: Run, explainer: Explainer, keys: Sequence[str], collate: Col
     vectors, present = collate.embeddings([run.corpus.splits["dev"][i] for i in rows])
     if vectors is None or present is None:
         return {}
-    others, truth = another_clip(len(keys), run.settings.seed), [known[key] for key in keys]
-    found: dict[str, float | None] = {}
+    others, truth = another_clip(len(keys), run.settings.seed), [references[key] for key in keys]
+    shares: dict[str, float | None] = {}
     for modality in (name for name in ("audio", "vision") if name in run.settings.modalities):
-        _, changed, there = perturbed([], vectors, present, modality, "swap", others)
-        texts = _rationales(explainer, prompts, changed, there, batch)
-        found[modality] = share_following(texts, truth, others, modality)
-    return found
+        _, swapped, presence = perturbed([], vectors, present, modality, "swap", others)
+        texts = _rationales(explainer, prompts, swapped, presence, batch)
+        shares[modality] = share_following(texts, truth, others, modality)
+    return shares
 
 
-def _claims(run: Run, calibration: Calibration, found: Scored, written: dict[str, str]) -> dict[str, dict]:
-    """How true the rationales `written` for some dev rows are, beside references and clip-blind templates; nothing where the
+def _claims(run: Run, calibration: Calibration, scored: Scored, rationales: dict[str, str]) -> dict[str, dict]:
+    """How true the rationales of some dev rows (by key) are, beside references and clip-blind templates; nothing where the
     data set does not know the true cues."""
-    known = _known_cues(run, list(written))
-    if not known:
+    references = _references(run, list(rationales))
+    if not references:
         return {}
     places = {row.key: i for i, row in enumerate(row for row in run.corpus.splits["dev"] if row.intent is not None)}
-    head, decoder, gold = (part[[places[key] for key in written]] for part in found)
+    head, decoder, gold = (part[[places[key] for key in rationales]] for part in scored)
     labels = run.corpus.taxonomy.labels if run.corpus.taxonomy else ()
-    references = [replace(known[key], intent=labels[i]) for key, i in zip(written, gold.tolist(), strict=True)]
+    truth = [replace(references[key], intent=labels[i]) for key, i in zip(rationales, gold.tolist(), strict=True)]
     guesses = calibration.probabilities(head, decoder).argmax(1).tolist()
-    return claim_rows(list(written.values()), [labels[i] for i in guesses], references)
+    return claim_rows(list(rationales.values()), [labels[i] for i in guesses], truth)
 
 
-def _claims_line(found: dict[str, float | None], n: int) -> str:
+def _claims_line(scores: dict[str, float | None], n: int) -> str:
     names = ("cue_precision", "cue_recall", "cue_skill", "atypical_precision")
-    shown = (f"{COLUMNS[name]} {'–' if (value := found[name]) is None else f'{value:.3f}'}" for name in names)
+    shown = (f"{COLUMNS[name]} {'–' if (value := scores[name]) is None else f'{value:.3f}'}" for name in names)
     return f"claims of {n} dev rationales: {' '.join(shown)}"
 
 
 def _scores(p: Tensor, gold: Tensor) -> dict[str, float]:
     """Accuracy, macro F1, and expected calibration error of probabilities (N,C)."""
     confidence, guess = (part.numpy() for part in p.max(1))
-    found = scores(gold.numpy(), guess)
+    by_class = scores(gold.numpy(), guess)
     error = calibration_error(guess == gold.numpy(), confidence)
-    return {"accuracy": found["accuracy"], "macro_f1": found["macro_f1"], "ece": error}
+    return {"accuracy": by_class["accuracy"], "macro_f1": by_class["macro_f1"], "ece": error}
 
 
-def _line(name: str, found: dict[str, float]) -> str:
-    return f"{name} accuracy {100 * found['accuracy']:.2f} macro F1 {100 * found['macro_f1']:.2f} ECE {found['ece']:.3f}"
+def _line(name: str, row: dict[str, float]) -> str:
+    return f"{name} accuracy {100 * row['accuracy']:.2f} macro F1 {100 * row['macro_f1']:.2f} ECE {row['ece']:.3f}"
 
 
 def _write_predictions(
@@ -237,7 +252,7 @@ def _write_predictions(
     lines = []
     for row, p, h, d in zip(rows, probabilities, head, decoder, strict=True):
         assert row.intent is not None
-        known = {"key": row.key, "gold": labels[row.intent], "predicted": labels[int(p.argmax())]}
+        answer = {"key": row.key, "gold": labels[row.intent], "predicted": labels[int(p.argmax())]}
         numbers = {name: [round(x, 5) for x in t.tolist()] for name, t in (("probabilities", p), ("head", h), ("decoder", d))}
-        lines.append(json.dumps(known | numbers))
+        lines.append(json.dumps(answer | numbers))
     write_atomic(path, ("\n".join(lines) + "\n").encode())
