@@ -85,7 +85,7 @@ def test_a_second_run_into_the_same_store_is_refused_while_the_first_writes(tmp_
 
 
 def in_another_process(action) -> str:
-    """The message of the StoreError that `action` raises there, or nothing."""
+    """The message of the error that `action` raises there, or nothing."""
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
 
@@ -93,7 +93,7 @@ def in_another_process(action) -> str:
         try:
             action()
             queue.put("")
-        except StoreError as error:
+        except ValueError as error:
             queue.put(str(error))
 
     process = context.Process(target=attempt)
