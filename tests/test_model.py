@@ -118,7 +118,7 @@ def test_every_present_modality_and_every_trained_parameter_has_a_gradient(fusio
     output = model(Batch(batch.tokens, batch.targets, embeddings, batch.present))
     rationale_nll(output.logp, output.mask).backward()
     assert (embeddings.grad.abs().amax(2) > 0).all()
-    zero_start = ("l1.weight",)  # their l2 starts at zero
+    zero_start = ("lora_down.weight",)  # their lora_up starts at zero
     for name, parameter in model.trainable_parameters("all").items():
         assert parameter.grad is not None and (parameter.grad.abs().max() > 0 or name.endswith(zero_start)), name
 
@@ -172,7 +172,7 @@ def test_train_only_lets_exactly_the_named_group_train_in_float32():
 
 @pytest.mark.parametrize("entries", [1, 61 * 4, 10**6])
 def test_token_logp_and_its_gradient_equal_log_softmax_in_any_chunking(entries, monkeypatch):
-    monkeypatch.setattr("imagebind_llm.itsl.losses.CHUNK_ENTRIES", entries)
+    monkeypatch.setattr("imagebind_llm.kernels.logp.CHUNK_ENTRIES", entries)
     torch.manual_seed(0)
     hidden, weight, targets = torch.randn(10, 16, requires_grad=True), torch.randn(61, 16), torch.randint(61, (10,))
     scale = torch.randn(10)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from imagebind_llm.config import BridgeConfig, LlamaConfig, PromptConfig
+from imagebind_llm.llama.checkpoint_files import parameter_name
 from imagebind_llm.weight_files import Shape, TensorFile, WeightsError, listed
 
 BRIDGE = "image_bind_"
@@ -24,7 +25,7 @@ DROPPED = "prefix_projector_norm."  # left over from an older ImageBind-LLM, unu
 
 @dataclass(frozen=True)
 class Adapter:
-    """A released adapter, checked but not read: its settings, and where ITSL's parameter names are in the file."""
+    """A released adapter, checked but not read: its settings, and where its tensors are in the file."""
 
     format: str  # "ImageBind-LLM adapter" or "LLaMA-Adapter v1"
     n_layers: int  # of the LLaMA it was made for
@@ -32,7 +33,7 @@ class Adapter:
     prompts: PromptConfig
     bridge: BridgeConfig | None
     file: TensorFile
-    names: dict[str, str]  # ITSL's name -> the file's
+    names: dict[str, str]  # ImageBind-LLM's name, with `bridge.` where ITSL has it -> the file's
 
     def check_fits(self, llama: LlamaConfig) -> None:
         """Raise WeightsError unless it was made for a LLaMA of this depth and width."""
@@ -44,7 +45,9 @@ class Adapter:
 
     def read(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """The parameters under ITSL's names. Norms of the decoder are among them if the adapter trained them."""
-        return {ours: self.file.read(theirs).to(dtype, copy=True) for ours, theirs in self.names.items()}
+        return {
+            parameter_name(name): self.file.read(stored).to(dtype, copy=True) for name, stored in self.names.items()
+        }
 
 
 def is_adapter(names: Iterable[str]) -> bool:

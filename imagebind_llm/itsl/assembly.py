@@ -15,7 +15,7 @@ from imagebind_llm.itsl import checkpoint
 from imagebind_llm.itsl.adapter import open_adapter
 from imagebind_llm.itsl.checkpoint import CheckpointError
 from imagebind_llm.itsl.model import HEAD, ITSL
-from imagebind_llm.llama.checkpoint_files import expected_shapes
+from imagebind_llm.llama.checkpoint_files import expected_shapes, stored_name
 from imagebind_llm.llama.gguf import smollm2_path
 from imagebind_llm.llama.load import assign, load_llama, open_llama
 from imagebind_llm.llama.tokenizers import LlamaTokenizer, check_vocabulary, load_tokenizer
@@ -178,12 +178,12 @@ def _bits(tensor: Tensor) -> bytes:
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Tells sets of tensors apart by their names and every bit of them."""
-    found = hashlib.sha256()
-    for name in sorted(tensors):
-        found.update(name.encode())
-        found.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
+    """Tells sets of tensors apart by their names (those of files: older checkpoints hold such digests) and every bit of them."""
+    hashed = hashlib.sha256()
+    for name, tensor in sorted((stored_name(name), tensor) for name, tensor in tensors.items()):
+        hashed.update(name.encode())
+        hashed.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()[:16]
 
 
 # --- where training starts --------------------------------------------------------------------------------------------

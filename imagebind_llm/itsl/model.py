@@ -10,7 +10,7 @@ the softmax, which leaves exactly what the others give.
 The intent head reads the last prompt position, which no answer can leak into, and the carried embeddings beside it: the
 decoder reaches them only through gates that start at zero, the head reaches them at once.
 
-Names: `llama.*` as Meta and LLaMA-Adapter have them, `prefix_query.weight` (A*P, D) holds the learned prompts, layer by
+Names: `llama.*` as Meta and LLaMA-Adapter have them (LoRA: in files), `prefix_query.weight` (A*P, D) holds the learned prompts, layer by
 layer (LLaMA-Adapter's `adapter_query.weight`, ImageBind-LLM's `prefix_query.weight`), `bridge.image_bind_*` the bridge
 (ImageBind-LLM has no `bridge.` in front), `modality_query.weight` and `modality_scale.weight` (A*M, D) are ours.
 """
