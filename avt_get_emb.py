@@ -52,7 +52,7 @@ def report(summary: Summary, output_dir: str) -> None:
     print(f"{summary.n_clips} clips in {output_dir}: {now}, {summary.n_done_before} were there already")
     print("present: " + ", ".join(f"{name} {count}" for name, count in summary.present.items()))
     if summary.n_cut_texts:
-        print(f"texts longer than 77 tokens, cut there: {summary.n_cut_texts}")
+        print(f"texts longer than {summary.context_length} tokens, cut there: {summary.n_cut_texts}")
     if not summary.failures:
         return
     print(f"modalities that could not be read: {len(summary.failures)} (all in {output_dir}/failures.tsv)")
