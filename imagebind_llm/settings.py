@@ -19,6 +19,7 @@ from imagebind_llm.config import (
     TRUTH_ALONE,
 )
 from imagebind_llm.flags import flag
+from imagebind_llm.itsl.fusion import FUSIONS
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class TrainSettings:
     adapter_len: int | None = flag(None, "prompts per layer; if not given, 10 or what --pretrained_path has")
     lora_rank: int | None = flag(None, "of LoRA; if not given, what --pretrained_path has, or none")
     bridge_width: float = flag(1.0, "hidden width of the bridge in LLaMA widths; ImageBind-LLM: 4")
-    fusion: str = flag("separate", "a prompt for each modality, or one for their average", ("separate", "average"))
+    fusion: str = flag("separate", "a prompt for each modality, or one for their average", tuple(FUSIONS))
     max_seq_len: int = flag(512, "tokens of prompt and answer; longer ones lose context, never answer")
     batch_size: int = flag(64, "rows a rank and forward pass")
     accum_iter: int = flag(1, "forward passes a step")

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from imagebind_llm.config import BridgeConfig, LlamaConfig, PromptConfig
 from imagebind_llm.itsl.model import ITSL
-from imagebind_llm.llama.checkpoint_files import parameter_name
+from imagebind_llm.itsl.names import parameter_name
 from imagebind_llm.records import IGNORE, Batch
 
 FOLDER = Path(__file__).parent / "golden" / "llama"

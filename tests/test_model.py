@@ -75,7 +75,7 @@ def test_a_target_at_the_first_position_is_left_out_since_nothing_precedes_it():
 def test_a_new_model_has_closed_gates_and_no_prompt_vector_of_zero(normalise):
     model = ITSL(TINY, PromptConfig(3, 2, normalise), BridgeConfig(24, 12, "separate"))
     assert all(not gate.any() for name, gate in model.named_parameters() if name.endswith("gate"))
-    for queries in (model.prefix_query.weight, model.modality_query.weight):
+    for queries in (model.prefix_query.weight, model.fusion.modality_query.weight):
         assert queries.abs().amax(1).min() > 0.01
 
 
@@ -83,10 +83,10 @@ def test_a_layer_sees_a_modality_scaled_feature_by_feature_in_its_own_way():
     model, batch = random_itsl("separate"), random_batch()
     learned, layers = model.prompt_config.adapter_len, model.prompt_config.adapter_layer
     with torch.no_grad():
-        model.modality_query.weight.zero_()
-        model.modality_scale.weight.zero_()
+        model.fusion.modality_query.weight.zero_()
+        model.fusion.modality_scale.weight.zero_()
         plain = model.prompts(batch.embeddings, batch.present).vectors[:, :, learned:]  # (B,A,M,D)
-        model.modality_scale.weight.view(layers, 3, -1)[1, 2, 5] = 2.0
+        model.fusion.modality_scale.weight.view(layers, 3, -1)[1, 2, 5] = 2.0
         scaled = model.prompts(batch.embeddings, batch.present).vectors[:, :, learned:]
     torch.testing.assert_close(scaled[:, 1, 2, 5], 3 * plain[:, 1, 2, 5])
     assert (scaled != plain).nonzero()[:, 1:].unique(dim=0).tolist() == [[1, 2, 5]]
@@ -147,7 +147,7 @@ def test_the_published_command_trains_1229760_numbers_of_llama_7b():
 
 def test_imagebind_llm_trains_as_many_numbers_as_published():
     with torch.device("meta"):
-        bridge = BridgeConfig(4 * 4096, fusion="average")
+        bridge = BridgeConfig(4 * 4096, 1024, fusion="average")
         model = ITSL(LLAMA_7B, PromptConfig(32, 1, False, lora_rank=16, bias=True), bridge)
     assert sum(p.numel() for p in model.bridge.parameters()) == 608_190_464
     millions = {

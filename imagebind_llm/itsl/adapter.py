@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from imagebind_llm.config import BridgeConfig, LlamaConfig, PromptConfig
-from imagebind_llm.llama.checkpoint_files import parameter_name
+from imagebind_llm.itsl.names import parameter_name
 from imagebind_llm.weight_files import Shape, TensorFile, WeightsError, listed
 
 BRIDGE = "image_bind_"
@@ -45,9 +45,7 @@ class Adapter:
 
     def read(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """The parameters under ITSL's names. Norms of the decoder are among them if the adapter trained them."""
-        return {
-            parameter_name(name): self.file.read(stored).to(dtype, copy=True) for name, stored in self.names.items()
-        }
+        return {parameter_name(name): self.file.read(stored).to(dtype, copy=True) for name, stored in self.names.items()}
 
 
 def is_adapter(names: Iterable[str]) -> bool:

@@ -15,7 +15,8 @@ from imagebind_llm.itsl import checkpoint
 from imagebind_llm.itsl.adapter import open_adapter
 from imagebind_llm.itsl.checkpoint import CheckpointError
 from imagebind_llm.itsl.model import HEAD, ITSL
-from imagebind_llm.llama.checkpoint_files import expected_shapes, stored_name
+from imagebind_llm.itsl.names import stored_name
+from imagebind_llm.llama.checkpoint_files import expected_shapes
 from imagebind_llm.llama.gguf import smollm2_path
 from imagebind_llm.llama.load import assign, load_llama, open_llama
 from imagebind_llm.llama.tokenizers import LlamaTokenizer, check_vocabulary, load_tokenizer
@@ -97,7 +98,7 @@ def build(settings: TrainSettings, taxonomy: Taxonomy | None, embedding_width: i
     assembled.model.train_only(settings.trainable)
     if embedding_width is None:  # nothing would ever reach them
         for name, parameter in assembled.model.named_parameters():
-            if name.startswith(("bridge.", "modality_")):
+            if name.startswith(("bridge.", "fusion.")):
                 parameter.requires_grad_(False)
     trained = {name for name, p in assembled.model.named_parameters() if p.requires_grad}
     assembled.own = assembled.own | trained
@@ -178,7 +179,7 @@ def _bits(tensor: Tensor) -> bytes:
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Tells sets of tensors apart by their names (those of files: older checkpoints hold such digests) and every bit of them."""
+    """Tells sets of tensors apart by their names, as files have them (old checkpoints hold digests), and every bit."""
     hashed = hashlib.sha256()
     for name, tensor in sorted((stored_name(name), tensor) for name, tensor in tensors.items()):
         hashed.update(name.encode())

@@ -29,7 +29,7 @@ from imagebind_llm import distributed
 from imagebind_llm.config import BridgeConfig, LlamaConfig, ModelConfig, PromptConfig, RopeScaling
 from imagebind_llm.encoder.store import Store
 from imagebind_llm.files import UNSUPPORTED
-from imagebind_llm.llama.checkpoint_files import parameter_name, stored_name
+from imagebind_llm.itsl.names import parameter_name, stored_name
 
 FORMAT = 1
 ADAPTER, OPTIMIZER, INFO = "adapter.safetensors", "optimizer.safetensors", "checkpoint.json"

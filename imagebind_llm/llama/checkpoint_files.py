@@ -1,11 +1,9 @@
 """What every LLaMA reader gives: the sizes, and a way to copy one parameter at a time into memory that is already there.
 
 The parameter names are those of Meta's files; `expected_shapes` lists them all, so that each reader can say what is
-missing, unknown or of another shape before a single weight is read. Of all that we add to a LLaMA, only the two matrices of a
-LoRA term have another name in the model than in files; `stored_name` and `parameter_name` translate.
+missing, unknown or of another shape before a single weight is read.
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -17,21 +15,6 @@ from imagebind_llm.config import LLAMA_PRESETS, LlamaConfig
 from imagebind_llm.weight_files import Shape, WeightsError
 
 MOST_LAYERS = 10_000  # every parameter gets a line in a table before it is looked for; LLaMA-3.1 405B has 126
-
-
-STORED_LORA = re.compile(r"lora_(w\w)_l([12])(?=\.)")  # ImageBind-LLM's: lora_wq_l1.weight is down, lora_wq_l2.weight is up
-MODEL_LORA = re.compile(r"(w\w)\.lora_(down|up)(?=\.)")
-
-
-def stored_name(name: str) -> str:
-    """The name in a file of a parameter (or of an optimizer's tensor, which begins with it): wq.lora_down.weight of LoRALinear is
-    ImageBind-LLM's lora_wq_l1.weight; all others are the same."""
-    return MODEL_LORA.sub(lambda match: f"lora_{match[1]}_l{1 if match[2] == 'down' else 2}", name)
-
-
-def parameter_name(name: str) -> str:
-    """The inverse of `stored_name`."""
-    return STORED_LORA.sub(lambda match: f"{match[1]}.lora_{'down' if match[2] == '1' else 'up'}", name)
 
 
 @dataclass(frozen=True)

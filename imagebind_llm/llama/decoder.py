@@ -130,7 +130,7 @@ class LoRALinear(nn.Linear):
     """A frozen linear map with an optional trained bias and an optional low-rank term: x W^T + bias + up(down(x)).
 
     `rank` 0: no low-rank term. LoRA (arXiv:2106.09685) as ImageBind-LLM has it: no scaling factor, no dropout; `lora_up` starts
-    at zero. In files its two matrices have the names that `checkpoint_files.stored_name` gives.
+    at zero.
     """
 
     def __init__(self, n_in: int, n_out: int, rank: int = 0, bias: bool = False, device: Device = None):
