@@ -105,8 +105,3 @@ def _tables() -> tuple[list[int], dict[tuple[int, int], int]]:
         left, right = line.split()
         ids[left + right] = merges[ids[left], ids[right]] = len(ids)
     return [order.index(byte) for byte in range(256)], merges
-
-
-# --- LLaMA family -----------------------------------------------------------------------------------------------------
-# Three stored forms (SentencePiece tokenizer.model, Hugging Face tokenizer.json, the vocabulary inside a GGUF file), one
-# interface. All are read by the `sentencepiece` and `tokenizers` libraries; transformers is not needed and not imported.

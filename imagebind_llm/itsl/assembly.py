@@ -12,7 +12,7 @@ from torch import Tensor
 from imagebind_llm import distributed
 from imagebind_llm.config import LLAMA_PRESETS, BridgeConfig, LlamaConfig, ModelConfig, PromptConfig
 from imagebind_llm.itsl import checkpoint
-from imagebind_llm.itsl.adapter import open_adapter
+from imagebind_llm.itsl.adapter import Adapter, open_adapter
 from imagebind_llm.itsl.checkpoint import CheckpointError
 from imagebind_llm.itsl.model import HEAD, ITSL
 from imagebind_llm.itsl.names import stored_name
@@ -52,6 +52,7 @@ class Start:
     bridge: BridgeConfig | None = None
     tensors: dict[str, Tensor] | None = None
     llama: str | None = None  # fingerprint, where the start says so
+    adapter: Adapter | None = None  # a released one, made for a LLaMA of some sizes
 
 
 class SharedLlama:
@@ -89,6 +90,8 @@ def build(settings: TrainSettings, taxonomy: Taxonomy | None, embedding_width: i
     llama, state = load_llama(path, frozen_dtype(settings.dtype, device), device, settings.model)
     if start.llama is not None and not same_llama(start.llama, llama_fingerprint(state)):
         raise CheckpointError(f"{settings.pretrained_path}: trained on another LLaMA than {path}; pass its own")
+    if start.adapter is not None:
+        start.adapter.check_fits(llama)
     prompts = _prompts(settings, start, llama, embedding_width is None)
     config = ModelConfig(
         llama, prompts, _bridge(settings, start, llama, embedding_width), len(taxonomy.labels) if taxonomy else 0
@@ -202,7 +205,7 @@ def _start(settings: TrainSettings, taxonomy: Taxonomy | None) -> Start:
             tensors = {name: t for name, t in tensors.items() if not name.startswith(HEAD)}
         return Start(config.prompts, config.bridge, tensors, info["llama"])
     adapter = open_adapter(path, settings.adapter_layer)
-    return Start(adapter.prompts, adapter.bridge, adapter.read())
+    return Start(adapter.prompts, adapter.bridge, adapter.read(), adapter=adapter)
 
 
 def _prompts(settings: TrainSettings, start: Start, llama: LlamaConfig, text_only: bool) -> PromptConfig:

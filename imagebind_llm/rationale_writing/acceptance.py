@@ -9,6 +9,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from imagebind_llm.critic.rewards import MOST_REPETITION
 from imagebind_llm.critic.verifier import label_mentions, mask_labels
 from imagebind_llm.rationale_writing.prompt import LONGEST, RULES, SHORTEST, Item
 from imagebind_llm.taxonomy import DEFINITIONS, Taxonomy
@@ -16,7 +17,6 @@ from imagebind_llm.text_metrics import n_grams, repetition4, words
 
 LAST_CLAUSE = 12  # words
 MOST_OTHER_LABELS = 2
-MOST_REPETITION = 0.2
 COPIED_RUN = 8  # words in a row that are no accident
 COMMON = frozenset(
     """a about an and are as at be because been but by do does for from had has have he her him his how if in is it its me more

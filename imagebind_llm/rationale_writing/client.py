@@ -3,6 +3,8 @@
 An error is one of three kinds. Waiting helps (429, 5xx, a time-out, an answer that is no answer): the question is asked again
 after a growing pause, or after the pause that the server names. This question alone has no answer (400, or waiting did not
 help): Unanswered, the run goes on. No question will have one (key, URL, quota): RationalesError, the run stops.
+The openai package's own retries are off: they go on waiting for a quota that is used up and in a run that is being ended, and
+do not ask again after a reply with status 200 that is no answer.
 """
 
 import json
