@@ -80,14 +80,14 @@ def _llama(path: Path, checkpoint: LlamaCheckpoint) -> Report:
 
 def _tokenizer(path: Path, config: LlamaConfig) -> tuple[str, tuple[str, ...]]:
     """(what was found, problems with it)."""
-    found = find_tokenizer(path)
+    file = find_tokenizer(path)
     try:
         tokenizer = load_tokenizer(path)
         check_vocabulary(tokenizer, config.vocab_size)
     except TokenizerError as problem:
-        return (f"{found} does not fit" if found else "missing"), (str(problem),)
-    inside = " (inside)" if found == path else ""
-    return f"{found}{inside}, {tokenizer.n_words} words", ()
+        return (f"{file} does not fit" if file else "missing"), (str(problem),)
+    inside = " (inside)" if file == path else ""
+    return f"{file}{inside}, {tokenizer.n_words} words", ()
 
 
 def _imagebind(file: TensorFile) -> Report:

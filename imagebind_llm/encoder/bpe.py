@@ -72,8 +72,8 @@ def _word_ids(word: str) -> tuple[int, ...]:
         return (special[word],)
     ids = [byte_ids[byte] for byte in word.encode("utf-8")]
     ids[-1] += 256  # the same byte at a word's end
-    while known := [merges[pair] for pair in itertools.pairwise(ids) if pair in merges]:
-        ids = _merged(ids, min(known), merges)
+    while merged_ids := [merges[pair] for pair in itertools.pairwise(ids) if pair in merges]:
+        ids = _merged(ids, min(merged_ids), merges)
     return tuple(ids)
 
 

@@ -54,8 +54,8 @@ class ClipEncoder:
 
         What cannot be read of it is absent, and among the failures.
         """
-        there = {"text": bool(example.text.strip()), "audio": example.clip is not None, "vision": example.clip is not None}
-        wanted = tuple(name for name in self.recipe.modalities if name in modalities and there[name])
+        available = {name: bool(example.text.strip()) if name == "text" else example.clip is not None for name in modalities}
+        wanted = tuple(name for name in self.recipe.modalities if available.get(name))
         batch = BatchReader([[example]], replace(self.recipe, modalities=wanted))[0]
         vectors, present, failures = embed(self.model, batch, self.spec.width)
         drawn = batch.inputs.items() if self.spec.load_clip is load_clip else ()

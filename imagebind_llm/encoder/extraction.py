@@ -39,19 +39,21 @@ class ExtractSettings:
 
     data_path: str = flag(help="MIntRec or MIntRec2.0 folder, or a folder of clips with a CSV/TSV of path and text")
     output_dir: str = flag(help="the embedding store; an interrupted run continues when it is started again")
-    splits: tuple[str, ...] = flag((), "which splits; all that are there if not given")
-    encoder: str = flag("imagebind_huge", "huge: the public model; tiny: ours, for trying out", tuple(ENCODERS))
+    splits: tuple[str, ...] = flag((), "splits to embed; if not given, all")
+    encoder: str = flag(
+        "imagebind_huge", "imagebind_huge: the public model; imagebind_tiny: a small one for the demo", tuple(ENCODERS)
+    )
     encoder_weights: str = flag("", "weight file; if not given, checkpoints/ENCODER.safetensors or .pth")
-    modalities: tuple[str, ...] = flag(MODALITIES, "any subset", MODALITIES)
-    batch_size: int = flag(8, "clips a batch")
-    num_workers: int = flag(2, "decoding processes a rank; 0 decodes in the main process")
+    modalities: tuple[str, ...] = flag(MODALITIES, "modalities to embed", MODALITIES)
+    batch_size: int = flag(8, "clips per batch")
+    num_workers: int = flag(2, "decoding processes per rank; 0: decode in the main process")
     device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
-    dtype: str = flag("float32", "of the encoder's weights; bfloat16 is faster and near, not exact", ("float32", "bfloat16"))
+    dtype: str = flag("float32", "type of the encoder's weights; bfloat16 is faster and less exact", ("float32", "bfloat16"))
     window_rule: str = flag(
         "to_end", "to_end: the last window ends with the clip (public code today); before_end: pytorchvideo 0.1.5", WINDOW_RULES
     )
-    clean_audio: bool = flag(False, "all channels, without the public code's in-place mean (other numbers than public)")
-    overwrite: bool = flag(False, "throw the store away first")
+    clean_audio: bool = flag(False, "mix all channels and subtract no mean twice; other numbers than the public code")
+    overwrite: bool = flag(False, "delete the store first")
     strict: bool = flag(False, "exit with 1 if any modality of any clip failed")
     export_pt: str = flag("", "also write the original's layout here: train_emb/0.pt ... = [text, vision, audio]")
 
@@ -119,12 +121,12 @@ class BatchReader(TorchDataset):
         n_cut_texts = sum(tokenizer.n_tokens(example.text) > tokenizer.context_length for example in examples)
         batch = Batch(examples, {}, [], n_cut_texts if "text" in self.settings.modalities else 0, sources)
         for modality in self.settings.modalities:
-            found = {i: clip[modality] for i, clip in enumerate(loaded)}
-            there = {i: item for i, item in found.items() if isinstance(item, Windows)}
-            batch.failures += [(i, modality, str(item)) for i, item in found.items() if i not in there]
-            if there:
-                windows = torch.cat([item.inputs for item in there.values()])
-                batch.inputs[modality] = Inputs(list(there), windows, [item.counts for item in there.values()])
+            results = {i: clip[modality] for i, clip in enumerate(loaded)}
+            readable = {i: item for i, item in results.items() if isinstance(item, Windows)}
+            batch.failures += [(i, modality, str(item)) for i, item in results.items() if i not in readable]
+            if readable:
+                windows = torch.cat([item.inputs for item in readable.values()])
+                batch.inputs[modality] = Inputs(list(readable), windows, [item.counts for item in readable.values()])
         return batch
 
     def _load(self, example: Example, tokenizer: Tokenizer) -> dict:
@@ -166,9 +168,9 @@ def extract(settings: ExtractSettings) -> Summary:
         unfinished = distributed.from_main(_unfinished(batches, root, identity) if distributed.is_main() else [])
         pending = [batches[number] for number in unfinished]
         n_done_before = len(dataset.examples) - sum(map(len, pending))
-        own = pending[distributed.rank() :: distributed.world_size()]
+        rank_batches = pending[distributed.rank() :: distributed.world_size()]
         with StoreWriter(root, identity, writer=distributed.rank()) as writer:
-            n_cut = _embed_all(encoder, own, settings, device, writer)
+            n_cut = _embed_all(encoder, rank_batches, settings, device, writer)
         n_cut_texts = sum(distributed.gather_objects(n_cut))  # also waits until every rank has written
         is_main = distributed.is_main()
     store = Store(root)
@@ -279,14 +281,14 @@ def _refuse_rows_apart(dataset, settings: ExtractSettings) -> None:
 def _shared_sha256(weights: Path) -> str:
     """The weight file's fingerprint, read by the first rank of each machine and told to all. Raises WeightsError if machines
     have different files."""
-    told = distributed.gather_objects(file_sha256(weights) if distributed.node_rank() == 0 else None)
-    found = sorted({digest for digest in told if digest is not None})
-    if len(found) > 1:
+    digests = distributed.gather_objects(file_sha256(weights) if distributed.node_rank() == 0 else None)
+    distinct = sorted({digest for digest in digests if digest is not None})
+    if len(distinct) > 1:
         raise WeightsError(
-            f"{weights}: expected the same file on every machine, got {len(found)} (sha256 "
-            f"{', '.join(f'{digest[:12]}...' for digest in found)}); copy one of them to all"
+            f"{weights}: expected the same file on every machine, got {len(distinct)} (sha256 "
+            f"{', '.join(f'{digest[:12]}...' for digest in distinct)}); copy one of them to all"
         )
-    return found[0]
+    return distinct[0]
 
 
 def _identity(settings: ExtractSettings, weights_sha256: str) -> Identity:

@@ -34,9 +34,9 @@ def load_again(identity: Identity, weights: str, towers: Sequence[str], device: 
     """
     spec = ENCODERS.get(identity.encoder)
     if spec is None or spec.width != identity.width:
-        known = ", ".join(f"{name} (width {other.width})" for name, other in ENCODERS.items())
+        names = ", ".join(f"{name} (width {other.width})" for name, other in ENCODERS.items())
         raise WeightsError(
-            f"embeddings made by {identity.encoder}, width {identity.width}: their encoder is needed, expected one of {known}; "
+            f"embeddings made by {identity.encoder}, width {identity.width}: their encoder is needed, expected one of {names}; "
             "embed the clips again with one of these"
         )
     path = find_weights(identity.encoder, weights)

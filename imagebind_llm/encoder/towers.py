@@ -105,15 +105,15 @@ class PositionTable(nn.Module):
 
     def forward(self, n_patches: int) -> Tensor:
         """(1, 1 + n_patches, D). Raises ValueError for a larger picture that is not square."""
-        known = self.pos_embed.shape[1] - 1
-        if n_patches == known:
+        n_learned = self.pos_embed.shape[1] - 1
+        if n_patches == n_learned:
             return self.pos_embed
-        side, wanted = math.isqrt(known), math.isqrt(n_patches)
-        if side**2 != known or wanted**2 != n_patches:
-            raise ValueError(f"positions of square pictures only: {known} patches known, {n_patches} asked for")
-        cls, patches = self.pos_embed.float().split([1, known], dim=1)
+        side, wanted = math.isqrt(n_learned), math.isqrt(n_patches)
+        if side**2 != n_learned or wanted**2 != n_patches:
+            raise ValueError(f"positions of square pictures only: {n_learned} patches known, {n_patches} asked for")
+        cls, patches = self.pos_embed.float().split([1, n_learned], dim=1)
         grid = patches.unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1,D,side,side)
-        grid = F.interpolate(grid, scale_factor=math.sqrt(n_patches / known), mode="bicubic")
+        grid = F.interpolate(grid, scale_factor=math.sqrt(n_patches / n_learned), mode="bicubic")
         return torch.cat([cls, grid.flatten(2).transpose(1, 2)], dim=1).to(self.pos_embed.dtype)  # (1,1+n,D)
 
 

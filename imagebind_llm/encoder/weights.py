@@ -52,10 +52,10 @@ def load_imagebind(
     """
     whole = IMAGEBIND_PRESETS[preset]()
     file = TensorFile(path)
-    found = {name: shape for name, shape in file.shapes.items() if not name.startswith(IGNORED_PREFIXES)}
+    shapes = {name: shape for name, shape in file.shapes.items() if not name.startswith(IGNORED_PREFIXES)}
     wanted = {name: tuple(tensor.shape) for name, tensor in _on_meta(whole).state_dict().items()}
     see = f"see what it is: python -m imagebind_llm.check {path}"
-    check_tensors(path, found, wanted, what=preset, advice=see)
+    check_tensors(path, shapes, wanted, what=preset, advice=see)
     model = _on_meta(replace(whole, towers={name: tower for name, tower in whole.towers.items() if name in towers}))
     kinds = {name: torch.float32 if name.endswith(SCALE) else dtype for name in model.state_dict()}
     state = {name: file.read(name).to(device, kind, copy=True) for name, kind in kinds.items()}

@@ -60,15 +60,15 @@ class SharedLlama:
 
     def __init__(self) -> None:
         self._key: tuple[Path, torch.dtype, torch.device] | None = None
-        self._found: tuple[LlamaConfig, dict[str, Tensor]] | None = None
+        self._llama: tuple[LlamaConfig, dict[str, Tensor]] | None = None
 
     def read(self, path: str | Path, dtype: torch.dtype, device: torch.device) -> tuple[LlamaConfig, dict[str, Tensor]]:
         """As load_llama; the last LLaMA that was read is kept, one at a time."""
         key = (Path(path).expanduser().resolve(), dtype, device)
-        if self._found is None or self._key != key:
-            self._found = None  # before the next one is read: there may be no room for two
-            self._key, self._found = key, load_llama(path, dtype, device)
-        return self._found
+        if self._llama is None or self._key != key:
+            self._llama = None  # before the next one is read: there may be no room for two
+            self._key, self._llama = key, load_llama(path, dtype, device)
+        return self._llama
 
 
 def open_language(path: str, model: str = "auto") -> tuple[LlamaConfig, LlamaTokenizer]:
@@ -129,18 +129,18 @@ def restore(
     return _around(config, state, checkpoint.read_tensors(folder), device), info
 
 
-def _around(config: ModelConfig, state: dict[str, Tensor], own: dict[str, Tensor], device: torch.device) -> Assembled:
+def _around(config: ModelConfig, state: dict[str, Tensor], tensors: dict[str, Tensor], device: torch.device) -> Assembled:
     """ITSL around a LLaMA's parameters; `own` replaces what was drawn at random."""
     model = ITSL(config.llama, config.prompts, config.bridge, "meta", config.n_intents)
     llama = llama_fingerprint(state)  # before an adapter's norms or training change it
     assign(model.llama, {name: tensor for name, tensor in state.items()})
     parameters = dict(model.named_parameters())
-    unknown = sorted(set(own) - set(parameters))
+    unknown = sorted(set(tensors) - set(parameters))
     if unknown:
         raise WeightsError(f"the adapter has {len(unknown)} tensors that the model does not have, {unknown[0]} for one")
-    assign(model, own)
+    assign(model, tensors)
     base = {f"llama.{name}" for name in expected_shapes(config.llama)}
-    names = frozenset(name for name in parameters if name not in base or name in own)
+    names = frozenset(name for name in parameters if name not in base or name in tensors)
     return Assembled(model.to(device), config, names, llama)
 
 
@@ -163,18 +163,18 @@ def llama_fingerprint(state: Mapping[str, Tensor]) -> str:
 
     A variant with merged adapters has the embeddings of its base. Norms are left out: training changes them.
     """
-    found = hashlib.sha256()
+    hashed = hashlib.sha256()
     for name in sorted(name for name, tensor in state.items() if tensor.ndim == 2):
-        found.update(name.encode() + _bits(state[name][:: -(-len(state[name]) // FINGERPRINT_ROWS)]))
+        hashed.update(name.encode() + _bits(state[name][:: -(-len(state[name]) // FINGERPRINT_ROWS)]))
     embeddings = _bits(state["tok_embeddings.weight"][:256])
-    return f"2-{found.hexdigest()[:16]}-{hashlib.sha256(embeddings).hexdigest()[:16]}"
+    return f"2-{hashed.hexdigest()[:16]}-{hashlib.sha256(embeddings).hexdigest()[:16]}"
 
 
-def same_llama(one: str, other: str) -> bool:
+def same_llama(first: str, second: str) -> bool:
     """Whether two fingerprints are of one LLaMA, as far as the older of them knows."""
-    if "-" in one and "-" in other:
-        return one == other
-    return one.split("-")[-1] == other.split("-")[-1]
+    if "-" in first and "-" in second:
+        return first == second
+    return first.split("-")[-1] == second.split("-")[-1]
 
 
 def _bits(tensor: Tensor) -> bytes:
@@ -223,9 +223,11 @@ def _prompts(settings: TrainSettings, start: Start, llama: LlamaConfig, text_onl
         normalise = _normalises(settings, text_only)
         return PromptConfig(layers, prompts, normalise, lora_rank=rank or 0, bias=bool(rank), lora_layers=layers)
     for name in ("adapter_layer", "adapter_len"):
-        flag, own = getattr(settings, name), getattr(given, name)
-        if flag is not None and flag != own:
-            raise ValueError(f"--{name} {flag}, but {settings.pretrained_path} has {own}: pass --{name} {own} or leave it out")
+        flag, theirs = getattr(settings, name), getattr(given, name)
+        if flag is not None and flag != theirs:
+            raise ValueError(
+                f"--{name} {flag}, but {settings.pretrained_path} has {theirs}: pass --{name} {theirs} or leave it out"
+            )
     if given.lora_rank and rank not in (None, given.lora_rank):
         raise ValueError(f"--lora_rank {rank}, but {settings.pretrained_path} has {given.lora_rank}: pass that or leave it out")
     if wants_lora and not (rank or given.lora_rank):

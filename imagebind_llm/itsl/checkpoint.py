@@ -170,8 +170,8 @@ def read_info(folder: Path) -> dict[str, Any]:
     path = resolve(folder) / INFO
     if not path.is_file():
         names = (Path(folder) / name for name in ("best", "last"))
-        there = next((name for name in names if (resolve(name) / INFO).is_file()), None)
-        hint = f"; did you mean {there}?" if there else "; make one with engine_finetune.py"
+        nearby = next((name for name in names if (resolve(name) / INFO).is_file()), None)
+        hint = f"; did you mean {nearby}?" if nearby else "; make one with engine_finetune.py"
         raise CheckpointError(f"{folder}: expected a checkpoint folder with {INFO}{hint}")
     try:
         info = json.loads(path.read_text())

@@ -122,8 +122,8 @@ class ITSL(nn.Module):
             checkpoint=checkpoint,
             below=batch.below,
         )  # (N or N+B, D)
-        found = token_logp(hidden[:n], self.llama.output_weight, batch.targets[mask])
-        logp = torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, found)  # (B,T)
+        answer_logp = token_logp(hidden[:n], self.llama.output_weight, batch.targets[mask])
+        logp = torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, answer_logp)  # (B,T)
         return Output(logp, mask, self.intent_logits(hidden[n:], carried, batch.present) if asked is not None else None)
 
     def trainable_parameters(self, which: str) -> dict[str, nn.Parameter]:
