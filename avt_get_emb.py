@@ -15,6 +15,7 @@ from imagebind_llm import distributed
 from imagebind_llm.datasets.readers import DataError
 from imagebind_llm.encoder.extraction import ExtractSettings, Summary, extract
 from imagebind_llm.encoder.store import StoreError
+from imagebind_llm.files import LockedError
 from imagebind_llm.flags import parse
 from imagebind_llm.weight_files import WeightsError
 
@@ -25,7 +26,7 @@ def main() -> int:
     settings = parse(ExtractSettings, description=__doc__)
     try:
         summary = extract(settings)
-    except (DataError, StoreError, WeightsError) as error:
+    except (DataError, LockedError, StoreError, WeightsError) as error:
         return fail(str(error))
     except OSError as error:
         return fail(f"{error}; nothing that was stored before is lost: mend this and start again")
@@ -52,7 +53,7 @@ def report(summary: Summary, output_dir: str) -> None:
     print(f"{summary.n_clips} clips in {output_dir}: {now}, {summary.n_done_before} were there already")
     print("present: " + ", ".join(f"{name} {count}" for name, count in summary.present.items()))
     if summary.n_cut_texts:
-        print(f"texts longer than 77 tokens, cut there: {summary.n_cut_texts}")
+        print(f"texts longer than {summary.context_length} tokens, cut there: {summary.n_cut_texts}")
     if not summary.failures:
         return
     print(f"modalities that could not be read: {len(summary.failures)} (all in {output_dir}/failures.tsv)")

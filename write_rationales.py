@@ -11,8 +11,7 @@ import sys
 from pathlib import Path
 
 from imagebind_llm.datasets.readers import DataError
-from imagebind_llm.encoder.store import StoreError
-from imagebind_llm.files import write_atomic
+from imagebind_llm.files import LockedError, write_atomic
 from imagebind_llm.flags import parse
 from imagebind_llm.rationale_writing.client import RationalesError, RationaleSettings
 from imagebind_llm.rationale_writing.review import review_page
@@ -30,7 +29,7 @@ def main() -> int:
         summary = write_rationales(settings)
         page = Path(settings.output).with_suffix(".html")
         write_atomic(page, review_page(summary, f"Rationales of {settings.data_path}", settings.model).encode())
-    except (DataError, RationalesError, StoreError) as error:
+    except (DataError, LockedError, RationalesError) as error:
         return fail(str(error))
     except OSError as error:
         return fail(f"{error}; answers that were recorded before are kept: mend this and start again")

@@ -146,7 +146,7 @@ def _model() -> ITSL:
     torch.manual_seed(0)
     shape = SHAPES["SmolLM2"]
     prompts = PromptConfig(12, 10, lora_rank=8, bias=True, lora_layers=12)
-    model = ITSL(shape, prompts, BridgeConfig(shape.dim), n_intents=len(DEMO.labels))
+    model = ITSL(shape, prompts, BridgeConfig(shape.dim, 1024), n_intents=len(DEMO.labels))
     for parameter in model.parameters():
         if parameter.dim() == 2:
             torch.nn.init.normal_(parameter, std=0.02)

@@ -6,8 +6,8 @@ learnable prompt vectors with zero-init gates steer it; the intent class and a f
 The frozen encoder runs once per clip: its embeddings live in a store that training and evaluation read.
 
 Shapes, in every docstring:
-    B batch   M modalities, always in the order (text, audio, vision)   E ImageBind width 1024   N windows of a clip
-    T tokens  D LLaMA width   H heads   K head width   V vocabulary   L layers   A top layers with prompts
+    B batch   M modalities, always in the order (text, audio, vision)   E width of the encoder's vectors
+    N windows of a clip   T tokens  D LLaMA width   H heads   K head width   V vocabulary   L layers   A top layers with prompts
     P prompts per layer   C intents   S sampled answers   G generated tokens
 """
 

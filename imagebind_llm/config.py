@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 MODALITIES = ("text", "audio", "vision")
-EMBEDDING_WIDTH = 1024
 
 
 # --- ImageBind towers -------------------------------------------------------------------------------------------------
@@ -36,7 +35,7 @@ class ImageBindConfig:
     """The towers by name; `vocab_size` is the text tower's."""
 
     towers: dict[str, TowerConfig]
-    out_width: int = EMBEDDING_WIDTH
+    out_width: int = 1024
     vocab_size: int = 49408
 
 
@@ -66,7 +65,7 @@ def imagebind_tiny() -> ImageBindConfig:
     )
 
 
-ENCODERS = {"imagebind_huge": imagebind_huge, "imagebind_tiny": imagebind_tiny}
+IMAGEBIND_PRESETS = {"imagebind_huge": imagebind_huge, "imagebind_tiny": imagebind_tiny}
 
 
 # --- The demo world -----------------------------------------------------------------------------------------------------
@@ -131,14 +130,10 @@ class PromptConfig:
 
 @dataclass(frozen=True)
 class BridgeConfig:
-    """ImageBind space -> LLaMA space.
-
-    fusion "average": one vector per clip, the weighted mean of its modalities, added to every learned prompt
-    (ImageBind-LLM). "separate": one prompt of its own for each modality, beside the learned ones.
-    """
+    """The encoder's space -> LLaMA space; `fusion`: a name of itsl.fusion.FUSIONS."""
 
     hidden_dim: int  # width of the gated blocks; ImageBind-LLM has 4 x the LLaMA width
-    embedding_width: int = EMBEDDING_WIDTH
+    embedding_width: int
     fusion: str = "separate"
     legacy: bool = False  # ImageBind-LLM's first release: LayerNorm and biases
 

@@ -46,13 +46,13 @@ def container(path: Path) -> str:
         raise WeightsError(f"{path}: no such file")
     with path.open("rb") as file:
         start = file.read(64)
-    for kind, found in (
+    for kind, matches in (
         ("zip", start.startswith(b"PK\x03\x04")),
         ("pickle", start.startswith(b"\x80")),
         ("gguf", start.startswith(b"GGUF")),
         ("safetensors", start[8:9] == b"{"),
     ):
-        if found:
+        if matches:
             return kind
     lfs = start.startswith(b"version https://git-lfs")
     what = "a git-lfs pointer (run: git lfs pull)" if lfs else f"something that starts with {start[:16]!r}"
@@ -162,17 +162,17 @@ def listed(names, most: int = 6) -> str:
 
 def check_tensors(
     where: Path,
-    found: dict[str, Shape],
+    shapes: dict[str, Shape],
     wanted: dict[str, Shape],
     known_extra: Iterable[str] = (),
     what: str = "a LLaMA of its own sizes",
     advice: str = "the file is incomplete or of another model: download it again",
 ) -> None:
     """Raise WeightsError unless `found` is exactly `wanted`; names in `known_extra` are passed over."""
-    missing = [name for name in wanted if name not in found]
-    unexpected = sorted(set(found) - set(wanted) - set(known_extra))
-    both = [name for name in wanted if name in found and found[name] != wanted[name]]
-    reshaped = [f"{name} is {found[name]}, expected {wanted[name]}" for name in both]
+    missing = [name for name in wanted if name not in shapes]
+    unexpected = sorted(set(shapes) - set(wanted) - set(known_extra))
+    both = [name for name in wanted if name in shapes and shapes[name] != wanted[name]]
+    reshaped = [f"{name} is {shapes[name]}, expected {wanted[name]}" for name in both]
     kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
     if problems := "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in kinds if names):
         raise WeightsError(f"{where} is not {what}: {problems} (it has {len(wanted)} tensors); {advice}")

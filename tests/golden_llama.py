@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from imagebind_llm.config import BridgeConfig, LlamaConfig, PromptConfig
 from imagebind_llm.itsl.model import ITSL
+from imagebind_llm.itsl.names import parameter_name
 from imagebind_llm.records import IGNORE, Batch
 
 FOLDER = Path(__file__).parent / "golden" / "llama"
@@ -26,6 +27,7 @@ def tensors(name: str) -> dict[str, dict[str, torch.Tensor]]:
 
 def our_name(name: str) -> str:
     """The public name of a parameter -> ours."""
+    name = parameter_name(name)
     if name.startswith(("llama.", "prefix_query.")):
         return name
     if name.startswith("image_bind"):

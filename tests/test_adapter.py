@@ -5,11 +5,14 @@ import dataclasses
 import golden_llama
 import pytest
 import torch
+from toy_training import write_llama
 
 from imagebind_llm.itsl.adapter import open_adapter
+from imagebind_llm.itsl.assembly import build
 from imagebind_llm.itsl.model import ITSL
 from imagebind_llm.llama.checkpoint_files import expected_shapes
 from imagebind_llm.llama.load import assign
+from imagebind_llm.training.settings import TrainSettings
 from imagebind_llm.weight_files import WeightsError
 
 KEPT = ("bias", "gate", "lora", "norm")
@@ -100,6 +103,15 @@ def test_v1_adapter_with_shut_gates_needs_to_be_told_its_layers(tmp_path):
     assert open_adapter(file, adapter_layer=3).prompts.adapter_len == 5
     with pytest.raises(WeightsError, match="15 prompts do not divide over 4 layers"):
         open_adapter(file, adapter_layer=4)
+
+
+def test_training_from_an_adapter_of_another_llama_is_refused_by_its_sizes(tmp_path):
+    adapter = released("b_ib_finetune", tmp_path / "adapter.pth")
+    llama = write_llama(tmp_path / "LLAMA", 4)
+    start = {"pretrained_path": str(adapter), "llama_model_path": str(llama)}
+    settings = TrainSettings(data_path="x", output_dir=str(tmp_path / "run"), **start)
+    with pytest.raises(WeightsError, match="made for a LLaMA of 4 layers and width 32, this one has 4 and 16"):
+        build(settings, None, 48, torch.device("cpu"))
 
 
 def test_adapter_of_another_width_or_depth_is_refused(tmp_path):

@@ -1,11 +1,14 @@
 """GPUs that compute in bfloat16 and GPUs that do not, pretended: which dtype frozen weights take and what is said."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from imagebind_llm import distributed
 from imagebind_llm.encoder import extraction
 from imagebind_llm.encoder.extraction import ExtractSettings
+from imagebind_llm.encoder.registry import ENCODERS
 from imagebind_llm.itsl.assembly import frozen_dtype
 
 CUDA = torch.device("cuda", 0)
@@ -71,7 +74,7 @@ def test_extraction_in_bfloat16_warns_on_a_card_without_it(card, capsys, monkeyp
     def stop(*arguments, **keywords):
         raise Stop
 
-    monkeypatch.setattr(extraction, "load_imagebind", stop)
+    monkeypatch.setitem(ENCODERS, "imagebind_tiny", replace(ENCODERS["imagebind_tiny"], load=stop))
     flags = {"encoder": "imagebind_tiny", "modalities": ("text",), "dtype": "bfloat16"}
     with pytest.raises(Stop):
         extraction.extract(ExtractSettings(str(tmp_path), str(tmp_path / "emb"), **flags))

@@ -6,9 +6,12 @@ import os
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from tiny_itsl import random_itsl
 
 from imagebind_llm.config import BridgeConfig, LlamaConfig, ModelConfig, PromptConfig, RopeScaling
 from imagebind_llm.itsl import checkpoint
+from imagebind_llm.itsl.assembly import digest
 from imagebind_llm.itsl.checkpoint import CheckpointError, config_from_json, config_to_json, read_info, read_tensors, save
 from imagebind_llm.training.choice import Choice
 
@@ -52,6 +55,24 @@ def test_a_full_disk_leaves_last_and_best_as_they_were(tmp_path, monkeypatch, fa
         write(tmp_path, 3, best=True)
     assert (value(tmp_path / "last"), value(tmp_path / "best")) == (2, 1)
     assert not list(tmp_path.glob(".*")) and not (tmp_path / "checkpoint-0000003").exists()
+
+
+def test_lora_has_its_published_names_in_files_and_the_models_in_memory(tmp_path):
+    """Checkpoints that were written before the model had other names are read the same way."""
+    model = random_itsl(None, lora_rank=2)
+    adapter = {name: p.detach().clone() for name, p in model.named_parameters() if "lora" in name}
+    save(tmp_path, 1, adapter, {f"{name}.exp_avg": tensor for name, tensor in adapter.items()}, {"total": 1}, best=True)
+    layers = [f"llama.layers.{i}" for i in range(4)]
+    parts = [f"attention.lora_w{name}" for name in "qkvo"] + [f"feed_forward.lora_w{name}" for name in "123"]
+    published = {f"{layer}.{part}_l{half}.weight" for layer in layers for part in parts for half in (1, 2)}
+    assert set(load_file(tmp_path / "last" / "adapter.safetensors")) == published
+    assert set(load_file(tmp_path / "last" / "optimizer.safetensors")) == {f"{name}.exp_avg" for name in published}
+    tensors = read_tensors(tmp_path / "last")
+    assert set(tensors) == set(adapter) <= set(model.state_dict())
+    assert all(torch.equal(tensors[name], adapter[name]) for name in adapter)
+    down = load_file(tmp_path / "last" / "adapter.safetensors")["llama.layers.3.attention.lora_wk_l1.weight"]
+    assert torch.equal(down, model.llama.layers[3].attention.wk.lora_down.weight)
+    assert digest(load_file(tmp_path / "last" / "adapter.safetensors")) == digest(adapter)
 
 
 def without_links(*_, **__):

@@ -21,7 +21,7 @@ from imagebind_llm.config import MODALITIES
 from imagebind_llm.datasets.readers import DataError
 from imagebind_llm.demo_world import cues
 from imagebind_llm.encoder.bpe import ClipBPE
-from imagebind_llm.encoder.store import Store, StoreError
+from imagebind_llm.encoder.store import Store
 from imagebind_llm.encoder.weights import CHECKPOINTS, file_sha256, load_imagebind
 from imagebind_llm.intents.evaluation import (
     Answers,
@@ -38,6 +38,7 @@ from imagebind_llm.intents.protocol import load_protocol
 from imagebind_llm.intents.report import PUBLISHED_F1, project
 from imagebind_llm.intents.settings import ClassifierSettings
 from imagebind_llm.taxonomy import MINTREC
+from imagebind_llm.weight_files import WeightsError
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "data" / "demo")]
@@ -262,17 +263,17 @@ def test_zeroshot_needs_no_training_split_and_finds_the_nearest_sentence(tiny):
 
 
 def test_zeroshot_takes_the_encoder_that_made_the_store_and_no_other(tiny, toy, tmp_path):
-    with pytest.raises(StoreError, match=r"made by toy, width 8; zero-shot needs the encoder to read"):
+    with pytest.raises(WeightsError, match=r"made by toy, width 8: their encoder is needed, expected one of imagebind_huge"):
         classifier.run(replace(toy, method="zeroshot"))
     narrow = {"encoder": "imagebind_tiny", "weights_sha256": file_sha256(TINY)}
     rows = rows_of("test", 12)
     emb = write_store(tmp_path / "narrow", [key(row) for row in rows], vectors_of(rows), **narrow)
-    with pytest.raises(StoreError, match=r"made by imagebind_tiny, width 8; .* \(width 1024\)"):
+    with pytest.raises(WeightsError, match=r"made by imagebind_tiny, width 8: .* \(width 1024\)"):
         classifier.run(replace(tiny, emb_path=str(emb)))
     other = Store(Path(tiny.emb_path))
     vectors, present = other.read(other.keys)
     emb = write_store(tmp_path / "other", other.keys, vectors, present, encoder="imagebind_tiny", weights_sha256="00ff")
-    with pytest.raises(StoreError, match=r"made by other weights of imagebind_tiny \(sha256 00ff\.\.\.\)"):
+    with pytest.raises(WeightsError, match=r"not the weights that made the embeddings \(sha256 00ff\.\.\.\)"):
         classifier.run(replace(tiny, emb_path=str(emb)))
 
 

@@ -15,7 +15,8 @@ import classifier
 import engine_finetune
 import explain
 from imagebind_llm import distributed
-from imagebind_llm.encoder.store import Identity, Store, StoreError, StoreWriter, clear
+from imagebind_llm.encoder.store import Identity, Store, StoreWriter, clear
+from imagebind_llm.files import LockedError
 from imagebind_llm.itsl import checkpoint
 from imagebind_llm.itsl.checkpoint import CheckpointError, probe, read_info, read_tensors, resolve, save
 from imagebind_llm.records import Sequence
@@ -251,7 +252,7 @@ def test_a_disk_without_locks_is_written_with_a_warning(tmp_path, monkeypatch, c
 
 def test_a_lock_that_another_run_holds_and_a_broken_disk_stop_it_as_before(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "lockf", failing(errno.EAGAIN))
-    with pytest.raises(StoreError, match="another run is writing here"):
+    with pytest.raises(LockedError, match="another run is writing here"):
         StoreWriter(tmp_path, IDENTITY)
     monkeypatch.setattr(fcntl, "lockf", failing(errno.EIO))
     with pytest.raises(OSError, match="Input/output error"):

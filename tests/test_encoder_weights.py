@@ -1,5 +1,6 @@
 """ImageBind's weights on their way in: strict about the whole file, reading of it what is needed, straight to the device."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,12 @@ from imagebind_sizes import GOLDEN_TINY
 from safetensors.torch import load_file, save_file
 
 from imagebind_llm import distributed
-from imagebind_llm.config import ENCODERS, MODALITIES
+from imagebind_llm.config import IMAGEBIND_PRESETS, MODALITIES
 from imagebind_llm.encoder import extraction
 from imagebind_llm.encoder.clip_encoder import ClipEncoder
 from imagebind_llm.encoder.extraction import ExtractSettings, extract
-from imagebind_llm.encoder.weights import file_sha256, find_imagebind, load_imagebind
+from imagebind_llm.encoder.registry import ENCODERS
+from imagebind_llm.encoder.weights import file_sha256, find_weights, load_imagebind
 from imagebind_llm.weight_files import TensorFile, WeightsError
 
 PUBLIC = Path(__file__).parent / "golden" / "imagebind" / "model_tiny_a.weights.safetensors"
@@ -21,7 +23,7 @@ PUBLIC = Path(__file__).parent / "golden" / "imagebind" / "model_tiny_a.weights.
 @pytest.fixture(autouse=True)
 def six_towers(monkeypatch):
     """The golden case's towers, all six of the public checkpoint, as a preset."""
-    monkeypatch.setitem(ENCODERS, "six", lambda: GOLDEN_TINY)
+    monkeypatch.setitem(IMAGEBIND_PRESETS, "six", lambda: GOLDEN_TINY)
 
 
 @pytest.fixture(params=["safetensors", "pth"])
@@ -80,13 +82,15 @@ def test_the_keys_of_towers_that_are_left_out_are_checked_all_the_same(tmp_path,
 
 def test_extraction_and_clips_of_ones_own_load_the_towers_that_they_feed(tmp_path, monkeypatch):
     loaded = []
-    monkeypatch.setattr(extraction, "load_imagebind", lambda *a, **k: loaded.append(load_imagebind(*a, **k)) or loaded[-1])
+    spec = ENCODERS["imagebind_tiny"]
+    noted = replace(spec, load=lambda *a, **k: loaded.append(spec.load(*a, **k)) or loaded[-1])
+    monkeypatch.setitem(ENCODERS, "imagebind_tiny", noted)
     (tmp_path / "list.csv").write_text("path,text\na.mp4,hello\n")
     flags = {"encoder": "imagebind_tiny", "modalities": ("text",), "num_workers": 0, "device": "cpu"}
     extract(ExtractSettings(str(tmp_path), str(tmp_path / "emb"), **flags))
-    sha = file_sha256(find_imagebind("imagebind_tiny", ""))
+    sha = file_sha256(find_weights("imagebind_tiny", ""))
     identity = {"encoder": "imagebind_tiny", "modalities": ["text", "audio"], "weights_sha256": sha}
-    identity |= {"window_rule": "to_end", "clean_audio": False}
+    identity |= {"window_rule": "to_end", "clean_audio": False, "dtype": "float32", "width": 1024, "code": "1"}
     towers = [set(model.modality_trunks) for model in (loaded[0], ClipEncoder.load(identity).model)]
     assert towers == [{"text"}, {"text", "audio"}]
 

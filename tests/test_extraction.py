@@ -320,7 +320,7 @@ def test_other_settings_into_the_same_store_are_refused_and_overwrite_rebuilds(s
 def test_what_cannot_be_meant_stops_at_once(settings, clips, tmp_path):
     with pytest.raises(WeightsError, match=r"imagebind_huge.*checkpoints/README.md.*imagebind_tiny"):
         extract(replace(settings, encoder="imagebind_huge", encoder_weights=""))
-    with pytest.raises(WeightsError, match=r"is not imagebind_huge: \d+ missing: .*weights check"):
+    with pytest.raises(WeightsError, match=r"is not imagebind_huge: \d+ missing: .*imagebind_llm\.check"):
         extract(replace(settings, encoder="imagebind_huge"))
     with pytest.raises(WeightsError, match=r"expected a \.safetensors or \.pth file, got no such file"):
         extract(replace(settings, encoder_weights="nowhere.pth"))

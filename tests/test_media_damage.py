@@ -12,7 +12,7 @@ import torch
 from media_files import write_clip, write_grey_clip, write_sound
 
 from imagebind_llm.clips.container import MediaError
-from imagebind_llm.clips.media import load_clip, load_image
+from imagebind_llm.clips.media import load_clip
 from imagebind_llm.records import Windows
 
 BOTH = ("vision", "audio")
@@ -256,10 +256,3 @@ def test_a_video_of_one_frame_shows_it_twice(tmp_path):
     value = outcome(tmp_path / "clip.mp4")["vision"]
     assert isinstance(value, Windows) and value.counts == (5, 5, 5)
     assert torch.equal(value.inputs[:, :, 0], value.inputs[:, :, 1])
-
-
-def test_a_file_that_is_no_picture_is_a_media_error(tmp_path):
-    (tmp_path / "a.png").write_text("no picture")
-    for name in ("a.png", "missing.png"):
-        with pytest.raises(MediaError, match="cannot be read as a picture"):
-            load_image(tmp_path / name)

@@ -75,7 +75,7 @@ def test_a_target_at_the_first_position_is_left_out_since_nothing_precedes_it():
 def test_a_new_model_has_closed_gates_and_no_prompt_vector_of_zero(normalise):
     model = ITSL(TINY, PromptConfig(3, 2, normalise), BridgeConfig(24, 12, "separate"))
     assert all(not gate.any() for name, gate in model.named_parameters() if name.endswith("gate"))
-    for queries in (model.prefix_query.weight, model.modality_query.weight):
+    for queries in (model.prefix_query.weight, model.fusion.modality_query.weight):
         assert queries.abs().amax(1).min() > 0.01
 
 
@@ -83,10 +83,10 @@ def test_a_layer_sees_a_modality_scaled_feature_by_feature_in_its_own_way():
     model, batch = random_itsl("separate"), random_batch()
     learned, layers = model.prompt_config.adapter_len, model.prompt_config.adapter_layer
     with torch.no_grad():
-        model.modality_query.weight.zero_()
-        model.modality_scale.weight.zero_()
+        model.fusion.modality_query.weight.zero_()
+        model.fusion.modality_scale.weight.zero_()
         plain = model.prompts(batch.embeddings, batch.present).vectors[:, :, learned:]  # (B,A,M,D)
-        model.modality_scale.weight.view(layers, 3, -1)[1, 2, 5] = 2.0
+        model.fusion.modality_scale.weight.view(layers, 3, -1)[1, 2, 5] = 2.0
         scaled = model.prompts(batch.embeddings, batch.present).vectors[:, :, learned:]
     torch.testing.assert_close(scaled[:, 1, 2, 5], 3 * plain[:, 1, 2, 5])
     assert (scaled != plain).nonzero()[:, 1:].unique(dim=0).tolist() == [[1, 2, 5]]
@@ -118,7 +118,7 @@ def test_every_present_modality_and_every_trained_parameter_has_a_gradient(fusio
     output = model(Batch(batch.tokens, batch.targets, embeddings, batch.present))
     rationale_nll(output.logp, output.mask).backward()
     assert (embeddings.grad.abs().amax(2) > 0).all()
-    zero_start = ("l1.weight",)  # their l2 starts at zero
+    zero_start = ("lora_down.weight",)  # their lora_up starts at zero
     for name, parameter in model.trainable_parameters("all").items():
         assert parameter.grad is not None and (parameter.grad.abs().max() > 0 or name.endswith(zero_start)), name
 
@@ -147,7 +147,7 @@ def test_the_published_command_trains_1229760_numbers_of_llama_7b():
 
 def test_imagebind_llm_trains_as_many_numbers_as_published():
     with torch.device("meta"):
-        bridge = BridgeConfig(4 * 4096, fusion="average")
+        bridge = BridgeConfig(4 * 4096, 1024, fusion="average")
         model = ITSL(LLAMA_7B, PromptConfig(32, 1, False, lora_rank=16, bias=True), bridge)
     assert sum(p.numel() for p in model.bridge.parameters()) == 608_190_464
     millions = {
@@ -172,7 +172,7 @@ def test_train_only_lets_exactly_the_named_group_train_in_float32():
 
 @pytest.mark.parametrize("entries", [1, 61 * 4, 10**6])
 def test_token_logp_and_its_gradient_equal_log_softmax_in_any_chunking(entries, monkeypatch):
-    monkeypatch.setattr("imagebind_llm.itsl.losses.CHUNK_ENTRIES", entries)
+    monkeypatch.setattr("imagebind_llm.kernels.logp.CHUNK_ENTRIES", entries)
     torch.manual_seed(0)
     hidden, weight, targets = torch.randn(10, 16, requires_grad=True), torch.randn(61, 16), torch.randint(61, (10,))
     scale = torch.randn(10)

@@ -30,7 +30,7 @@ def toy_preset(monkeypatch):
         "text": config.TowerConfig(8, 1, 2, (77,), logit_scale=1 / 0.07, learnable_scale=True),
         "audio": config.TowerConfig(16, 1, 2, (128, 204), (64, 16), (64, 16), bias_kv=True, logit_scale=20.0),
     }
-    monkeypatch.setitem(config.ENCODERS, train_encoder.PRESET, lambda: config.ImageBindConfig(towers, out_width=32))
+    monkeypatch.setitem(config.IMAGEBIND_PRESETS, train_encoder.PRESET, lambda: config.ImageBindConfig(towers, out_width=32))
 
 
 def toy(**changed):
@@ -144,7 +144,7 @@ def test_learning_rate_warms_up_and_falls_to_nothing():
 
 def test_patches_start_whitened(toy_preset):
     torch.manual_seed(0)
-    model = train_encoder.ImageBind(config.ENCODERS[train_encoder.PRESET]())
+    model = train_encoder.ImageBind(config.IMAGEBIND_PRESETS[train_encoder.PRESET]())
     windows = few_windows("audio")[0][0]
     train_encoder.start_stem(model, "audio", windows)
     tokens = model.modality_preprocessors["audio"].rgbt_stem.proj(windows).flatten(2).transpose(1, 2).flatten(0, 1)  # (n,16)
@@ -175,7 +175,7 @@ def test_one_command_trains_saves_and_loads_back_within_float16(toy_preset, tmp_
 
 def test_binding_audio_moves_the_audio_tower_but_neither_text_nor_the_patch_projection(toy_preset):
     torch.manual_seed(0)
-    model = train_encoder.ImageBind(config.ENCODERS[train_encoder.PRESET]())
+    model = train_encoder.ImageBind(config.IMAGEBIND_PRESETS[train_encoder.PRESET]())
     train_encoder.train_tower(model, "audio", toy(audio_steps=1))
     started = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     train_encoder.optimize(

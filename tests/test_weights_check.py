@@ -134,15 +134,16 @@ def test_other_tensors_are_not_taken_for_anything(tmp_path):
 
 
 def test_exit_code_says_whether_it_can_be_used(tmp_path, capsys):
-    assert main(["check", str(smollm2_path())]) == 0
+    assert main([str(smollm2_path())]) == 0
     assert "usable      yes" in capsys.readouterr().out
-    assert main(["check", str(tmp_path)]) == 1
+    save_file({"conv1.weight": torch.ones(3)}, tmp_path / "resnet.safetensors")
+    assert main([str(tmp_path / "resnet.safetensors")]) == 2
     assert "usable      no" in capsys.readouterr().out
-    assert main(["describe"]) == 2
+    assert main([]) == main(["one", "two"]) == 2
 
 
 def test_module_runs_as_a_command(tmp_path):
-    command = [sys.executable, "-m", "imagebind_llm.llama.load", "check", str(tmp_path / "absent")]
+    command = [sys.executable, "-m", "imagebind_llm.check", str(tmp_path / "absent")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert "absent: no such file" in result.stdout, result.stderr

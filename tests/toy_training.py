@@ -13,12 +13,12 @@ import pytest
 import torch
 
 import engine_finetune
-from imagebind_llm.config import EMBEDDING_WIDTH, MODALITIES, LlamaConfig
+from imagebind_llm.config import MODALITIES, LlamaConfig
 from imagebind_llm.critic.judge import FITTED, ClauseVectors, Judge
 from imagebind_llm.demo_world.cues import TYPICAL
-from imagebind_llm.encoder.extraction import NUMBERS
+from imagebind_llm.encoder.registry import ENCODERS
 from imagebind_llm.encoder.store import Identity, Store, StoreWriter
-from imagebind_llm.encoder.weights import file_sha256, find_imagebind
+from imagebind_llm.encoder.weights import file_sha256, find_weights
 from imagebind_llm.llama.checkpoint_files import expected_shapes
 from imagebind_llm.training.log import Log
 
@@ -92,16 +92,17 @@ def write_world(root: Path) -> Path:
 def write_judge(folder: Path, emb: Path) -> Path:
     """A judge of the store's embeddings that was fitted on nothing: it knows the clauses of CUES, and says anything of them."""
     store, draw = Store(emb), torch.Generator().manual_seed(2)
+    width = store.identity.width
     vectors = ClauseVectors.load(store.identity)
     known = vectors(list(CUES.values()))
 
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=draw)
 
-    tensors = {"clip_mean": torch.zeros(3, EMBEDDING_WIDTH), "clip_map": random(3, 4, EMBEDDING_WIDTH)}
-    tensors |= {"clause_mean": torch.zeros(EMBEDDING_WIDTH), "clause_map": random(4, EMBEDDING_WIDTH), "known": known}
+    tensors = {"clip_mean": torch.zeros(3, width), "clip_map": random(3, 4, width)}
+    tensors |= {"clause_mean": torch.zeros(width), "clause_map": random(4, width), "known": known}
     tensors |= {"slope": torch.tensor(1.0), "offset": torch.tensor(0.0), "familiar": torch.tensor(0.9)}
-    tensors["sample"] = random(8, 3, EMBEDDING_WIDTH)
+    tensors["sample"] = random(8, 3, width)
     folder.mkdir()
     Judge(vectors, store, FITTED, tensors, ("audio", "vision")).save(folder)
     return folder
@@ -110,10 +111,10 @@ def write_judge(folder: Path, emb: Path) -> Path:
 def write_store(root: Path, keys: list[str] | None = None, encoder: str = "imagebind_tiny") -> Path:
     """Random vectors under the identity that avt_get_emb.py gives to those of the encoder that ships."""
     keys = keys or [key_of(split, i) for split, count in ROWS.items() for i in range(count)]
-    sha = file_sha256(find_imagebind("imagebind_tiny", ""))
-    identity = Identity(encoder, sha, "float32", MODALITIES, "to_end", False, EMBEDDING_WIDTH, NUMBERS)
+    spec, sha = ENCODERS["imagebind_tiny"], file_sha256(find_weights("imagebind_tiny"))
+    identity = Identity(encoder, sha, "float32", MODALITIES, "to_end", False, spec.width, spec.version)
     shape = (len(keys), len(MODALITIES))
-    vectors = torch.randn(*shape, EMBEDDING_WIDTH, generator=torch.Generator().manual_seed(1))
+    vectors = torch.randn(*shape, spec.width, generator=torch.Generator().manual_seed(1))
     with StoreWriter(root, identity) as store:
         store.append(keys, vectors, torch.ones(shape, dtype=torch.bool), list(range(len(keys))))
     return root

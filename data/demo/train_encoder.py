@@ -270,7 +270,7 @@ def lr_at(step: int, n_steps: int, peak: float) -> float:
 def train(settings: TrainEncoderSettings) -> ImageBind:
     """New towers: text first, then the others bound to it."""
     torch.manual_seed(settings.seed)
-    model = ImageBind(config.ENCODERS[PRESET]()).train()
+    model = ImageBind(config.IMAGEBIND_PRESETS[PRESET]()).train()
     train_text(model, settings)
     for modality in GROUPS:
         train_tower(model, modality, settings)

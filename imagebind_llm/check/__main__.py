@@ -39,9 +39,9 @@ def main(arguments: list[str]) -> int:
         return 2
     path = Path(words[0]).expanduser()
     if is_weights(path):
-        found = weights.check(path)
-        print(found)
-        return 2 if found.problems else 0
+        weights_report = weights.check(path)
+        print(weights_report)
+        return 2 if weights_report.problems else 0
     try:
         report = datasets.check(path)
     except KeyboardInterrupt:

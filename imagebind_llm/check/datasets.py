@@ -72,7 +72,7 @@ class Report:
         lines = [f"{name:<11} {value}" for name, value in self.facts.items()]
         if self.intents:
             lines += ["", *(f"  {row[0]:<20}" + "".join(f"{cell:>14}" for cell in row[1:]) for row in self.intents), ""]
-        for finding in sorted(self.findings, key=lambda found: ("note", "loss", "problem").index(found.kind)):
+        for finding in sorted(self.findings, key=lambda item: ("note", "loss", "problem").index(item.kind)):
             shown = finding.where if everything else finding.where[:LISTED]
             lines += [f"{finding.kind:<11} {finding.what}", *(f"              {place}" for place in shown)]
             if more := len(finding.where) - len(shown):
@@ -122,8 +122,8 @@ def _rows(report: Report, dataset: Dataset) -> None:
     report.facts["tables"] = " ".join(str(table) for table in dataset.tables)
     report.facts["clips in"] = str(dataset.clips) if dataset.clips else "no folder raw_data here, nor beside it"
     beside = {name: f" (official: {official[name]})" if name in official else "" for name in rows}
-    report.facts["rows"] = ", ".join(f"{name} {len(own)}{beside[name]}" for name, own in rows.items())
-    if different := [name for name, own in rows.items() if official.get(name, len(own)) != len(own)]:
+    report.facts["rows"] = ", ".join(f"{name} {len(examples)}{beside[name]}" for name, examples in rows.items())
+    if different := [name for name, examples in rows.items() if official.get(name, len(examples)) != len(examples)]:
         splits = ", ".join(different)
         report.add("note", f"not the official {dataset.layout} ({splits}): no result compares with the published ones")
     outside = len(dataset.examples) - sum(map(len, rows.values()))
@@ -144,9 +144,9 @@ def _labels(report: Report, dataset: Dataset) -> None:
     official = {} if _is_demo(dataset) else INTENTS.get(dataset.layout, {})
     report.intents.append(("intent", *counts))
     for label in (*dataset.taxonomy.labels, *filter(None, [dataset.taxonomy.out_of_scope])):
-        if any(own[label] for own in counts.values()) or label in official:
+        if any(of_split[label] for of_split in counts.values()) or label in official:
             want = dict(zip(SPLITS, official.get(label, ()), strict=False))
-            report.intents.append((label, *(_beside(own[label], want.get(split)) for split, own in counts.items())))
+            report.intents.append((label, *(_beside(of_split[label], want.get(split)) for split, of_split in counts.items())))
     if "train" in counts and (unseen := sorted(set().union(*counts.values()) - set(counts["train"]))):
         report.add("loss", f"no row in train has the intent {', '.join(unseen)}: it is never named; classifier.py refuses that")
 
@@ -161,11 +161,11 @@ def _beside(count: int, official: int | None) -> str:
 def _clips(report: Report, dataset: Dataset) -> int:
     """Open every clip that a row names, look for those that none names; returns how many can be read."""
     if dataset.clips is None:
-        found = next(_videos(dataset.root, {".mp4"}), None)
-        there = f"; there are videos, {found} for one: their folder must be called raw_data" if found else ""
+        video = next(_videos(dataset.root, {".mp4"}), None)
+        hint = f"; there are videos, {video} for one: their folder must be called raw_data" if video else ""
         wanted = dataset.root / "raw_data"
         report.add(
-            "loss", f"no clips: expected them below {wanted} or beside the folder{there}; the rows keep their words alone"
+            "loss", f"no clips: expected them below {wanted} or beside the folder{hint}; the rows keep their words alone"
         )
         return 0
     named: dict[Path, str] = {e.clip: e.key for e in dataset.examples if e.clip}
@@ -196,9 +196,9 @@ def _clips(report: Report, dataset: Dataset) -> int:
     ):
         if bad[kind]:
             report.add("loss", f"{len(bad[kind])} of {len(named)} {what}", bad[kind])
-    known = {os.path.normpath(clip) for clip in named}
+    listed_clips = {os.path.normpath(clip) for clip in named}
     suffixes = {clip.suffix for clip in named} | {".mp4"}
-    if unnamed := [str(file) for file in _videos(dataset.clips, suffixes) if os.path.normpath(file) not in known]:
+    if unnamed := [str(file) for file in _videos(dataset.clips, suffixes) if os.path.normpath(file) not in listed_clips]:
         report.add("note", f"{len(unnamed)} clips that no row names", sorted(unnamed))
     return len(lengths)
 
@@ -215,9 +215,9 @@ def _texts(report: Report, dataset: Dataset) -> None:
     if empty := [e.key for e in dataset.examples if not e.text.strip()]:
         report.add("loss", f"{len(empty)} rows have no words", empty)
     for first, second in combinations(dataset.splits, 2):
-        said = {normal_text(e.text) for e in dataset.splits[first] if e.text.strip()}
+        first_texts = {normal_text(e.text) for e in dataset.splits[first] if e.text.strip()}
         rows = dataset.splits[second]
-        if again := [f"{e.key}: {e.text.strip()}" for e in rows if normal_text(e.text) in said]:
+        if again := [f"{e.key}: {e.text.strip()}" for e in rows if normal_text(e.text) in first_texts]:
             report.add("note", f"{len(again)} of {len(rows)} texts of {second} occur in {first} too", again)
 
 
@@ -227,13 +227,15 @@ def _rationales(report: Report, dataset: Dataset) -> None:
         report.facts["rationales"] = "none: training is on intents alone; write_rationales.py makes them"
         return
     try:
-        known = rationale_rows(file)
+        rationales = rationale_rows(file)
     except DataError as error:
         report.add("problem", "rationales.jsonl cannot be read", [str(error)])
         return
-    covered = {split: sum(bool(known.get(e.key, {}).get("rationale")) for e in rows) for split, rows in dataset.splits.items()}
+    covered = {
+        split: sum(bool(rationales.get(e.key, {}).get("rationale")) for e in rows) for split, rows in dataset.splits.items()
+    }
     report.facts["rationales"] = ", ".join(f"{split} {n} of {len(dataset.splits[split])}" for split, n in covered.items())
-    if strange := sorted(set(known) - {e.key for e in dataset.examples}):
+    if strange := sorted(set(rationales) - {e.key for e in dataset.examples}):
         report.add("note", f"{len(strange)} rationales of keys that no row has", strange)
 
 

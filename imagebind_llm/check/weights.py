@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from imagebind_llm.config import ENCODERS, LLAMA_PRESETS, LlamaConfig
+from imagebind_llm.config import IMAGEBIND_PRESETS, LLAMA_PRESETS, LlamaConfig
 from imagebind_llm.encoder.towers import ImageBind
 from imagebind_llm.encoder.weights import IGNORED_PREFIXES
 from imagebind_llm.itsl.adapter import Adapter, is_adapter, open_adapter
@@ -80,20 +80,20 @@ def _llama(path: Path, checkpoint: LlamaCheckpoint) -> Report:
 
 def _tokenizer(path: Path, config: LlamaConfig) -> tuple[str, tuple[str, ...]]:
     """(what was found, problems with it)."""
-    found = find_tokenizer(path)
+    file = find_tokenizer(path)
     try:
         tokenizer = load_tokenizer(path)
         check_vocabulary(tokenizer, config.vocab_size)
     except TokenizerError as problem:
-        return (f"{found} does not fit" if found else "missing"), (str(problem),)
-    inside = " (inside)" if found == path else ""
-    return f"{found}{inside}, {tokenizer.n_words} words", ()
+        return (f"{file} does not fit" if file else "missing"), (str(problem),)
+    inside = " (inside)" if file == path else ""
+    return f"{file}{inside}, {tokenizer.n_words} words", ()
 
 
 def _imagebind(file: TensorFile) -> Report:
     shapes = {name: shape for name, shape in file.shapes.items() if not name.startswith(IGNORED_PREFIXES)}
     point = len(shapes) < len(file.shapes)
-    wanted = {name: _encoder_shapes(name) for name in ENCODERS}
+    wanted = {name: _encoder_shapes(name) for name in IMAGEBIND_PRESETS}
     preset = max(wanted, key=lambda name: len(wanted[name].items() & shapes.items()))
     facts = {
         "path": str(file.path),
@@ -113,7 +113,7 @@ def _imagebind(file: TensorFile) -> Report:
 
 def _encoder_shapes(preset: str) -> dict[str, Shape]:
     with torch.device("meta"):
-        model = ImageBind(ENCODERS[preset]())
+        model = ImageBind(IMAGEBIND_PRESETS[preset]())
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
@@ -143,7 +143,8 @@ def _adapter(file: TensorFile, adapter: Adapter) -> Report:
         "parameters": _amount(file.shapes, Counter(file.dtypes.values()), (file.path,)),
         "fits": ", ".join(fits) or "no preset; a LLaMA of this width and depth",
     }
-    return Report(facts, (), "read it with imagebind_llm.llama.load.open_adapter; it goes over a LLaMA of this width and depth")
+    command = f"python engine_finetune.py --pretrained_path {file.path} --llama_model_path LLAMA --data_path DATA"
+    return Report(facts, (), command)
 
 
 def _amount(shapes: dict[str, Shape], dtypes: Counter[str], files: tuple[Path, ...]) -> str:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from imagebind_llm.config import WINDOW_RULES
+
 WINDOW_S = 2  # seconds of one window
 N_WINDOWS = {"vision": 5, "audio": 3}
-WINDOW_RULES = ("to_end", "before_end")
 SIDE = 224  # pixels of a square crop
 PIXEL_MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
 PIXEL_STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)

@@ -1,4 +1,4 @@
-"""Media files to ImageBind's inputs: video frames, log-mel windows and still pictures, decoded with PyAV (FFmpeg) alone.
+"""Media files to ImageBind's inputs: video frames and log-mel windows, decoded with PyAV (FFmpeg) alone.
 
 The rules (window times, frame choice, crops, resampling, filter bank) are those of the public ImageBind front end, found by
 its behaviour and held to golden numbers; what it does at a cost is done differently. A file is opened and read once for all
@@ -23,9 +23,6 @@ from torch import Tensor
 from imagebind_llm.clips.container import MediaError, open_container, reason
 from imagebind_llm.clips.crops import (
     N_WINDOWS,
-    PIXEL_MEAN,
-    PIXEL_STD,
-    SIDE,
     WINDOW_S,
     FramePicker,
     crop_offsets,
@@ -277,21 +274,6 @@ def picture_windows(pairs: list[tuple]) -> Windows:
         inputs.append(torch.stack((crops[first], crops[last]), dim=2))  # (n crops,3,2,224,224)
         counts += [n_windows * n_crops for n_crops in offsets.values()]
     return Windows(torch.cat(inputs), tuple(counts))
-
-
-def load_image(path: str | Path) -> Tensor:
-    """A still picture as ImageBind's vision input (3, 224, 224): short side to 224 (bicubic), centre crop, normalised."""
-    from PIL import Image
-
-    try:
-        picture = Image.open(path).convert("RGB")
-    except OSError as error:
-        raise MediaError(f"{path}: cannot be read as a picture ({error})") from error
-    short = min(picture.size)
-    width, height = (SIDE if side == short else SIDE * side // short for side in picture.size)
-    left, top = round((width - SIDE) / 2), round((height - SIDE) / 2)
-    square = picture.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + SIDE, top + SIDE))
-    return (torch.from_numpy(np.array(square)).permute(2, 0, 1) / 255 - PIXEL_MEAN) / PIXEL_STD
 
 
 # --- Sound --------------------------------------------------------------------------------------------------------------

@@ -24,10 +24,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from imagebind_llm.config import ENCODERS, MODALITIES
-from imagebind_llm.encoder.bpe import ClipBPE
+from imagebind_llm.config import MODALITIES
+from imagebind_llm.encoder.registry import load_text_tower
 from imagebind_llm.encoder.store import Identity
-from imagebind_llm.encoder.weights import file_sha256, find_imagebind, load_imagebind
 from imagebind_llm.files import write_atomic
 
 FORMAT = 1
@@ -65,15 +64,9 @@ class ClauseVectors:
     @classmethod
     def load(cls, identity: Identity, weights: str = "", device: torch.device | str = "cpu") -> "ClauseVectors":
         """The text tower of the encoder that made a store; no other tower is read. `weights`: its file, if it is not in
-        checkpoints/. The vectors are on the CPU, wherever the tower is. Raises JudgeError for other weights than the store's,
-        WeightsError where there are none."""
-        if identity.encoder not in ENCODERS:
-            raise JudgeError(f"embeddings of the encoder {identity.encoder}: expected one of {', '.join(ENCODERS)}")
-        path = find_imagebind(identity.encoder, weights)
-        if file_sha256(path) != identity.weights_sha256:
-            raise JudgeError(f"{path}: not the weights that the embeddings were made with; pass those as --encoder_weights")
-        model, tokenizer = load_imagebind(path, identity.encoder, towers=("text",)).to(device), ClipBPE()
-        return cls(lambda texts: model.encode("text", tokenizer.encode(list(texts))).cpu())
+        checkpoints/. The vectors are on the CPU, wherever the tower is. Raises WeightsError for other weights than the store's,
+        and where there are none."""
+        return cls(load_text_tower(identity, weights, device))
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> Tensor:

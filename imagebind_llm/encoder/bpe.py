@@ -72,8 +72,8 @@ def _word_ids(word: str) -> tuple[int, ...]:
         return (special[word],)
     ids = [byte_ids[byte] for byte in word.encode("utf-8")]
     ids[-1] += 256  # the same byte at a word's end
-    while known := [merges[pair] for pair in itertools.pairwise(ids) if pair in merges]:
-        ids = _merged(ids, min(known), merges)
+    while merged_ids := [merges[pair] for pair in itertools.pairwise(ids) if pair in merges]:
+        ids = _merged(ids, min(merged_ids), merges)
     return tuple(ids)
 
 
@@ -105,8 +105,3 @@ def _tables() -> tuple[list[int], dict[tuple[int, int], int]]:
         left, right = line.split()
         ids[left + right] = merges[ids[left], ids[right]] = len(ids)
     return [order.index(byte) for byte in range(256)], merges
-
-
-# --- LLaMA family -----------------------------------------------------------------------------------------------------
-# Three stored forms (SentencePiece tokenizer.model, Hugging Face tokenizer.json, the vocabulary inside a GGUF file), one
-# interface. All are read by the `sentencepiece` and `tokenizers` libraries; transformers is not needed and not imported.

@@ -18,19 +18,17 @@ from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
 from imagebind_llm import distributed
-from imagebind_llm.clips.media import load_clip
-from imagebind_llm.config import EMBEDDING_WIDTH, ENCODERS, MODALITIES, WINDOW_RULES
+from imagebind_llm.config import MODALITIES, WINDOW_RULES
 from imagebind_llm.datasets.readers import DataError, load_dataset
-from imagebind_llm.encoder.bpe import ClipBPE
+from imagebind_llm.encoder.interface import Encoder, Tokenizer
+from imagebind_llm.encoder.registry import ENCODERS
 from imagebind_llm.encoder.store import Failure, Identity, Store, StoreWriter, check_identity, clear, export_pt, source_digest
-from imagebind_llm.encoder.towers import ImageBind
-from imagebind_llm.encoder.weights import file_sha256, find_imagebind, load_imagebind
+from imagebind_llm.encoder.weights import file_sha256, find_weights
 from imagebind_llm.files import write_atomic
 from imagebind_llm.flags import flag
 from imagebind_llm.records import Example, Windows
 from imagebind_llm.weight_files import WeightsError
 
-NUMBERS = "1"  # raised whenever a change of front end, tokenizer or towers changes an embedding
 EMPTY_TEXT = "the text is empty"
 NOT_FINITE = "the encoder returned values that are not finite"
 
@@ -41,19 +39,21 @@ class ExtractSettings:
 
     data_path: str = flag(help="MIntRec or MIntRec2.0 folder, or a folder of clips with a CSV/TSV of path and text")
     output_dir: str = flag(help="the embedding store; an interrupted run continues when it is started again")
-    splits: tuple[str, ...] = flag((), "which splits; all that are there if not given")
-    encoder: str = flag("imagebind_huge", "huge: the public model; tiny: ours, for trying out", tuple(ENCODERS))
+    splits: tuple[str, ...] = flag((), "splits to embed; if not given, all")
+    encoder: str = flag(
+        "imagebind_huge", "imagebind_huge: the public model; imagebind_tiny: a small one for the demo", tuple(ENCODERS)
+    )
     encoder_weights: str = flag("", "weight file; if not given, checkpoints/ENCODER.safetensors or .pth")
-    modalities: tuple[str, ...] = flag(MODALITIES, "any subset", MODALITIES)
-    batch_size: int = flag(8, "clips a batch")
-    num_workers: int = flag(2, "decoding processes a rank; 0 decodes in the main process")
+    modalities: tuple[str, ...] = flag(MODALITIES, "modalities to embed", MODALITIES)
+    batch_size: int = flag(8, "clips per batch")
+    num_workers: int = flag(2, "decoding processes per rank; 0: decode in the main process")
     device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
-    dtype: str = flag("float32", "of the encoder's weights; bfloat16 is faster and near, not exact", ("float32", "bfloat16"))
+    dtype: str = flag("float32", "type of the encoder's weights; bfloat16 is faster and less exact", ("float32", "bfloat16"))
     window_rule: str = flag(
         "to_end", "to_end: the last window ends with the clip (public code today); before_end: pytorchvideo 0.1.5", WINDOW_RULES
     )
-    clean_audio: bool = flag(False, "all channels, without the public code's in-place mean (other numbers than public)")
-    overwrite: bool = flag(False, "throw the store away first")
+    clean_audio: bool = flag(False, "mix all channels and subtract no mean twice; other numbers than the public code")
+    overwrite: bool = flag(False, "delete the store first")
     strict: bool = flag(False, "exit with 1 if any modality of any clip failed")
     export_pt: str = flag("", "also write the original's layout here: train_emb/0.pt ... = [text, vision, audio]")
 
@@ -97,6 +97,7 @@ class Summary:
     n_done_before: int
     n_embedded: int
     n_cut_texts: int
+    context_length: int  # tokens at which a text is cut
     seconds: float
     is_main: bool  # this process is the one that reports
     present: dict[str, int]
@@ -114,26 +115,27 @@ class BatchReader(TorchDataset):
 
     def __getitem__(self, index: int) -> Batch:
         examples = self.batches[index]
-        tokenizer = ClipBPE()
+        tokenizer = ENCODERS[self.settings.encoder].tokenizer()
         sources = [_source(example) for example in examples]  # before reading: what changes meanwhile is read again
         loaded = [self._load(example, tokenizer) for example in examples]
         n_cut_texts = sum(tokenizer.n_tokens(example.text) > tokenizer.context_length for example in examples)
         batch = Batch(examples, {}, [], n_cut_texts if "text" in self.settings.modalities else 0, sources)
         for modality in self.settings.modalities:
-            found = {i: clip[modality] for i, clip in enumerate(loaded)}
-            there = {i: item for i, item in found.items() if isinstance(item, Windows)}
-            batch.failures += [(i, modality, str(item)) for i, item in found.items() if i not in there]
-            if there:
-                windows = torch.cat([item.inputs for item in there.values()])
-                batch.inputs[modality] = Inputs(list(there), windows, [item.counts for item in there.values()])
+            results = {i: clip[modality] for i, clip in enumerate(loaded)}
+            readable = {i: item for i, item in results.items() if isinstance(item, Windows)}
+            batch.failures += [(i, modality, str(item)) for i, item in results.items() if i not in readable]
+            if readable:
+                windows = torch.cat([item.inputs for item in readable.values()])
+                batch.inputs[modality] = Inputs(list(readable), windows, [item.counts for item in readable.values()])
         return batch
 
-    def _load(self, example: Example, tokenizer: ClipBPE) -> dict:
+    def _load(self, example: Example, tokenizer: Tokenizer) -> dict:
         settings = self.settings
         media = tuple(m for m in settings.modalities if m != "text")
         loaded: dict = {}
         if media and example.clip is not None:
-            loaded = dict(load_clip(example.clip, media, settings.window_rule, settings.clean_audio))
+            load_clip = ENCODERS[settings.encoder].load_clip
+            loaded |= load_clip(example.clip, media, settings.window_rule, settings.clean_audio)
         if "text" in settings.modalities:
             text = example.text.strip()
             loaded["text"] = Windows(tokenizer.encode([text]), (1,)) if text else EMPTY_TEXT
@@ -151,13 +153,14 @@ def extract(settings: ExtractSettings) -> Summary:
     _refuse_missing_clips(dataset, settings)
     if Path(settings.output_dir).resolve() == dataset.root.resolve():
         raise DataError(f"--output_dir {settings.output_dir} is the data's own folder; give the store a folder of its own")
-    weights = find_imagebind(settings.encoder, settings.encoder_weights)
+    weights = find_weights(settings.encoder, settings.encoder_weights)
     root = Path(settings.output_dir)
     with distributed.process_group(_device(settings.device)) as device:
         distributed.warn_of_emulation(settings.dtype, device)
         identity = _identity(settings, _shared_sha256(weights))
         _refuse_rows_apart(dataset, settings)
-        model = load_imagebind(weights, settings.encoder, getattr(torch, settings.dtype), device, settings.modalities)
+        load, dtype = ENCODERS[settings.encoder].load, getattr(torch, settings.dtype)
+        encoder = load(weights, dtype=dtype, device=device, towers=settings.modalities)
         if settings.overwrite and distributed.is_main():
             clear(root)
         distributed.barrier()
@@ -165,9 +168,9 @@ def extract(settings: ExtractSettings) -> Summary:
         unfinished = distributed.from_main(_unfinished(batches, root, identity) if distributed.is_main() else [])
         pending = [batches[number] for number in unfinished]
         n_done_before = len(dataset.examples) - sum(map(len, pending))
-        own = pending[distributed.rank() :: distributed.world_size()]
+        rank_batches = pending[distributed.rank() :: distributed.world_size()]
         with StoreWriter(root, identity, writer=distributed.rank()) as writer:
-            n_cut = _embed_all(model, own, settings, device, writer)
+            n_cut = _embed_all(encoder, rank_batches, settings, device, writer)
         n_cut_texts = sum(distributed.gather_objects(n_cut))  # also waits until every rank has written
         is_main = distributed.is_main()
     store = Store(root)
@@ -176,6 +179,7 @@ def extract(settings: ExtractSettings) -> Summary:
         n_done_before=n_done_before,
         n_embedded=len(dataset.examples) - n_done_before,
         n_cut_texts=n_cut_texts,
+        context_length=ENCODERS[settings.encoder].tokenizer().context_length,
         seconds=time.monotonic() - started,
         is_main=is_main,
         present=store.count_present([example.key for example in dataset.examples], identity.modalities),
@@ -186,7 +190,7 @@ def extract(settings: ExtractSettings) -> Summary:
     return summary
 
 
-def _embed_all(model: ImageBind, batches: list[list[Example]], settings: ExtractSettings, device: torch.device, writer) -> int:
+def _embed_all(encoder: Encoder, batches: list[list[Example]], settings: ExtractSettings, device: torch.device, writer) -> int:
     """Decode, encode and store this rank's batches; returns how many texts were cut."""
     loader = DataLoader(
         BatchReader(batches, settings),
@@ -198,7 +202,7 @@ def _embed_all(model: ImageBind, batches: list[list[Example]], settings: Extract
     hidden = not distributed.is_main() or not batches
     with tqdm(total=sum(map(len, batches)), unit="clip", desc=_bar_title(), disable=hidden, smoothing=0.1) as bar:
         for batch in _watched(loader):
-            vectors, present, failures = embed(model, batch)
+            vectors, present, failures = embed(encoder, batch, writer.identity.width)
             writer.append([example.key for example in batch.examples], vectors, present, batch.sources, failures)
             n_cut += batch.n_cut_texts
             bar.update(len(batch.examples))
@@ -219,13 +223,13 @@ def _watched(loader: DataLoader) -> Iterator[Batch]:
 
 
 @torch.inference_mode()
-def embed(model: ImageBind, batch: Batch) -> tuple[Tensor, Tensor, list[Failure]]:
+def embed(encoder: Encoder, batch: Batch, width: int) -> tuple[Tensor, Tensor, list[Failure]]:
     """Vectors (B,M,E) float32 on the CPU, presence (B,M), and what failed."""
-    vectors = torch.zeros(len(batch.examples), len(MODALITIES), EMBEDDING_WIDTH)
+    vectors = torch.zeros(len(batch.examples), len(MODALITIES), width)
     present = torch.zeros(len(batch.examples), len(MODALITIES), dtype=torch.bool)
     failures = list(batch.failures)
     for modality, inputs in batch.inputs.items():
-        rows = model.encode_clips(modality, inputs.windows, inputs.counts).cpu()
+        rows = encoder.encode_clips(modality, inputs.windows, inputs.counts).cpu()
         finite = rows.isfinite().all(dim=1)
         failures += [(clip, modality, NOT_FINITE) for clip, good in zip(inputs.clips, finite.tolist(), strict=True) if not good]
         column = MODALITIES.index(modality)
@@ -277,14 +281,14 @@ def _refuse_rows_apart(dataset, settings: ExtractSettings) -> None:
 def _shared_sha256(weights: Path) -> str:
     """The weight file's fingerprint, read by the first rank of each machine and told to all. Raises WeightsError if machines
     have different files."""
-    told = distributed.gather_objects(file_sha256(weights) if distributed.node_rank() == 0 else None)
-    found = sorted({digest for digest in told if digest is not None})
-    if len(found) > 1:
+    digests = distributed.gather_objects(file_sha256(weights) if distributed.node_rank() == 0 else None)
+    distinct = sorted({digest for digest in digests if digest is not None})
+    if len(distinct) > 1:
         raise WeightsError(
-            f"{weights}: expected the same file on every machine, got {len(found)} (sha256 "
-            f"{', '.join(f'{digest[:12]}...' for digest in found)}); copy one of them to all"
+            f"{weights}: expected the same file on every machine, got {len(distinct)} (sha256 "
+            f"{', '.join(f'{digest[:12]}...' for digest in distinct)}); copy one of them to all"
         )
-    return found[0]
+    return distinct[0]
 
 
 def _identity(settings: ExtractSettings, weights_sha256: str) -> Identity:
@@ -295,8 +299,8 @@ def _identity(settings: ExtractSettings, weights_sha256: str) -> Identity:
         modalities=tuple(m for m in MODALITIES if m in settings.modalities),
         window_rule=settings.window_rule,
         clean_audio=settings.clean_audio,
-        width=EMBEDDING_WIDTH,
-        code=NUMBERS,
+        width=ENCODERS[settings.encoder].width,
+        code=ENCODERS[settings.encoder].version,
     )
 
 

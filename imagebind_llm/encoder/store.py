@@ -81,7 +81,7 @@ class StoreWriter:
     """Appends rows to a store; they become durable when a shard is full, on exit, and from time to time in between: after
     a quarter second at first, then at growing distances up to `flush_s` seconds, so that neither short nor long runs lose much.
 
-    Raises StoreError if the store's rows have another identity or another process is writing as the same writer.
+    Raises StoreError if the store's rows have another identity, LockedError if another process is writing as the same writer.
     """
 
     def __init__(self, root: Path, identity: Identity, writer: int = 0, shard_rows: int = 1024, flush_s: float = 30.0):
@@ -92,8 +92,8 @@ class StoreWriter:
         existing = _manifests(self.root)
         for manifest in existing.values():
             check_identity(self.root, identity_of(manifest["identity"]), identity)
-        own = existing.get(f"manifest-{writer}.json", {"shards": []})
-        self._shards: list[str] = list(own["shards"])
+        previous = existing.get(f"manifest-{writer}.json", {"shards": []})
+        self._shards: list[str] = list(previous["shards"])
         numbers = [int(Path(name).name.split("-")[0]) for manifest in existing.values() for name in manifest["shards"]]
         self._next = max(numbers, default=-1) + 1
         self._flush_after = FIRST_FLUSH_S
@@ -220,7 +220,10 @@ class Store:
         for key in keys:
             name, row = self._place[key]
             rows.setdefault(name, []).append(row)
-        counts = sum((self._shard(name).get_tensor("present")[own].sum(0) for name, own in rows.items()), torch.zeros(3))
+        counts = sum(
+            (self._shard(name).get_tensor("present")[places].sum(0) for name, places in rows.items()),
+            torch.zeros(len(MODALITIES)),
+        )
         return {modality: int(counts[MODALITIES.index(modality)]) for modality in modalities}
 
     def read(self, keys: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -273,13 +276,13 @@ class PtFolders:
         folders = {split: self.root / f"{split}_emb" for split in keys if (self.root / f"{split}_emb").is_dir()}
         self._files: dict[str, Path] = {}
         for split, folder in folders.items():
-            found = {path.stem: path for path in folder.glob("*.pt")}
-            if extra := sorted(set(found) - {str(i) for i in range(len(keys[split]))}):
+            files = {path.stem: path for path in folder.glob("*.pt")}
+            if extra := sorted(set(files) - {str(i) for i in range(len(keys[split]))}):
                 raise StoreError(
                     f"{folder}: expected 0.pt to {len(keys[split]) - 1}.pt, one a row of {split}, got also {extra[0]}.pt: "
                     f"these files belong to other rows; give the data set that they were made from as --data_path"
                 )
-            self._files |= {key: found[str(i)] for i, key in enumerate(keys[split]) if str(i) in found}
+            self._files |= {key: files[str(i)] for i, key in enumerate(keys[split]) if str(i) in files}
         if not self._files:
             raise StoreError(f"{self.root}: no {' or '.join(f'{split}_emb/0.pt' for split in keys)} here")
         width = self._load(next(iter(self._files.values())), None).shape[1]
@@ -330,15 +333,17 @@ def clear(root: Path) -> None:
 
 
 def _manifests(root: Path) -> dict[str, dict]:
-    found = {}
+    manifests = {}
     for path in sorted(root.glob("manifest-*.json")):
         try:
-            found[path.name] = json.loads(path.read_text())
+            manifests[path.name] = json.loads(path.read_text())
         except json.JSONDecodeError as error:
             raise StoreError(f"{path}: not a manifest ({error}); rebuild the store with --overwrite") from error
-        if found[path.name].get("format") != FORMAT:
-            raise StoreError(f"{path}: store format {found[path.name].get('format')}, this version reads {FORMAT}; rebuild it")
-    return found
+        if manifests[path.name].get("format") != FORMAT:
+            raise StoreError(
+                f"{path}: store format {manifests[path.name].get('format')}, this version reads {FORMAT}; rebuild it"
+            )
+    return manifests
 
 
 def _tupled(fields: dict) -> dict:

@@ -4,22 +4,21 @@ Written from the description of its behaviour (ImageBind, CVPR 2023, arXiv:2305.
 differs from the public program is only how the same numbers are reached: attention goes through
 scaled_dot_product_attention without a mask tensor, matrix products on the CPU through oneDNN, patches through one of
 them (cuDNN would round their convolution to TF32), the text tower stops at the last position that matters, and equal
-windows of a clip are encoded once (`encode_clips`).
+windows of a clip are encoded once (`encode_clips`, which equals `forward` on the full schedule up to rounding).
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imagebind_llm.config import ImageBindConfig, TowerConfig
+from imagebind_llm.encoder.interface import Encoder
 from imagebind_llm.kernels.linear import linear
 
 LN_EPS = 1e-6  # trunk and heads; the stems' LayerNorms keep torch's default 1e-5
 MAX_SCALE = 100.0
-WINDOWS_PER_PASS = 24  # bounds activation memory; fixed, because batch shape decides the last bits of a matrix product
 
 
 class Attention(nn.Module):
@@ -106,15 +105,15 @@ class PositionTable(nn.Module):
 
     def forward(self, n_patches: int) -> Tensor:
         """(1, 1 + n_patches, D). Raises ValueError for a larger picture that is not square."""
-        known = self.pos_embed.shape[1] - 1
-        if n_patches == known:
+        n_learned = self.pos_embed.shape[1] - 1
+        if n_patches == n_learned:
             return self.pos_embed
-        side, wanted = math.isqrt(known), math.isqrt(n_patches)
-        if side**2 != known or wanted**2 != n_patches:
-            raise ValueError(f"positions of square pictures only: {known} patches known, {n_patches} asked for")
-        cls, patches = self.pos_embed.float().split([1, known], dim=1)
+        side, wanted = math.isqrt(n_learned), math.isqrt(n_patches)
+        if side**2 != n_learned or wanted**2 != n_patches:
+            raise ValueError(f"positions of square pictures only: {n_learned} patches known, {n_patches} asked for")
+        cls, patches = self.pos_embed.float().split([1, n_learned], dim=1)
         grid = patches.unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1,D,side,side)
-        grid = F.interpolate(grid, scale_factor=math.sqrt(n_patches / known), mode="bicubic")
+        grid = F.interpolate(grid, scale_factor=math.sqrt(n_patches / n_learned), mode="bicubic")
         return torch.cat([cls, grid.flatten(2).transpose(1, 2)], dim=1).to(self.pos_embed.dtype)  # (1,1+n,D)
 
 
@@ -265,7 +264,7 @@ def _head(name: str, tower: TowerConfig, out_width: int) -> nn.Module:
     return nn.Sequential(nn.LayerNorm(tower.width, eps=LN_EPS), FirstToken(), *dropout, projection)
 
 
-class ImageBind(nn.Module):
+class ImageBind(Encoder):
     """The towers named in the configuration; each maps its inputs to vectors of `out_width` (E).
 
     Outputs are float32, L2-normalised, times the modality's scale (text learned, audio 20, depth 5, thermal 10, imu 5,
@@ -310,24 +309,3 @@ class ImageBind(nn.Module):
             else:
                 outputs[name] = self.encode(name, x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)  # (B,E)
         return outputs
-
-    def encode_clips(self, modality: str, windows: Tensor, counts: Sequence[tuple[int, ...]]) -> Tensor:
-        """One vector per clip (B,E): every distinct window encoded once, then the mean weighted by how often it counts.
-
-        `windows` holds the distinct windows of all clips in a row, `counts` one tuple a clip (records.Windows); so clips of
-        different lengths share batches, WINDOWS_PER_PASS at a time. Equals `forward` on the full schedule up to rounding.
-        """
-        vectors = torch.cat([self.encode(modality, part) for part in windows.split(WINDOWS_PER_PASS)])  # (sum N,E)
-        means = []
-        for own, clip in zip(vectors.split([len(clip) for clip in counts]), counts, strict=True):
-            weights = torch.tensor(clip, dtype=torch.float32, device=own.device)
-            means.append((weights / weights.sum()) @ own)
-        return torch.stack(means)  # (B,E)
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from imagebind_llm.config import ENCODERS, MODALITIES, ImageBindConfig
+from imagebind_llm.config import IMAGEBIND_PRESETS, MODALITIES, ImageBindConfig
 from imagebind_llm.encoder.towers import ImageBind
 from imagebind_llm.weight_files import TensorFile, WeightsError, check_tensors
 
@@ -20,16 +20,16 @@ SCALE = ".log_logit_scale"  # stays float32: bfloat16 would turn the factor 20 i
 IGNORED_PREFIXES = ("point_trunk.", "modality_heads.point.", "modality_postprocessors.point.", "modality_preprocessors.point.")
 
 
-def find_imagebind(preset: str, given: str, folder: Path = CHECKPOINTS) -> Path:
-    """The weight file to use: `given`, or PRESET.pth / PRESET.safetensors in checkpoints/. Raises WeightsError if absent."""
-    candidates = [Path(given)] if given else [folder / f"{preset}{ending}" for ending in (".safetensors", ".pth")]
+def find_weights(encoder: str, given: str = "", folder: Path = CHECKPOINTS) -> Path:
+    """The weight file to use: `given`, or ENCODER.safetensors / ENCODER.pth in checkpoints/. Raises WeightsError if absent."""
+    candidates = [Path(given)] if given else [folder / f"{encoder}{ending}" for ending in (".safetensors", ".pth")]
     for path in candidates:
         if path.is_file():
             return path
     if given:
         raise WeightsError(f"--encoder_weights {given}: expected a .safetensors or .pth file, got {_what_is(candidates[0])}")
     raise WeightsError(
-        f"no weights of {preset}: looked for {' and '.join(map(str, candidates))}. Give the file by --encoder_weights "
+        f"no weights of {encoder}: looked for {' and '.join(map(str, candidates))}. Give the file by --encoder_weights "
         f"(checkpoints/README.md says where each comes from), or try things out with --encoder imagebind_tiny"
     )
 
@@ -50,12 +50,12 @@ def load_imagebind(
     One tensor after the other goes to the device, so that the ranks of a machine do not hold a copy each in its memory. Of
     the towers left out names and shapes are checked, and nothing is read.
     """
-    whole = ENCODERS[preset]()
+    whole = IMAGEBIND_PRESETS[preset]()
     file = TensorFile(path)
-    found = {name: shape for name, shape in file.shapes.items() if not name.startswith(IGNORED_PREFIXES)}
+    shapes = {name: shape for name, shape in file.shapes.items() if not name.startswith(IGNORED_PREFIXES)}
     wanted = {name: tuple(tensor.shape) for name, tensor in _on_meta(whole).state_dict().items()}
     see = f"see what it is: python -m imagebind_llm.check {path}"
-    check_tensors(path, found, wanted, what=preset, advice=see)
+    check_tensors(path, shapes, wanted, what=preset, advice=see)
     model = _on_meta(replace(whole, towers={name: tower for name, tower in whole.towers.items() if name in towers}))
     kinds = {name: torch.float32 if name.endswith(SCALE) else dtype for name in model.state_dict()}
     state = {name: file.read(name).to(device, kind, copy=True) for name, kind in kinds.items()}

@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from imagebind_llm import distributed
-from imagebind_llm.config import ENCODERS, MODALITIES, NO_MODALITY, ProbeConfig
+from imagebind_llm.config import MODALITIES, NO_MODALITY, ProbeConfig
 from imagebind_llm.corpus.seen import notes, read_stages, refuse_seen
 from imagebind_llm.corpus.sequences import ask
 from imagebind_llm.datasets.readers import DataError
-from imagebind_llm.encoder.bpe import ClipBPE
-from imagebind_llm.encoder.store import Identity, Store, StoreError
-from imagebind_llm.encoder.weights import file_sha256, find_imagebind, load_imagebind
+from imagebind_llm.encoder.registry import load_text_tower
+from imagebind_llm.encoder.store import Store
 from imagebind_llm.explain.inference import Explainer
 from imagebind_llm.intents.evaluation import Fitted, Method
 from imagebind_llm.intents.probe import Scaling, fit_logistic, train_probes
@@ -56,26 +55,9 @@ def fit_probe(protocol: Protocol, modalities: tuple[str, ...], settings: Classif
 def fit_zeroshot(protocol: Protocol, modalities: tuple[str, ...], settings: ClassifierSettings, tick) -> Fitted:
     """Nothing is fitted: the label sentences are encoded by the encoder that made the store."""
     sentences = label_sentences(protocol.classes, settings.sentences)
-    vectors = encode_sentences(sentences, protocol.store.identity, settings)
+    vectors = load_text_tower(protocol.store.identity, settings.encoder_weights)(sentences)
     tick()
     return Fitted(lambda rows: nearest_label(rows.vectors, rows.present, vectors, modalities).numpy()[None], (0,))
-
-
-def encode_sentences(sentences: list[str], identity: Identity, settings: ClassifierSettings):
-    """(C,E) public text vectors. Raises StoreError unless the weights at hand are those that made the store."""
-    if identity.encoder not in ENCODERS or ENCODERS[identity.encoder]().out_width != identity.width:
-        raise StoreError(
-            f"{settings.emb_path}: made by {identity.encoder}, width {identity.width}; zero-shot needs the encoder to read "
-            f"the label sentences too, and knows {' and '.join(ENCODERS)} (width {ENCODERS['imagebind_huge']().out_width})"
-        )
-    weights = find_imagebind(identity.encoder, settings.encoder_weights)
-    if identity.weights_sha256 and file_sha256(weights) != identity.weights_sha256:
-        raise StoreError(
-            f"{settings.emb_path}: made by other weights of {identity.encoder} (sha256 {identity.weights_sha256[:12]}...) than "
-            f"{weights}; give theirs by --encoder_weights, or embed the clips again with these"
-        )
-    encoder = load_imagebind(weights, identity.encoder, towers=("text",))
-    return encoder.encode("text", ClipBPE().encode(sentences)).detach()
 
 
 # --- a trained checkpoint ---------------------------------------------------------------------------------------------

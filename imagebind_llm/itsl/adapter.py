@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from imagebind_llm.config import BridgeConfig, LlamaConfig, PromptConfig
+from imagebind_llm.itsl.names import parameter_name
 from imagebind_llm.weight_files import Shape, TensorFile, WeightsError, listed
 
 BRIDGE = "image_bind_"
@@ -24,7 +25,7 @@ DROPPED = "prefix_projector_norm."  # left over from an older ImageBind-LLM, unu
 
 @dataclass(frozen=True)
 class Adapter:
-    """A released adapter, checked but not read: its settings, and where ITSL's parameter names are in the file."""
+    """A released adapter, checked but not read: its settings, and where its tensors are in the file."""
 
     format: str  # "ImageBind-LLM adapter" or "LLaMA-Adapter v1"
     n_layers: int  # of the LLaMA it was made for
@@ -32,7 +33,7 @@ class Adapter:
     prompts: PromptConfig
     bridge: BridgeConfig | None
     file: TensorFile
-    names: dict[str, str]  # ITSL's name -> the file's
+    names: dict[str, str]  # ImageBind-LLM's name, with `bridge.` where ITSL has it -> the file's
 
     def check_fits(self, llama: LlamaConfig) -> None:
         """Raise WeightsError unless it was made for a LLaMA of this depth and width."""
@@ -44,7 +45,7 @@ class Adapter:
 
     def read(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """The parameters under ITSL's names. Norms of the decoder are among them if the adapter trained them."""
-        return {ours: self.file.read(theirs).to(dtype, copy=True) for ours, theirs in self.names.items()}
+        return {parameter_name(name): self.file.read(stored).to(dtype, copy=True) for name, stored in self.names.items()}
 
 
 def is_adapter(names: Iterable[str]) -> bool:
@@ -90,7 +91,7 @@ def _our_name(name: str) -> str:
 
 
 def _n_layers(path: Path, names: Iterable[str]) -> int:
-    layers = {int(found[1]) for name in names if (found := GATE.fullmatch(name))}
+    layers = {int(match[1]) for name in names if (match := GATE.fullmatch(name))}
     if not layers:
         raise WeightsError(f"{path}: an adapter without gates has no effect; the file is incomplete: download it again")
     missing = next(i for i in range(len(layers) + 1) if i not in layers)
@@ -114,7 +115,7 @@ def _bridge(path: Path, shapes: dict[str, Shape]) -> BridgeConfig:
     return BridgeConfig(first[0], projection[1], fusion="average", legacy="bridge.image_bind_norm_1.bias" in shapes)
 
 
-def _check_names(path: Path, found: set[str], n_layers: int, prompts: PromptConfig, bridge: BridgeConfig | None) -> None:
+def _check_names(path: Path, names: set[str], n_layers: int, prompts: PromptConfig, bridge: BridgeConfig | None) -> None:
     """Every parameter that the settings call for, and no other; norms of the decoder may come along."""
     wanted = {"prefix_query.weight"} | {f"llama.layers.{i}.attention.gate" for i in range(n_layers)}
     for i in range(n_layers):
@@ -126,9 +127,9 @@ def _check_names(path: Path, found: set[str], n_layers: int, prompts: PromptConf
         wanted |= _bridge_names(bridge.legacy)
     norms = {f"llama.layers.{i}.{norm}.weight" for i in range(n_layers) for norm in ("attention_norm", "ffn_norm")}
     norms |= {"llama.norm.weight"}
-    missing, unknown = sorted(wanted - found), sorted(found - wanted - norms)
-    if found & norms and not norms <= found:
-        missing += sorted(norms - found)
+    missing, unknown = sorted(wanted - names), sorted(names - wanted - norms)
+    if names & norms and not norms <= names:
+        missing += sorted(norms - names)
     if missing or unknown:
         what = f"lacks {listed(missing)}" if missing else f"has unknown tensors {listed(unknown)}"
         raise WeightsError(f"{path}: {what}; the adapter is incomplete or of another kind: download it again")

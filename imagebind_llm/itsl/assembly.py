@@ -12,9 +12,10 @@ from torch import Tensor
 from imagebind_llm import distributed
 from imagebind_llm.config import LLAMA_PRESETS, BridgeConfig, LlamaConfig, ModelConfig, PromptConfig
 from imagebind_llm.itsl import checkpoint
-from imagebind_llm.itsl.adapter import open_adapter
+from imagebind_llm.itsl.adapter import Adapter, open_adapter
 from imagebind_llm.itsl.checkpoint import CheckpointError
 from imagebind_llm.itsl.model import HEAD, ITSL
+from imagebind_llm.itsl.names import stored_name
 from imagebind_llm.llama.checkpoint_files import expected_shapes
 from imagebind_llm.llama.gguf import smollm2_path
 from imagebind_llm.llama.load import assign, load_llama, open_llama
@@ -70,6 +71,7 @@ class Start:
     bridge: BridgeConfig | None = None
     tensors: dict[str, Tensor] | None = None
     llama: str | None = None  # fingerprint, where the start says so
+    adapter: Adapter | None = None  # a released one, made for a LLaMA of some sizes
 
 
 class SharedLlama:
@@ -77,15 +79,15 @@ class SharedLlama:
 
     def __init__(self) -> None:
         self._key: tuple[Path, torch.dtype, torch.device] | None = None
-        self._found: tuple[LlamaConfig, dict[str, Tensor]] | None = None
+        self._llama: tuple[LlamaConfig, dict[str, Tensor]] | None = None
 
     def read(self, path: str | Path, dtype: torch.dtype, device: torch.device) -> tuple[LlamaConfig, dict[str, Tensor]]:
         """As load_llama; the last LLaMA that was read is kept, one at a time."""
         key = (Path(path).expanduser().resolve(), dtype, device)
-        if self._found is None or self._key != key:
-            self._found = None  # before the next one is read: there may be no room for two
-            self._key, self._found = key, load_llama(path, dtype, device)
-        return self._found
+        if self._llama is None or self._key != key:
+            self._llama = None  # before the next one is read: there may be no room for two
+            self._key, self._llama = key, load_llama(path, dtype, device)
+        return self._llama
 
 
 def open_language(path: str, model: str = "auto") -> tuple[LlamaConfig, LlamaTokenizer]:
@@ -107,6 +109,8 @@ def build(settings: BuildSettings, taxonomy: Taxonomy | None, embedding_width: i
     llama, state = load_llama(path, frozen_dtype(settings.dtype, device), device, settings.model)
     if start.llama is not None and not same_llama(start.llama, llama_fingerprint(state)):
         raise CheckpointError(f"{settings.pretrained_path}: trained on another LLaMA than {path}; pass its own")
+    if start.adapter is not None:
+        start.adapter.check_fits(llama)
     prompts = _prompts(settings, start, llama, embedding_width is None)
     config = ModelConfig(
         llama, prompts, _bridge(settings, start, llama, embedding_width), len(taxonomy.labels) if taxonomy else 0
@@ -116,7 +120,7 @@ def build(settings: BuildSettings, taxonomy: Taxonomy | None, embedding_width: i
     assembled.model.train_only(settings.trainable)
     if embedding_width is None:  # nothing would ever reach them
         for name, parameter in assembled.model.named_parameters():
-            if name.startswith(("bridge.", "modality_")):
+            if name.startswith(("bridge.", "fusion.")):
                 parameter.requires_grad_(False)
     trained = {name for name, p in assembled.model.named_parameters() if p.requires_grad}
     assembled.own = assembled.own | trained
@@ -144,18 +148,18 @@ def restore(
     return _around(config, state, checkpoint.read_tensors(folder), device), info
 
 
-def _around(config: ModelConfig, state: dict[str, Tensor], own: dict[str, Tensor], device: torch.device) -> Assembled:
+def _around(config: ModelConfig, state: dict[str, Tensor], tensors: dict[str, Tensor], device: torch.device) -> Assembled:
     """ITSL around a LLaMA's parameters; `own` replaces what was drawn at random."""
     model = ITSL(config.llama, config.prompts, config.bridge, "meta", config.n_intents)
     llama = llama_fingerprint(state)  # before an adapter's norms or training change it
     assign(model.llama, {name: tensor for name, tensor in state.items()})
     parameters = dict(model.named_parameters())
-    unknown = sorted(set(own) - set(parameters))
+    unknown = sorted(set(tensors) - set(parameters))
     if unknown:
         raise WeightsError(f"the adapter has {len(unknown)} tensors that the model does not have, {unknown[0]} for one")
-    assign(model, own)
+    assign(model, tensors)
     base = {f"llama.{name}" for name in expected_shapes(config.llama)}
-    names = frozenset(name for name in parameters if name not in base or name in own)
+    names = frozenset(name for name in parameters if name not in base or name in tensors)
     return Assembled(model.to(device), config, names, llama)
 
 
@@ -178,18 +182,18 @@ def llama_fingerprint(state: Mapping[str, Tensor]) -> str:
 
     A variant with merged adapters has the embeddings of its base. Norms are left out: training changes them.
     """
-    found = hashlib.sha256()
+    hashed = hashlib.sha256()
     for name in sorted(name for name, tensor in state.items() if tensor.ndim == 2):
-        found.update(name.encode() + _bits(state[name][:: -(-len(state[name]) // FINGERPRINT_ROWS)]))
+        hashed.update(name.encode() + _bits(state[name][:: -(-len(state[name]) // FINGERPRINT_ROWS)]))
     embeddings = _bits(state["tok_embeddings.weight"][:256])
-    return f"2-{found.hexdigest()[:16]}-{hashlib.sha256(embeddings).hexdigest()[:16]}"
+    return f"2-{hashed.hexdigest()[:16]}-{hashlib.sha256(embeddings).hexdigest()[:16]}"
 
 
-def same_llama(one: str, other: str) -> bool:
+def same_llama(first: str, second: str) -> bool:
     """Whether two fingerprints are of one LLaMA, as far as the older of them knows."""
-    if "-" in one and "-" in other:
-        return one == other
-    return one.split("-")[-1] == other.split("-")[-1]
+    if "-" in first and "-" in second:
+        return first == second
+    return first.split("-")[-1] == second.split("-")[-1]
 
 
 def _bits(tensor: Tensor) -> bytes:
@@ -197,12 +201,12 @@ def _bits(tensor: Tensor) -> bytes:
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Tells sets of tensors apart by their names and every bit of them."""
-    found = hashlib.sha256()
-    for name in sorted(tensors):
-        found.update(name.encode())
-        found.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
+    """Tells sets of tensors apart by their names, as files have them (old checkpoints hold digests), and every bit."""
+    hashed = hashlib.sha256()
+    for name, tensor in sorted((stored_name(name), tensor) for name, tensor in tensors.items()):
+        hashed.update(name.encode())
+        hashed.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()[:16]
 
 
 # --- where training starts --------------------------------------------------------------------------------------------
@@ -220,7 +224,7 @@ def _start(settings: BuildSettings, taxonomy: Taxonomy | None) -> Start:
             tensors = {name: t for name, t in tensors.items() if not name.startswith(HEAD)}
         return Start(config.prompts, config.bridge, tensors, info["llama"])
     adapter = open_adapter(path, settings.adapter_layer)
-    return Start(adapter.prompts, adapter.bridge, adapter.read())
+    return Start(adapter.prompts, adapter.bridge, adapter.read(), adapter=adapter)
 
 
 def _prompts(settings: BuildSettings, start: Start, llama: LlamaConfig, text_only: bool) -> PromptConfig:
@@ -238,9 +242,11 @@ def _prompts(settings: BuildSettings, start: Start, llama: LlamaConfig, text_onl
         normalise = _normalises(settings, text_only)
         return PromptConfig(layers, prompts, normalise, lora_rank=rank or 0, bias=bool(rank), lora_layers=layers)
     for name in ("adapter_layer", "adapter_len"):
-        flag, own = getattr(settings, name), getattr(given, name)
-        if flag is not None and flag != own:
-            raise ValueError(f"--{name} {flag}, but {settings.pretrained_path} has {own}: pass --{name} {own} or leave it out")
+        flag, theirs = getattr(settings, name), getattr(given, name)
+        if flag is not None and flag != theirs:
+            raise ValueError(
+                f"--{name} {flag}, but {settings.pretrained_path} has {theirs}: pass --{name} {theirs} or leave it out"
+            )
     if given.lora_rank and rank not in (None, given.lora_rank):
         raise ValueError(f"--lora_rank {rank}, but {settings.pretrained_path} has {given.lora_rank}: pass that or leave it out")
     if wants_lora and not (rank or given.lora_rank):

@@ -29,6 +29,7 @@ from imagebind_llm import distributed
 from imagebind_llm.config import BridgeConfig, LlamaConfig, ModelConfig, PromptConfig, RopeScaling
 from imagebind_llm.encoder.store import Store
 from imagebind_llm.files import UNSUPPORTED
+from imagebind_llm.itsl.names import parameter_name, stored_name
 
 FORMAT = 1
 ADAPTER, OPTIMIZER, INFO = "adapter.safetensors", "optimizer.safetensors", "checkpoint.json"
@@ -56,8 +57,8 @@ def save(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()
-        save_file(adapter, temporary / ADAPTER)
-        save_file(optimizer, temporary / OPTIMIZER)
+        save_file(_stored(adapter), temporary / ADAPTER)
+        save_file(_stored(optimizer), temporary / OPTIMIZER)
         (temporary / INFO).write_text(json.dumps({"format": FORMAT, **info}, indent=1))
         if write_more is not None:
             write_more(temporary)
@@ -74,6 +75,10 @@ def save(
         _link(root / "best", folder.name)
     _link(root / "last", folder.name)
     _prune(root)
+
+
+def _stored(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {stored_name(name): tensor for name, tensor in tensors.items()}
 
 
 def _free(root: Path, name: str) -> Path:
@@ -165,8 +170,8 @@ def read_info(folder: Path) -> dict[str, Any]:
     path = resolve(folder) / INFO
     if not path.is_file():
         names = (Path(folder) / name for name in ("best", "last"))
-        there = next((name for name in names if (resolve(name) / INFO).is_file()), None)
-        hint = f"; did you mean {there}?" if there else "; make one with engine_finetune.py"
+        nearby = next((name for name in names if (resolve(name) / INFO).is_file()), None)
+        hint = f"; did you mean {nearby}?" if nearby else "; make one with engine_finetune.py"
         raise CheckpointError(f"{folder}: expected a checkpoint folder with {INFO}{hint}")
     try:
         info = json.loads(path.read_text())
@@ -178,9 +183,9 @@ def read_info(folder: Path) -> dict[str, Any]:
 
 
 def read_tensors(folder: Path, name: str = ADAPTER) -> dict[str, Tensor]:
-    """The tensors of `adapter.safetensors` or `optimizer.safetensors`."""
+    """The tensors of `adapter.safetensors` or `optimizer.safetensors`, under the names of the model's parameters."""
     try:
-        return load_file(resolve(folder) / name)
+        return {parameter_name(key): tensor for key, tensor in load_file(resolve(folder) / name).items()}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{Path(folder) / name}: cannot be read ({error}); take another checkpoint") from error
 

@@ -203,9 +203,9 @@ def score_rows(rows: Rows, answers: Sequence[Ids]) -> Tensor:
     owner, offset = torch.tensor(fed, device=device).T  # (N,), (N,)
     tokens = torch.tensor([answers[c][i] for c, i in fed], device=device).expand(len(prompts), -1)  # (B,N)
     targets = torch.tensor([answers[c][i + 1] for c, i in fed], device=device).repeat(len(prompts))  # (B*N,)
-    own = (owner[:, None] == owner) & (offset[:, None] >= offset)  # (N,N)
-    mask = own.new_ones(len(prompts), 1, len(fed), rows.cache.used + len(fed))  # (B,1,N,S+N)
-    mask[..., rows.cache.used :] = own
+    visible = (owner[:, None] == owner) & (offset[:, None] >= offset)  # (N,N)
+    mask = visible.new_ones(len(prompts), 1, len(fed), rows.cache.used + len(fed))  # (B,1,N,S+N)
+    mask[..., rows.cache.used :] = visible
     if rows.seen is not None:
         mask &= rows.seen[:, None, None]
     hidden = rows.llama(tokens, cache=rows.cache, positions=rows.positions[:, None] + offset, mask=mask)

@@ -33,12 +33,12 @@ def alpaca_prompt(instruction: str, given: str = "") -> str:
     return f"{PAIRED} {ALONE}\n\n### Instruction:\n{instruction}\n\n### Input:\n{given}\n\n### Response:"
 
 
-def instruction_exchange(key: str, instruction: str, given: str, answer: str, lead: str = "", **known) -> Exchange:
+def instruction_exchange(key: str, instruction: str, given: str, answer: str, lead: str = "", **fields) -> Exchange:
     """An Alpaca row, its prompt ending with `lead`. What may be shortened is the input or, without one, the instruction."""
     slot = "\0"
     prompt = alpaca_prompt(instruction, slot) if given else alpaca_prompt(slot)
     before, _, after = prompt.partition(slot)
-    return Exchange(key, before, given or instruction, after + lead, answer, **known)
+    return Exchange(key, before, given or instruction, after + lead, answer, **fields)
 
 
 def caption_exchange(key: str, caption: str) -> Exchange:
@@ -71,29 +71,29 @@ def answer_text(intent: str, rationale: str | None, order: str = "label") -> str
 
 def parse_answer(text: str, taxonomy: Taxonomy) -> Answer:
     """The inverse of `answer_text`, in either order, of a whole answer with its lead. Lenient about letter case only."""
-    found = _LABEL_FIRST.fullmatch(text) or _RATIONALE_FIRST.fullmatch(text)
-    if found is None:
+    match = _LABEL_FIRST.fullmatch(text) or _RATIONALE_FIRST.fullmatch(text)
+    if match is None:
         return Answer(None, None)
     try:
-        intent = taxonomy.canonical(found["label"])
+        intent = taxonomy.canonical(match["label"])
     except ValueError:
         intent = None
-    return Answer(intent, (found["rationale"] or "").strip() or None)
+    return Answer(intent, (match["rationale"] or "").strip() or None)
 
 
 def answer_spans(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
     """Characters [start, end) of label and rationale in a whole answer, as `parse_answer` reads it; (0, 0) for none."""
-    found = _LABEL_FIRST.fullmatch(text) or _RATIONALE_FIRST.fullmatch(text)
-    if found is None:
+    match = _LABEL_FIRST.fullmatch(text) or _RATIONALE_FIRST.fullmatch(text)
+    if match is None:
         return (0, 0), (0, 0)
-    return _stripped(text, *found.span("label")), _stripped(text, *found.span("rationale"))
+    return _stripped(text, *match.span("label")), _stripped(text, *match.span("rationale"))
 
 
 def _stripped(text: str, start: int, end: int) -> tuple[int, int]:
     """The span without the white space around it; (0, 0) for (-1, -1), which a group that took no part has."""
-    own = text[start:end] if start >= 0 else ""
-    start += len(own) - len(own.lstrip())
-    return (start, start + len(own.strip())) if own.strip() else (0, 0)
+    part = text[start:end] if start >= 0 else ""
+    start += len(part) - len(part.lstrip())
+    return (start, start + len(part.strip())) if part.strip() else (0, 0)
 
 
 def encode_exchange(exchange: Exchange, tokenizer: LlamaTokenizer, max_len: int) -> Sequence:

@@ -1,26 +1,21 @@
 """ITSL: a bridge, prompts and a frozen LLaMA; and which of its parameters train.
 
-    prompts of layer j = learned_j (P,D)  +  bridge(clip) (D)                    fusion "average" (ImageBind-LLM)
-                       = learned_j (P,D)  beside  bridge(e_m) * (1 + scale_jm) + query_jm (M,D)   "separate" (ours)
-Kept apart, each modality has a prompt vector of its own in every prompted layer, so the heads can read face and voice
-separately and weigh them by content; one bridge carries them all, so `query_jm` tells a layer which modality it is looking
-at, and `scale_jm` what of it this layer looks at (FiLM, arXiv:1709.07871). The vector of an absent modality is masked out of
-the softmax, which leaves exactly what the others give.
-
+A clip's embeddings go over the bridge and, by one of FUSIONS, become prompts beside or in the learned ones (fusion.py).
 The intent head reads the last prompt position, which no answer can leak into, and the carried embeddings beside it: the
 decoder reaches them only through gates that start at zero, the head reaches them at once.
 
-Names: `llama.*` as Meta and LLaMA-Adapter have them, `prefix_query.weight` (A*P, D) holds the learned prompts, layer by
-layer (LLaMA-Adapter's `adapter_query.weight`, ImageBind-LLM's `prefix_query.weight`), `bridge.image_bind_*` the bridge
-(ImageBind-LLM has no `bridge.` in front), `modality_query.weight` and `modality_scale.weight` (A*M, D) are ours.
+Names: `llama.*` as Meta and LLaMA-Adapter have them, `prefix_query.weight` (A*P, D) holds the learned prompts, layer by layer
+(LLaMA-Adapter's `adapter_query.weight`, ImageBind-LLM's `prefix_query.weight`), `bridge.image_bind_*` the bridge (ImageBind-LLM
+has no `bridge.` in front), `fusion.*` what a fusion has to learn. In files some have other names (names.py).
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from imagebind_llm.config import MODALITIES, TRAINABLE, BridgeConfig, LlamaConfig, PromptConfig
-from imagebind_llm.itsl.bridge import Bridge
+from imagebind_llm.config import TRAINABLE, BridgeConfig, LlamaConfig, PromptConfig
+from imagebind_llm.itsl.bridge import Bridge, unit_length
+from imagebind_llm.itsl.fusion import FUSIONS, learned_vectors
 from imagebind_llm.kernels.logp import token_logp
 from imagebind_llm.llama.decoder import Device, Llama, Prompts, lowest_adapted
 from imagebind_llm.records import IGNORE, Batch, Output
@@ -67,15 +62,12 @@ class ITSL(nn.Module):
             raise ValueError(f"adapter_len {prompts.adapter_len}: at least 1 prompt per layer is needed")
         self.prompt_config = prompts
         self.llama = Llama(llama, prompts, device)
-        std = 0.02 if prompts.normalise_prefix else 1.0
-        self.prefix_query = _queries(prompts.adapter_layer * prompts.adapter_len, llama.dim, std)
+        if bridge and bridge.fusion not in FUSIONS:
+            raise ValueError(f"fusion {bridge.fusion!r}: expected one of {', '.join(FUSIONS)}")
+        self.prefix_query = learned_vectors(prompts.adapter_layer * prompts.adapter_len, llama.dim, prompts)
         self.bridge = Bridge(bridge, llama.dim) if bridge else None
-        if bridge and bridge.fusion == "separate":
-            self.modality_query = _queries(prompts.adapter_layer * len(MODALITIES), llama.dim, std)
-            self.modality_scale = nn.Embedding(prompts.adapter_layer * len(MODALITIES), llama.dim)
-            nn.init.zeros_(self.modality_scale.weight)
-        slots = 0 if bridge is None else 1 if bridge.fusion == "average" else len(MODALITIES)
-        self.intent_head = IntentHead(llama.dim, slots, n_intents) if n_intents else None
+        self.fusion = FUSIONS[bridge.fusion](prompts, llama.dim) if bridge else None
+        self.intent_head = IntentHead(llama.dim, self.fusion.n_slots if self.fusion else 0, n_intents) if n_intents else None
         self.requires_grad_(False)
 
     def prompts(self, embeddings: Tensor | None = None, present: Tensor | None = None) -> Prompts:
@@ -86,30 +78,24 @@ class ITSL(nn.Module):
         return self._prompts(self.carried(embeddings, present), present)
 
     def carried(self, embeddings: Tensor | None, present: Tensor | None) -> Tensor | None:
-        """Embeddings in the space of the LLaMA: (B,1,D) if they are averaged, else (B,M,D). None if there are none."""
-        if self.bridge is None or embeddings is None:
+        """Embeddings in the space of the LLaMA, (B,n_slots,D); None if there are none."""
+        if self.bridge is None or self.fusion is None or embeddings is None:
             return None
         assert present is not None, "say which modalities are present"
-        return self.bridge(embeddings, present)
+        return self.fusion.carry(unit_length(embeddings, present > 0), present, self.bridge)
 
     def _prompts(self, carried: Tensor | None, present: Tensor | None) -> Prompts:
         layers, length = self.prompt_config.adapter_layer, self.prompt_config.adapter_len
         learned = self.prefix_query.weight.view(1, layers, length, -1)  # (1,A,P,D)
-        if self.bridge is None or carried is None or present is None:
+        if self.fusion is None or carried is None or present is None:
             return Prompts(learned)
-        if self.bridge.fusion == "average":
-            return Prompts(learned + carried[:, None])  # (B,A,P,D)
-        query, scale = (e.weight.view(1, layers, len(MODALITIES), -1) for e in (self.modality_query, self.modality_scale))
-        own = carried[:, None] * (1 + scale) + query  # (B,A,M,D)
-        vectors = torch.cat([learned.expand(len(own), -1, -1, -1), own], dim=2)  # (B,A,P+M,D)
-        return Prompts(vectors, torch.cat([present.new_ones(len(own), length).bool(), present > 0], dim=1))
+        return self.fusion.prompts(learned, carried, present > 0)
 
     def intent_logits(self, hidden: Tensor, carried: Tensor | None, present: Tensor | None) -> Tensor:
         """(B,C) float32 of the normed hidden state (B,D) at the last prompt position and the carried embeddings."""
         assert self.intent_head is not None, "this model has no intent head"
-        if carried is not None and self.bridge is not None and present is not None:
-            there = present > 0 if self.bridge.fusion == "separate" else (present > 0).any(1, keepdim=True)
-            carried = carried.masked_fill(~there[..., None], 0.0)
+        if carried is not None and self.fusion is not None and present is not None:
+            carried = carried.masked_fill(~self.fusion.present_slots(present > 0)[..., None], 0.0)
         return self.intent_head(hidden, carried)
 
     def forward(self, batch: Batch, checkpoint: bool = False) -> Output:
@@ -136,8 +122,8 @@ class ITSL(nn.Module):
             checkpoint=checkpoint,
             below=batch.below,
         )  # (N or N+B, D)
-        found = token_logp(hidden[:n], self.llama.output_weight, batch.targets[mask])
-        logp = torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, found)  # (B,T)
+        answer_logp = token_logp(hidden[:n], self.llama.output_weight, batch.targets[mask])
+        logp = torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, answer_logp)  # (B,T)
         return Output(logp, mask, self.intent_logits(hidden[n:], carried, batch.present) if asked is not None else None)
 
     def trainable_parameters(self, which: str) -> dict[str, nn.Parameter]:
@@ -174,13 +160,3 @@ def _layer(name: str) -> int:
     """The layer of a decoder's parameter; the last norm counts as above all."""
     parts = name.split(".")
     return int(parts[2]) if parts[1] == "layers" else 10**9
-
-
-def _queries(rows: int, dim: int, std: float) -> nn.Embedding:
-    """Learned vectors, small and random: next to the bridge's output if they are normalised, else LLaMA-Adapter's N(0,1).
-
-    Never zero: an exact zero has no direction for a normalisation to keep.
-    """
-    queries = nn.Embedding(rows, dim)
-    nn.init.normal_(queries.weight, std=std)
-    return queries

@@ -52,7 +52,7 @@ def _in_own_layout(weight: Tensor, x: Tensor) -> Tensor:
     if copies is None:
         return weight
     if id(weight) not in copies:
-        kept = sum(own.numel() * own.element_size() for own, _ in copies.values())
+        kept = sum(copy.numel() * copy.element_size() for copy, _ in copies.values())
         if kept + weight.numel() * weight.element_size() > MOST_BYTES:
             return weight
         rows = x.numel() // x.shape[-1]

@@ -50,9 +50,9 @@ def expected_shapes(config: LlamaConfig) -> dict[str, Shape]:
     return shapes if config.tied else shapes | {"output.weight": (config.vocab_size, width)}
 
 
-def same_sizes(one: LlamaConfig, other: LlamaConfig) -> bool:
+def same_sizes(first: LlamaConfig, second: LlamaConfig) -> bool:
     """Whether weights of the one fit the other (eps and rotary base may differ: LLaMA-1 and 2 do)."""
-    return expected_shapes(one) == expected_shapes(other) and one.n_heads == other.n_heads
+    return expected_shapes(first) == expected_shapes(second) and first.n_heads == second.n_heads
 
 
 def check_preset(where: Path, config: LlamaConfig, model: str) -> None:

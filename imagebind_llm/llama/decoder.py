@@ -1,7 +1,7 @@
 """LLaMA decoder with gated prompt attention: rotary on adjacent pairs, SwiGLU, RMSNorm, grouped queries, tied or not.
 
-Parameter names are Meta's, so that a consolidated checkpoint loads without renaming; gate, biases and LoRA have
-LLaMA-Adapter's and ImageBind-LLM's names. The decoder knows nothing of modalities: it is handed prompt vectors.
+Parameter names are Meta's, so that a consolidated checkpoint loads without renaming; gate and biases have LLaMA-Adapter's and
+ImageBind-LLM's names, and LoRA has them in files. The decoder knows nothing of modalities: it is handed prompt vectors.
 
 In each of the top A layers (LLaMA-Adapter, arXiv:2303.16199, section 3):
     out = softmax(q k^T / sqrt K) v + tanh(gate) * softmax(q k_p^T / sqrt K) v_p
@@ -126,34 +126,28 @@ class PromptKV:
         return gated_attention(q, self.keys, self.values, self.gate, self.absent)
 
 
-class Adapted(nn.Module):
-    """Frozen linear maps with ImageBind-LLM's optional bias and low-rank term, under its names."""
+class LoRALinear(nn.Linear):
+    """A frozen linear map with an optional trained bias and an optional low-rank term: x W^T + bias + up(down(x)).
 
-    def __init__(self, device: Device = None):
-        super().__init__()
-        self._made_on = device
+    `rank` 0: no low-rank term. LoRA (arXiv:2106.09685) as ImageBind-LLM has it: no scaling factor, no dropout; `lora_up` starts
+    at zero.
+    """
 
-    def add(self, name: str, n_in: int, n_out: int, lora_rank: int, bias: bool = False) -> None:
-        """A map `name` (n_in -> n_out); its LoRA pair starts as the zero map."""
-        frozen = nn.Linear(n_in, n_out, bias=False, device=self._made_on)
+    def __init__(self, n_in: int, n_out: int, rank: int = 0, bias: bool = False, device: Device = None):
+        super().__init__(n_in, n_out, bias=False, device=device)
         if bias:
-            frozen.bias = nn.Parameter(torch.zeros(n_out))
-        setattr(self, name, frozen)
-        self.lora_rank = lora_rank
-        if lora_rank:
-            setattr(self, f"lora_{name}_l1", nn.Linear(n_in, lora_rank, bias=False))
-            setattr(self, f"lora_{name}_l2", nn.Linear(lora_rank, n_out, bias=False))
-            nn.init.zeros_(getattr(self, f"lora_{name}_l2").weight)
+            self.bias = nn.Parameter(torch.zeros(n_out))
+        self.lora_down = nn.Linear(n_in, rank, bias=False) if rank else None
+        self.lora_up = nn.Linear(rank, n_out, bias=False) if rank else None
+        if self.lora_up is not None:
+            nn.init.zeros_(self.lora_up.weight)
 
-    def project(self, name: str, x: Tensor) -> Tensor:
-        """x through the frozen map, plus its bias, plus l2(l1(x)) (no scaling factor, no dropout)."""
-        frozen: nn.Linear = getattr(self, name)
-        out = linear(x, frozen.weight, None if frozen.bias is None else frozen.bias.to(x.dtype))
-        if self.lora_rank:
-            down: nn.Linear = getattr(self, f"lora_{name}_l1")
-            up: nn.Linear = getattr(self, f"lora_{name}_l2")
-            out = out + F.linear(F.linear(x, down.weight.to(x.dtype)), up.weight.to(x.dtype))
-        return out
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) -> (..., out)."""
+        out = linear(x, self.weight, None if self.bias is None else self.bias.to(x.dtype))
+        if self.lora_down is None or self.lora_up is None:
+            return out
+        return out + F.linear(F.linear(x, self.lora_down.weight.to(x.dtype)), self.lora_up.weight.to(x.dtype))
 
 
 class RMSNorm(nn.Module):
@@ -168,21 +162,18 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps)
 
 
-class Attention(Adapted):
+class Attention(nn.Module):
     """Causal self-attention plus the gated attention to the prompts."""
 
-    wk: nn.Linear
-    wv: nn.Linear
-
     def __init__(self, config: LlamaConfig, prompts: PromptConfig | None, device: Device = None):
-        super().__init__(device)
+        super().__init__()
         self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.dim // config.n_heads
         rank, bias = (prompts.lora_rank, prompts.bias) if prompts else (0, False)
         kv_dim = self.n_kv_heads * self.head_dim
-        self.add("wq", config.dim, config.dim, rank, bias)
-        self.add("wk", config.dim, kv_dim, rank)
-        self.add("wv", config.dim, kv_dim, rank)
-        self.add("wo", config.dim, config.dim, rank, bias)
+        self.wq = LoRALinear(config.dim, config.dim, rank, bias, device)
+        self.wk = LoRALinear(config.dim, kv_dim, rank, device=device)
+        self.wv = LoRALinear(config.dim, kv_dim, rank, device=device)
+        self.wo = LoRALinear(config.dim, config.dim, rank, bias, device)
         self.normalise_prefix = bool(prompts and prompts.normalise_prefix)
         if prompts:
             self.gate = nn.Parameter(torch.zeros(1, config.n_heads, 1, 1))
@@ -203,27 +194,27 @@ class Attention(Adapted):
     def forward(self, x: Tensor, rope: "Rope", prompt_kv: PromptKV | None, past: "Past") -> Tensor:
         """x (B,T,D) normed -> (B,T,D) before wo."""
         b, t, _ = x.shape
-        q = rotate(self.project("wq", x).view(b, t, self.n_heads, self.head_dim), rope.q)
-        k = rotate(self.project("wk", x).view(b, t, self.n_kv_heads, self.head_dim), rope.k)
-        v = self.project("wv", x).view(b, t, self.n_kv_heads, self.head_dim)
+        q = rotate(self.wq(x).view(b, t, self.n_heads, self.head_dim), rope.q)
+        k = rotate(self.wk(x).view(b, t, self.n_kv_heads, self.head_dim), rope.k)
+        v = self.wv(x).view(b, t, self.n_kv_heads, self.head_dim)
         out = past.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))  # (B,H,T,K)
         if prompt_kv is not None:
             out = out + prompt_kv.read(q.transpose(1, 2))
         return out.transpose(1, 2).reshape(b, t, -1)  # (B,T,D)
 
 
-class FeedForward(Adapted):
+class FeedForward(nn.Module):
     """SwiGLU: w2(silu(w1 x) * w3 x)."""
 
     def __init__(self, config: LlamaConfig, prompts: PromptConfig | None, device: Device = None):
-        super().__init__(device)
+        super().__init__()
         rank, bias = (prompts.lora_rank, prompts.bias) if prompts else (0, False)
-        self.add("w1", config.dim, config.hidden_dim, rank, bias)
-        self.add("w2", config.hidden_dim, config.dim, rank, bias)
-        self.add("w3", config.dim, config.hidden_dim, rank, bias)
+        self.w1 = LoRALinear(config.dim, config.hidden_dim, rank, bias, device)
+        self.w2 = LoRALinear(config.hidden_dim, config.dim, rank, bias, device)
+        self.w3 = LoRALinear(config.dim, config.hidden_dim, rank, bias, device)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.project("w2", swiglu(self.project("w1", x), self.project("w3", x)))
+        return self.w2(swiglu(self.w1(x), self.w3(x)))
 
 
 class Block(nn.Module):
@@ -241,7 +232,7 @@ class Block(nn.Module):
         out = self.attention(self.attention_norm(x), rope, prompt_kv, past)
         if keep is not None:
             x, out = x.flatten(0, 1)[keep], out.flatten(0, 1)[keep]  # (N,D)
-        x = x + self.attention.project("wo", out)
+        x = x + self.attention.wo(out)
         return x + self.feed_forward(self.ffn_norm(x))
 
 

@@ -87,8 +87,8 @@ def open_gguf(path: Path) -> LlamaCheckpoint:
 
 
 def _type_name(entry: TensorEntry) -> str:
-    known = entry.type in GGMLQuantizationType._value2member_map_
-    return GGMLQuantizationType(entry.type).name if known else f"type {entry.type}"
+    in_table = entry.type in GGMLQuantizationType._value2member_map_
+    return GGMLQuantizationType(entry.type).name if in_table else f"type {entry.type}"
 
 
 def _stored(path: Path, entry: TensorEntry) -> np.ndarray:
@@ -155,10 +155,10 @@ def _rope_scaling(path: Path, header: GGUFHeader, config: LlamaConfig) -> RopeSc
     entry = header.tensors.get(ROPE_DIVISORS)
     if entry is None:
         return None
-    found = torch.from_numpy(_stored(path, entry))
-    scaling = RopeScaling(factor=float(found.max()))
+    divisors = torch.from_numpy(_stored(path, entry))
+    scaling = RopeScaling(factor=float(divisors.max()))
     plain, stretched = (_frequencies(dataclasses.replace(config, rope_scaling=s)) for s in (None, scaling))
-    if found.shape != plain.shape or not torch.allclose(plain / stretched, found, rtol=1e-3):
+    if divisors.shape != plain.shape or not torch.allclose(plain / stretched, divisors, rtol=1e-3):
         raise WeightsError(f"{path}: its {ROPE_DIVISORS} do not follow LLaMA 3.1's rule; use the model's Hugging Face form")
     return scaling
 

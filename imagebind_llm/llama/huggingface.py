@@ -118,9 +118,9 @@ def _rope_scaling(file: Path, rope: dict) -> RopeScaling | None:
     if kind == "default":
         return None
     if kind != "llama3" or (missing := [key for key in ROPE_SCALING if rope.get(key) is None]):
-        found = f"{kind} without {listed(missing)}" if kind == "llama3" else kind
+        got = f"{kind} without {listed(missing)}" if kind == "llama3" else kind
         raise WeightsError(
-            f"{file}: expected rope_type default or llama3 with {listed(ROPE_SCALING)}, got {found}; use another model"
+            f"{file}: expected rope_type default or llama3 with {listed(ROPE_SCALING)}, got {got}; use another model"
         )
     return RopeScaling(*(rope[key] for key in ROPE_SCALING))
 

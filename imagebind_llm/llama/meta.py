@@ -29,14 +29,14 @@ def is_meta_folder(path: Path) -> bool:
 
 
 def _model_folders(path: Path) -> list[Path]:
-    own = [path] if (path / "params.json").is_file() or any(path.glob("consolidated.*.pth")) else []
-    return own or sorted(file.parent for file in path.glob("*/params.json"))
+    folders = [path] if (path / "params.json").is_file() or any(path.glob("consolidated.*.pth")) else []
+    return folders or sorted(file.parent for file in path.glob("*/params.json"))
 
 
 def model_folder(path: Path, model: str = "auto") -> Path:
     """The folder with params.json: `path`, the subfolder that `model` names (Llama7B_adapter: 7B), or the only one there is."""
     folders = _model_folders(path)
-    size = found[0] if (found := re.search(r"\d+B", model)) else ""
+    size = match[0] if (match := re.search(r"\d+B", model)) else ""
     chosen = [folder for folder in folders if folder.name == size] or folders
     if len(chosen) == 1:
         return chosen[0]
@@ -78,9 +78,9 @@ def _read_params(file: Path) -> dict:
     params = read_json(file)
     unknown, missing = sorted(set(params) - SIZES - OTHER_KEYS), sorted(key for key in SIZES if params.get(key) is None)
     if unknown or missing:
-        found = f"unknown keys {listed(unknown)}" if unknown else f"no {listed(missing)}"
+        got = f"unknown keys {listed(unknown)}" if unknown else f"no {listed(missing)}"
         raise WeightsError(
-            f"{file}: expected the keys {listed(sorted(SIZES | OTHER_KEYS), most=20)}, got {found}; an unknown key "
+            f"{file}: expected the keys {listed(sorted(SIZES | OTHER_KEYS), most=20)}, got {got}; an unknown key "
             "could change the model: use the model's Hugging Face or GGUF form, or remove the key if it does not"
         )
     check_numbers(file, params, COUNTS, ("norm_eps", "rope_theta"))
@@ -108,9 +108,9 @@ def _cuts(folder: Path, shards: list[TensorFile], dim: int) -> dict[str, int | N
     first = _weights(shards[0])
     cuts = {name: _cut(name, shape, dim) for name, shape in first.items()}
     for shard in shards[1:]:
-        found = _weights(shard)
-        differing = sorted(found.keys() ^ first.keys())
-        differing += [name for name, shape in found.items() if name in first and not _joins(shape, first[name], cuts[name])]
+        shapes = _weights(shard)
+        differing = sorted(shapes.keys() ^ first.keys())
+        differing += [name for name, shape in shapes.items() if name in first and not _joins(shape, first[name], cuts[name])]
         if differing:
             raise WeightsError(
                 f"{folder}: shards don't belong together: {shard.path.name} and {shards[0].path.name} differ in "

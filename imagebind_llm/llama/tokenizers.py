@@ -100,15 +100,15 @@ class BytePairTokenizer(LlamaTokenizer):
 def load_tokenizer(path: str | Path) -> LlamaTokenizer:
     """The tokenizer that belongs to a LLaMA: in the .gguf, in the folder, or (Meta) beside it. Raises TokenizerError."""
     path = Path(path).expanduser()
-    found = find_tokenizer(path)
-    if found is None:
+    file = find_tokenizer(path)
+    if file is None:
         where = path if path.is_dir() else path.parent
         raise TokenizerError(
             f"no tokenizer: expected {where}/tokenizer.model or tokenizer.json (Meta's also one folder up), found neither; "
             "copy it there from where the weights came from"
         )
     readers = {".gguf": _from_gguf, ".json": _from_json, ".model": _from_model}
-    return readers[found.suffix](found)
+    return readers[file.suffix](file)
 
 
 def find_tokenizer(path: Path) -> Path | None:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from imagebind_llm.critic.rewards import MOST_REPETITION
 from imagebind_llm.critic.verifier import label_mentions, mask_labels
 from imagebind_llm.rationale_writing.prompt import LONGEST, RULES, SHORTEST, Item
 from imagebind_llm.taxonomy import DEFINITIONS, Taxonomy
@@ -16,7 +17,6 @@ from imagebind_llm.text_metrics import n_grams, repetition4, words
 
 LAST_CLAUSE = 12  # words
 MOST_OTHER_LABELS = 2
-MOST_REPETITION = 0.2
 COPIED_RUN = 8  # words in a row that are no accident
 COMMON = frozenset(
     """a about an and are as at be because been but by do does for from had has have he her him his how if in is it its me more
@@ -89,10 +89,10 @@ def tidied(answer: str) -> str:
 
 def unquoted(text: str, item: Item) -> str:
     """The text without quotations of the utterance, which may name the label ("thank you") or a face or a voice."""
-    said = " ".join(words(item.example.text))
+    utterance = " ".join(words(item.example.text))
 
     def kept(match: re.Match) -> str:
-        return " " if " ".join(words(match.group())) in said else match.group()
+        return " " if " ".join(words(match.group())) in utterance else match.group()
 
     return re.sub(r"\"[^\"]+\"|“[^”]+”|(?<!\w)'[^']+(?:'\w+[^']*)*'(?!\w)|‘[^’]+(?:’\w+[^’]*)*’(?!\w)", kept, text)
 
@@ -105,8 +105,8 @@ def _one_paragraph(text: str, item: Item, taxonomy: Taxonomy) -> str:
 def _language(text: str, item: Item, taxonomy: Taxonomy) -> str:
     letters = [c for c in text if c.isalpha()]
     latin = sum(c.isascii() for c in letters) >= 0.95 * len(letters)
-    found = words(text)
-    common = sum(word in COMMON for word in found) >= 0.2 * len(found)
+    text_words = words(text)
+    common = sum(word in COMMON for word in text_words) >= 0.2 * len(text_words)
     return "" if letters and latin and common else "it is not in English"
 
 
@@ -120,16 +120,16 @@ def _repetition(text: str, item: Item, taxonomy: Taxonomy) -> str:
 
 
 def _prompt_copied(text: str, item: Item, taxonomy: Taxonomy) -> str:
-    own = set(n_grams(words(text), COPIED_RUN))
+    runs = set(n_grams(words(text), COPIED_RUN))
     given = {run for part in (RULES, *DEFINITIONS.values()) for run in n_grams(words(part), COPIED_RUN)}
-    return "it repeats the instructions or a definition" if own & given else ""
+    return "it repeats the instructions or a definition" if runs & given else ""
 
 
 def _label_named(text: str, item: Item, taxonomy: Taxonomy) -> str:
     """The label exactly once, in the last clause, which is taken to be the last twelve words."""
-    own = unquoted(text, item).split()
-    before, last = " ".join(own[:-LAST_CLAUSE]), " ".join(own[-LAST_CLAUSE:])
-    if not label_mentions(" ".join(own), item.intent):
+    kept_words = unquoted(text, item).split()
+    before, last = " ".join(kept_words[:-LAST_CLAUSE]), " ".join(kept_words[-LAST_CLAUSE:])
+    if not label_mentions(" ".join(kept_words), item.intent):
         return f'it never names the intent; the last clause must name "{item.intent.lower()}"'
     if label_mentions(before, item.intent):
         return f'it uses "{item.intent.lower()}" or a form of it before the last clause'
@@ -139,17 +139,19 @@ def _label_named(text: str, item: Item, taxonomy: Taxonomy) -> str:
 
 
 def _labels_stuffed(text: str, item: Item, taxonomy: Taxonomy) -> str:
-    own = unquoted(text, item)
-    others = [label for label in taxonomy.labels if label != item.intent and label_mentions(own, label)]
+    kept = unquoted(text, item)
+    others = [label for label in taxonomy.labels if label != item.intent and label_mentions(kept, label)]
     return f"it names other intents ({', '.join(others).lower()})" if len(others) > MOST_OTHER_LABELS else ""
 
 
 def _invented(text: str, item: Item, taxonomy: Taxonomy) -> str:
     """Seen or heard cues where none were supplied; words of the utterance or the context are no claims."""
-    own, given = unquoted(text, item), set(words(" ".join((item.example.text, *item.context))))
+    kept, given = unquoted(text, item), set(words(" ".join((item.example.text, *item.context))))
     allowed = [item.evidence or item.n_frames, item.evidence]
-    found = [m.group() for cues, known in zip((SEEN, HEARD), allowed, strict=True) if not known for m in cues.finditer(own)]
-    invented = [cue for cue in found if not set(words(cue)) <= given]
+    cues_named = [
+        m.group() for cues, permitted in zip((SEEN, HEARD), allowed, strict=True) if not permitted for m in cues.finditer(kept)
+    ]
+    invented = [cue for cue in cues_named if not set(words(cue)) <= given]
     return f"it claims what nobody was told (“{invented[0]}”): nothing is known about that" if invented else ""
 
 

@@ -3,6 +3,8 @@
 An error is one of three kinds. Waiting helps (429, 5xx, a time-out, an answer that is no answer): the question is asked again
 after a growing pause, or after the pause that the server names. This question alone has no answer (400, or waiting did not
 help): Unanswered, the run goes on. No question will have one (key, URL, quota): RationalesError, the run stops.
+The openai package's own retries are off: they go on waiting for a quota that is used up and in a run that is being ended, and
+do not ask again after a reply with status 200 that is no answer.
 """
 
 import json
@@ -27,16 +29,22 @@ class RationaleSettings:
     output: str = flag(help="JSONL of accepted rationales; a run that was interrupted continues it")
     model: str = flag(help="the model's name at the endpoint")
     base_url: str = flag("", "an OpenAI-compatible endpoint, e.g. http://localhost:8000/v1; if not given, OpenAI's own")
-    splits: tuple[str, ...] = flag(("train",), "which splits; test only for scoring", ("train", "dev", "test"))
-    evidence: str = flag("", "what is seen and heard: a TSV with the columns key and text, or captions.json of the demo world")
-    frames: int = flag(0, "frames of the clip to attach, for models that see")
+    splits: tuple[str, ...] = flag(
+        ("train",), "splits to write rationales for; those of test are for scoring only", ("train", "dev", "test")
+    )
+    evidence: str = flag(
+        "", "descriptions of what is seen and heard: a TSV with the columns key and text, or captions.json of the demo world"
+    )
+    frames: int = flag(0, "frames of the clip to attach, for models that take pictures")
     context: int = flag(3, "utterances of the dialogue before it to show (MIntRec2.0)")
-    limit: int = flag(0, "only the first clips of each split; 0: all")
-    concurrency: int = flag(8, "requests under way at a time")
+    limit: int = flag(0, "clips of each split to use, from the first; 0: all")
+    concurrency: int = flag(8, "requests sent at the same time")
     retries: int = flag(6, "more tries after too many requests, a server error or a time-out")
     timeout: float = flag(120.0, "seconds to wait for one answer")
-    temperature: float | None = flag(None, "of sampling, if the endpoint is to be told one")
-    max_tokens: int | None = flag(None, "longest answer, if the endpoint is to be told; give 200 to small local models")
+    temperature: float | None = flag(None, "sampling temperature; if not given, the endpoint's default")
+    max_tokens: int | None = flag(
+        None, "longest answer in tokens; if not given, the endpoint's default. Pass 200 for small local models"
+    )
     dry_run: bool = flag(False, "send nothing: print the first requests and how many tokens all would take")
 
     def __post_init__(self) -> None:
@@ -105,19 +113,23 @@ class ChatClient:
         """What is raised at once for an error that no waiting mends; None for the others."""
         status = getattr(error, "status_code", None)
         if status == 402 or "insufficient_quota" in (getattr(error, "code", None), getattr(error, "type", None)):
-            return RationalesError(f"{self._url}: the quota or credit is used up ({_said(error)}); fill it up and start again")
+            return RationalesError(
+                f"{self._url}: the quota or credit is used up ({_one_line(error)}); fill it up and start again"
+            )
         if status in (401, 403):
-            return RationalesError(f"{self._url} refuses the key ({_said(error)}); set OPENAI_API_KEY to a valid one")
+            return RationalesError(f"{self._url} refuses the key ({_one_line(error)}); set OPENAI_API_KEY to a valid one")
         if status == 404:
             return RationalesError(
-                f"{self._url}: no such address or model ({_said(error)}); check --model {self._settings.model} and "
+                f"{self._url}: no such address or model ({_one_line(error)}); check --model {self._settings.model} and "
                 f"--base_url, which usually ends in /v1"
             )
         if status is not None and status not in (408, 409, 429) and status < 500:
-            return Unanswered(f"the endpoint refuses the request ({_said(error)})")
+            return Unanswered(f"the endpoint refuses the request ({_one_line(error)})")
         timed_out = isinstance(error, self._openai.APITimeoutError)
         if isinstance(error, self._openai.APIConnectionError) and not timed_out and not self._ever_answered:
-            return RationalesError(f"{self._url}: nobody answers ({_said(error)}); is the server running, is --base_url right?")
+            return RationalesError(
+                f"{self._url}: nobody answers ({_one_line(error)}); is the server running, is --base_url right?"
+            )
         return None
 
     def _given_up(self, error: Exception | None) -> Exception:
@@ -125,8 +137,8 @@ class ChatClient:
         if getattr(error, "status_code", None) == 429:
             return RationalesError(f"{self._url}: too many requests even after {tries}; start again with a lower --concurrency")
         if isinstance(error, self._openai.APIConnectionError) and not isinstance(error, self._openai.APITimeoutError):
-            return RationalesError(f"{self._url}: the connection is lost ({_said(error)}); start again to continue")
-        return Unanswered(f"no usable answer after {tries}: {_said(error)}")
+            return RationalesError(f"{self._url}: the connection is lost ({_one_line(error)}); start again to continue")
+        return Unanswered(f"no usable answer after {tries}: {_one_line(error)}")
 
 
 class NotAnAnswer(Exception):
@@ -173,6 +185,6 @@ def _pause(error: Exception, attempt: int) -> float:
         return min(PAUSE_S * 2 ** (attempt - 1), LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)
 
 
-def _said(error: Exception | None) -> str:
+def _one_line(error: Exception | None) -> str:
     """One line of what the other side said."""
     return " ".join(str(error).split())[:200]

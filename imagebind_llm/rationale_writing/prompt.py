@@ -67,8 +67,8 @@ def first_request(item: Item, taxonomy: Taxonomy) -> list[dict]:
 
 def next_request(messages: list[dict], answer: str, reason: str) -> list[dict]:
     """The same conversation, with the answer that was not accepted and why."""
-    said = {"role": "assistant", "content": answer or "(nothing)"}
-    return [*messages, said, {"role": "user", "content": AGAIN.format(reason=reason)}]
+    reply = {"role": "assistant", "content": answer or "(nothing)"}
+    return [*messages, reply, {"role": "user", "content": AGAIN.format(reason=reason)}]
 
 
 def with_pictures(messages: list[dict], pictures: Sequence[str]) -> list[dict]:
@@ -96,11 +96,11 @@ def dialogue_before(examples: Sequence[Example], n: int) -> dict[str, tuple[str,
     """For every key of MIntRec2.0's form dia{D}_utt{U}: the last n utterances before it, as `speaker: text`."""
     turns: dict[tuple[str, str], list[tuple[int, Example]]] = {}
     for example in examples:
-        if found := re.fullmatch(r"(dia\d+)_utt(\d+)", example.key):
-            turns.setdefault((example.split, found[1]), []).append((int(found[2]), example))
+        if match := re.fullmatch(r"(dia\d+)_utt(\d+)", example.key):
+            turns.setdefault((example.split, match[1]), []).append((int(match[2]), example))
     before: dict[str, tuple[str, ...]] = {}
     for dialogue in turns.values():
-        said = [example for _, example in sorted(dialogue, key=lambda turn: turn[0])]
-        lines = [f"{example.speaker or 'someone'}: {example.text}" for example in said]
-        before |= {example.key: tuple(lines[max(0, i - n) : i]) for i, example in enumerate(said)}
+        ordered = [example for _, example in sorted(dialogue, key=lambda turn: turn[0])]
+        lines = [f"{example.speaker or 'someone'}: {example.text}" for example in ordered]
+        before |= {example.key: tuple(lines[max(0, i - n) : i]) for i, example in enumerate(ordered)}
     return before

@@ -33,8 +33,8 @@ def _agreement(summary: Summary) -> str:
 
 def _row(outcome: Outcome, summary: Summary) -> list:
     example, last = outcome.item.example, outcome.rows[-1] if outcome.rows else {}
-    said = last.get("rationale", last.get("answer", "")).replace("\n", " ¶ ")  # a page would swallow line breaks
+    answer = last.get("rationale", last.get("answer", "")).replace("\n", " ¶ ")  # a page would swallow line breaks
     verdict = outcome.error or last.get("reason") or f"accepted at asking {len(outcome.rows)}"
     read = summary.agreement.get(example.key)
-    known = "" if read is None else f"{read}" if read == outcome.item.intent else f"{read} ≠ {outcome.item.intent}"
-    return [example.key, example.text, outcome.item.intent, said, verdict, known]
+    reading = "" if read is None else f"{read}" if read == outcome.item.intent else f"{read} ≠ {outcome.item.intent}"
+    return [example.key, example.text, outcome.item.intent, answer, verdict, reading]

@@ -76,17 +76,17 @@ class Summary:
 
     def table(self) -> list[tuple[str, int]]:
         """The acceptance table: clips by outcome, then refused answers by the rule that they broke first."""
-        found = Counter(f"accepted, asked {len(o.rows)}x" if o.status == "accepted" else o.status for o in self.outcomes)
+        by_outcome = Counter(f"accepted, asked {len(o.rows)}x" if o.status == "accepted" else o.status for o in self.outcomes)
         rules = Counter(row["rule"] for o in self.outcomes for row in o.rows if "rule" in row)
-        rows = [(f"accepted, asked {n}x", found[f"accepted, asked {n}x"]) for n in range(1, MOST_ASKED + 1)]
-        rows += [(name, found[name]) for name in ("rejected", "unanswered")]
+        rows = [(f"accepted, asked {n}x", by_outcome[f"accepted, asked {n}x"]) for n in range(1, MOST_ASKED + 1)]
+        rows += [(name, by_outcome[name]) for name in ("rejected", "unanswered")]
         return rows + [(f"answers refused: {rule}", count) for rule, count in rules.most_common()]
 
     @property
     def agreement_rate(self) -> float | None:
         """Share of accepted rationales whose masked text tells their label; None where there are too few to fit."""
-        own = [o for o in self.outcomes if o.item.example.key in self.agreement]
-        return sum(self.agreement[o.item.example.key] == o.item.intent for o in own) / len(own) if own else None
+        checked = [o for o in self.outcomes if o.item.example.key in self.agreement]
+        return sum(self.agreement[o.item.example.key] == o.item.intent for o in checked) / len(checked) if checked else None
 
 
 def load_items(settings: RationaleSettings) -> tuple[Dataset, Taxonomy, list[Item]]:
@@ -117,16 +117,16 @@ def read_evidence(path: Path, dataset: Dataset) -> dict[str, str]:
     try:
         content = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".json":
-            found = {row["key"]: row["caption"] for row in json.loads(content)}
+            texts = {row["key"]: row["caption"] for row in json.loads(content)}
         else:
             header, *lines = (line.split("\t") for line in content.splitlines() if line.strip())
             place = [header.index("key"), header.index("text")]
-            found = {line[place[0]]: line[place[1]].strip() for line in lines}
+            texts = {line[place[0]]: line[place[1]].strip() for line in lines}
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise DataError(f"--evidence {path}: expected a TSV with the columns key and text ({error})") from error
-    if not set(found) & {example.key for example in dataset.examples}:
-        raise DataError(f"--evidence {path}: none of its {len(found)} keys is in {dataset.root}; keys look like S05_E16_329")
-    return found
+    if not set(texts) & {example.key for example in dataset.examples}:
+        raise DataError(f"--evidence {path}: none of its {len(texts)} keys is in {dataset.root}; keys look like S05_E16_329")
+    return texts
 
 
 def preview(settings: RationaleSettings) -> str:
@@ -141,12 +141,16 @@ def preview(settings: RationaleSettings) -> str:
     ]
     total = sum(map(about_tokens, requests))
     pictures = f", {settings.frames} frames each" if settings.frames else ""
-    told = f"prompt {VERSION}: {len(requests)} first requests, about {total:,} tokens to send (4 characters a token{pictures})"
-    return "\n".join([*shown, f"{told}, about {80 * len(requests):,} to receive; asking again costs more. Nothing was sent."])
+    summary = (
+        f"prompt {VERSION}: {len(requests)} first requests, about {total:,} tokens to send (4 characters a token{pictures})"
+    )
+    return "\n".join(
+        [*shown, f"{summary}, about {80 * len(requests):,} to receive; asking again costs more. Nothing was sent."]
+    )
 
 
 def write_rationales(settings: RationaleSettings) -> Summary:
-    """Ask for every rationale that is not there yet. Raises RationalesError, DataError or StoreError with the way out."""
+    """Ask for every rationale that is not there yet. Raises RationalesError, DataError or LockedError with the way out."""
     dataset, taxonomy, items = load_items(settings)
     with Journal(Path(settings.output), settings.model) as journal:
         run = _Run(settings, taxonomy, journal)
@@ -180,7 +184,7 @@ class _Run:
     def all(self, items: Sequence[Item]) -> list[Outcome]:
         """The outcomes in the order of items. When it must end early, what is under way is awaited and kept: it is paid for."""
         with ThreadPoolExecutor(self._settings.concurrency) as pool:
-            jobs = [pool.submit(self._one, item) for item in items]
+            jobs = [pool.submit(self._answer_or_ask, item) for item in items]
             bar = tqdm(total=len(jobs), desc="rationales", unit="clip")
             try:
                 for job in as_completed(jobs):
@@ -199,7 +203,7 @@ class _Run:
                 bar.close()
         return [job.result() for job in jobs]
 
-    def _one(self, item: Item) -> Outcome:
+    def _answer_or_ask(self, item: Item) -> Outcome:
         """Ask, judge, ask again with the reason: from the journal where it has the answer, else from the endpoint."""
         messages, rows = first_request(item, self._taxonomy), []
         try:
@@ -267,10 +271,10 @@ def agreement(outcomes: Sequence[Outcome], taxonomy: Taxonomy, seed: int = 0) ->
     texts, intents = [o.rationale or "" for o in outcomes], [o.item.intent for o in outcomes]
     read: dict[str, str] = {}
     for number in range(FOLDS):
-        rest, own = ([i for i in range(len(outcomes)) if (fold[i] == number) == held_out] for held_out in (False, True))
+        rest, held = ([i for i in range(len(outcomes)) if (fold[i] == number) == held_out] for held_out in (False, True))
         if len({intents[i] for i in rest}) < 2:
             return {}
         verifier = fit_verifier([texts[i] for i in rest], [intents[i] for i in rest], taxonomy)
-        found = verifier.predict_proba([texts[i] for i in own]).argmax(1)
-        read |= {outcomes[i].item.example.key: taxonomy.labels[label] for i, label in zip(own, found, strict=True)}
+        predicted = verifier.predict_proba([texts[i] for i in held]).argmax(1)
+        read |= {outcomes[i].item.example.key: taxonomy.labels[label] for i, label in zip(held, predicted, strict=True)}
     return read

@@ -22,6 +22,7 @@ from imagebind_llm.critic.rewards import REWARD_WEIGHTS, TRUTH
 from imagebind_llm.critic.settings import CriticSettings
 from imagebind_llm.flags import flag
 from imagebind_llm.itsl.assembly import BuildSettings
+from imagebind_llm.itsl.fusion import FUSIONS
 
 Part = TypeVar("Part", CorpusSettings, BuildSettings, CriticSettings)
 
@@ -45,7 +46,7 @@ class TrainSettings:
     adapter_len: int | None = flag(None, "learned prompts per layer; if not given, that of --pretrained_path, or 10")
     lora_rank: int | None = flag(None, "LoRA rank; if not given, that of --pretrained_path, or no LoRA")
     bridge_width: float = flag(1.0, "hidden width of the bridge, as a multiple of the LLaMA width; ImageBind-LLM uses 4")
-    fusion: str = flag("separate", "separate: one prompt per modality; average: one for their mean", ("separate", "average"))
+    fusion: str = flag("separate", "separate: one prompt per modality; average: one for their mean", tuple(FUSIONS))
     max_seq_len: int = flag(512, "largest number of tokens of prompt and answer; longer prompts are shortened, answers never")
     batch_size: int = flag(64, "rows per rank and forward pass")
     accum_iter: int = flag(1, "forward passes per optimizer step")

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from imagebind_llm import distributed
 from imagebind_llm.clips.container import MediaError, clip_seconds
-from imagebind_llm.config import EMBEDDING_WIDTH, MODALITIES
+from imagebind_llm.config import MODALITIES
 from imagebind_llm.critic.checked_claims import CheckedClaim, ClaimCheck, has_judge
 from imagebind_llm.datasets.readers import DataError, load_dataset
 from imagebind_llm.encoder.clip_encoder import ClipEncoder
@@ -172,7 +172,8 @@ class PageModel:
 
     def _look_at_file(self, clip: Path | None, source: str) -> tuple[Seen, Inputs]:
         shape = (1, len(MODALITIES))
-        nothing = Seen(source, "", torch.zeros(*shape, EMBEDDING_WIDTH), torch.zeros(shape, dtype=torch.bool))
+        width = self.encoder.spec.width if self.encoder else 1  # without an encoder nothing looks at the vectors
+        nothing = Seen(source, "", torch.zeros(*shape, width), torch.zeros(shape, dtype=torch.bool))
         wanted = [name for name in self.modalities if name in IN_FILE]
         if clip is None or self.encoder is None or not wanted:
             return nothing, {}
