@@ -1,9 +1,16 @@
 """Sizes and presets of the models, as frozen dataclasses."""
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 MODALITIES = ("text", "audio", "vision")
 EMBEDDING_WIDTH = 1024
+
+
+def modality_subsets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
+    """The non-empty subsets of the modalities, small ones first."""
+    return [subset for size in range(1, len(modalities) + 1) for subset in itertools.combinations(modalities, size)]
 
 
 # --- ImageBind towers -------------------------------------------------------------------------------------------------
@@ -71,6 +78,7 @@ ENCODERS = {"imagebind_huge": imagebind_huge, "imagebind_tiny": imagebind_tiny}
 
 # --- The demo world -----------------------------------------------------------------------------------------------------
 
+CEILINGS = "ceilings.json"  # in a data folder: the best reachable accuracy by subset of modalities, "text+audio": 0.79
 FAITHFUL, BLIND = "faithful", "blind"  # kinds of reference rationales; a third is a share of the faithful ones, "10%"
 
 

@@ -17,9 +17,9 @@ import torch
 from measure_leak import LeakSettings
 from toy_intents import LABELS, WIDTH, key, rows_of, toy_set, vectors_of, write_store, write_tables
 
-from imagebind_llm.config import MODALITIES
+from imagebind_llm.config import MODALITIES, modality_subsets
 from imagebind_llm.datasets.readers import DataError
-from imagebind_llm.demo_world import cues
+from imagebind_llm.demo_world import cues, published
 from imagebind_llm.encoder.bpe import ClipBPE
 from imagebind_llm.encoder.store import Store, StoreError
 from imagebind_llm.encoder.weights import CHECKPOINTS, file_sha256, load_imagebind
@@ -76,7 +76,7 @@ def predictions(folder: str) -> list[dict[str, str]]:
 
 def test_all_seven_subsets_are_trained_and_masked(ablation):
     _, found = ablation
-    assert [tuple(one["modalities"]) for one in found["subsets"]] == cues.subsets()
+    assert [tuple(one["modalities"]) for one in found["subsets"]] == modality_subsets(MODALITIES)
     for one in found["subsets"]:
         assert len(one["scores"]["accuracy"]["values"]) == 2 and one["best_reachable"] is None
         low, high = one["scores"]["macro_f1"]["interval"]
@@ -325,15 +325,18 @@ def test_a_training_runs_folder_is_left_alone(toy, tmp_path, monkeypatch, capsys
 def test_the_demo_worlds_ceilings_stand_beside_the_scores(toy, tmp_path):
     splits = {split: rows_of(split, n) for split, n in ROWS.items()}
     root = write_tables(tmp_path / "demo", splits)
-    (root / "world.json").write_text(json.dumps({"version": cues.VERSION}))
+    published.write_tables(root)
     settings = replace(toy, data_path=str(root), ablate=True, modalities=("text", "vision"))
     protocol = load_protocol(settings)
     found = results(protocol, evaluate(protocol, settings, fit_probe), settings)
     assert [one["best_reachable"] for one in found["subsets"]] == [
         cues.bayes_accuracy(subset) for subset in (("text",), ("vision",), ("text", "vision"))
     ]
-    (root / "world.json").write_text(json.dumps({"version": cues.VERSION - 1}))
-    assert not ceilings(root), "a world of another version has other ceilings"
+    (root / "ceilings.json").write_text("[0.5]")
+    with pytest.raises(DataError, match=r"ceilings.json: expected \{"):
+        ceilings(root)
+    (root / "ceilings.json").unlink()
+    assert not ceilings(root)
 
 
 def test_a_leak_lifts_the_score_above_what_can_be_known(tmp_path):

@@ -15,9 +15,8 @@ import classifier
 import explain
 from imagebind_llm.config import MODALITIES
 from imagebind_llm.critic.checked_claims import CheckedClaim
-from imagebind_llm.demo_world import cues
 from imagebind_llm.explain import scoring
-from imagebind_llm.intents import methods
+from imagebind_llm.intents import evaluation, methods
 from imagebind_llm.itsl import assembly
 from imagebind_llm.taxonomy import MINTREC
 
@@ -195,7 +194,7 @@ def another_checkpoint(world: Path, root: Path) -> Path:
 
 def test_checkpoints_of_one_llama_load_it_once_and_answer_as_each_alone(world, tmp_path, monkeypatch):
     monkeypatch.setattr(classifier, "write_page", lambda *_: "")
-    monkeypatch.setattr(cues, "subsets", lambda: [("text",), MODALITIES])  # two of seven, for speed
+    monkeypatch.setattr(evaluation, "modality_subsets", lambda _: [("text",), MODALITIES])  # two of seven, for speed
     reads, read = [], assembly.load_llama
     monkeypatch.setattr(assembly, "load_llama", lambda *given: (reads.append(given), read(*given))[1])
     data, mine, other = other_texts(world, tmp_path), world / "run" / "best", another_checkpoint(world, tmp_path)

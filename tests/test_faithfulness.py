@@ -10,6 +10,7 @@ import torch
 from imagebind_llm.config import MODALITIES
 from imagebind_llm.demo_world.cues import CUES, CUES_OF, FAMILIES
 from imagebind_llm.demo_world.phrases import GISTS, PHRASES
+from imagebind_llm.demo_world.published import CUE_TABLE
 from imagebind_llm.demo_world.write import rows
 from imagebind_llm.explain.faithfulness import another_clip, faithfulness, main, markdown, perturbed, share_following
 from imagebind_llm.explain.scoring import Rationale
@@ -33,7 +34,7 @@ def world():
     for i, row in enumerate(made):
         for m, names in ((1, CUES_OF["audio"]), (2, CUES_OF["vision"])):
             embeddings[i, m] = torch.tensor([float(CUES[cue].index(row.scene.cues[cue])) for cue in names])
-    truth = [Rationale(row.key, row.scene.intent, row.rationale, row.scene.cues) for row in made]
+    truth = [Rationale(row.key, row.scene.intent, row.rationale, row.scene.cues, table=CUE_TABLE) for row in made]
     return examples, embeddings, torch.ones(N, 3, dtype=torch.bool), truth
 
 

@@ -19,6 +19,8 @@ from imagebind_llm.clips.container import MediaError
 from imagebind_llm.config import MODALITIES
 from imagebind_llm.critic.judge import JudgeError
 from imagebind_llm.demo_world.cues import TYPICAL
+from imagebind_llm.demo_world.published import CUE_TABLE
+from imagebind_llm.explain.cue_table import CueTable
 from imagebind_llm.explain.inference import Explanation
 from imagebind_llm.records import Example
 from imagebind_llm.web import analysis, view
@@ -238,7 +240,7 @@ def test_the_consistency_flag_has_three_states():
 
 def test_claims_are_held_against_the_truth():
     said = "We see a broad smile and open palms and hear a flat pitch."
-    page = view.claims(said, {"expression": "smile", "gesture": "at rest", "pitch": "flat"}, ("text", "vision"))
+    page = view.claims(said, {"expression": "smile", "gesture": "at rest", "pitch": "flat"}, CUE_TABLE, ("text", "vision"))
     assert re.findall(r'class="claim (\w+)">(.*?)</span>', page) == [
         ("true", "expression: smile ✓"),
         ("false", "gesture: open palms ✗ it is at rest"),
@@ -250,7 +252,8 @@ def test_an_example_clip_is_recognised_while_its_words_are_its_own(model, clip):
     assert [example.intent for example in model.examples] == list(INTENTS)
     seen = seen_of(model, clip, WORDS)
     cues = {cue: value for cue, value in TYPICAL[INTENTS[1]].items() if cue != "family"}
-    assert seen.truth == Known(WORDS, INTENTS[1], cues)
+    assert seen.truth == Known(WORDS, INTENTS[1], cues, CueTable.beside(Path(model.settings.data_path)))
+    assert seen.truth.table is not None
     assert model.read(seen, "other words").truth is None
 
 

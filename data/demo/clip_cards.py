@@ -13,7 +13,7 @@ from PIL import Image
 
 from imagebind_llm.clips.container import open_container
 from imagebind_llm.critic.checked_claims import CheckedClaim
-from imagebind_llm.demo_world.phrases import claims
+from imagebind_llm.demo_world.published import CUE_TABLE
 from imagebind_llm.explain.coloured_claims import STYLE as JUDGED
 from imagebind_llm.explain.coloured_claims import coloured
 from imagebind_llm.explain.scoring import Rationale
@@ -88,7 +88,7 @@ def marked(answer: Mapping, truth: Mapping[str, str]) -> Html:
 
 def underlined(rationale: str, truth: Mapping[str, str]) -> Callable[[int, int], str]:
     """Characters [start, end) of a rationale as HTML, in which every phrase about a cue is underlined as true or false."""
-    phrases = claims(rationale)
+    phrases = CUE_TABLE.claims(rationale)
 
     def part(start: int, end: int) -> str:
         shown, at = "", start

@@ -18,8 +18,9 @@ from repaired import FILES, section
 
 from imagebind_llm.datasets.readers import DataError, load_dataset
 from imagebind_llm.demo_world import cues
-from imagebind_llm.demo_world.phrases import cues_in
+from imagebind_llm.demo_world.published import CUE_TABLE
 from imagebind_llm.explain.coloured_claims import LEGEND
+from imagebind_llm.explain.cue_table import CueTable
 from imagebind_llm.explain.faithfulness import change_cells
 from imagebind_llm.explain.scoring import COLUMNS, Rationale, ScoringSettings, read_rationales, score_cells, side_by_side
 from imagebind_llm.files import write_atomic
@@ -52,11 +53,11 @@ def main() -> int:
 
 def write(settings: ReportSettings) -> Path:
     """Make the page. Raises DataError if there is no demo world of this version, or no answers to show."""
-    runs = Path(settings.runs)
-    if not cues.is_world(Path(settings.data_path)):
+    runs, data = Path(settings.runs), Path(settings.data_path)
+    if not (cues.is_world(data) and CueTable.beside(data)):
         raise DataError(
-            f"{settings.data_path}: expected the demo world of version {cues.VERSION}; make it, once an older one is removed, "
-            f"with: python -m imagebind_llm.demo_world --output_dir {settings.data_path}"
+            f"{data}: expected the demo world of version {cues.VERSION} with its tables; make it, if an older one is removed, "
+            f"or what it lacks, with: python -m imagebind_llm.demo_world --output_dir {data}"
         )
     test = load_dataset(settings.data_path, ("test",)).splits["test"]
     truth = read_rationales(Path(settings.data_path, "rationales.jsonl"))
@@ -121,7 +122,7 @@ def cards(test: list[Example], answers: dict[str, dict], truth: dict[str, Ration
 
     def false_claims(example: Example) -> int:
         known = truth[example.key].cues or {}
-        return sum(known.get(cue) != value for cue, value in cues_in(answers[example.key]["rationale"]).items())
+        return sum(known.get(cue) != value for cue, value in CUE_TABLE.cues_in(answers[example.key]["rationale"]).items())
 
     shown: set[str] = set()
     parts: list[object] = [LEGEND, TRUTH] if any("claims" in answer for answer in answers.values()) else [TRUTH]

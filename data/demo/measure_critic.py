@@ -31,7 +31,7 @@ from imagebind_llm.critic.self_critical import Critic
 from imagebind_llm.critic.verifier import fit_verifier
 from imagebind_llm.datasets.readers import DataError
 from imagebind_llm.encoder.store import StoreError
-from imagebind_llm.explain.scoring import Rationale, cue_scores, read_rationales
+from imagebind_llm.explain.scoring import Rationale, cue_scores, read_rationales, require_tables
 from imagebind_llm.flags import flag, parse
 from imagebind_llm.itsl.assembly import build, open_language
 from imagebind_llm.itsl.checkpoint import CheckpointError, read_info
@@ -107,6 +107,7 @@ def measure(settings: CriticSettings) -> str:
     model = build(train, corpus.taxonomy, width, torch.device("cpu")).model
     critic = critic_of(train, tokenizer, corpus, model)
     truth = read_rationales(Path(settings.data_path, "rationales.jsonl"))
+    require_tables(truth.values())
 
     rows = corpus.splits["train"]
     order = np.random.default_rng(settings.seed).permutation(len(rows))[: settings.batches * CLIPS]

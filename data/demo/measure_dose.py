@@ -32,7 +32,7 @@ from imagebind_llm.critic.judge import Judge
 from imagebind_llm.critic.self_critical import Critic
 from imagebind_llm.datasets.readers import DataError, load_dataset
 from imagebind_llm.explain.inference import Explainer
-from imagebind_llm.explain.scoring import cue_counts, read_rationales
+from imagebind_llm.explain.scoring import cue_counts, read_rationales, require_tables
 from imagebind_llm.files import write_atomic
 from imagebind_llm.flags import flag, parse
 from imagebind_llm.html import bars, figure, page, table
@@ -149,6 +149,7 @@ class World:
         if not self.clips or self.corpus.store is None:
             raise DataError(f"{settings.data_path}: no clips of dev with embeddings and known cues; the demo world's have both")
         self.truths = [known[clip.key] for clip in self.clips]
+        require_tables(self.truths)
         self.judges = fitted_judges(self.train, self.corpus)
 
     def result(self, name: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from torch import Tensor
 
-from imagebind_llm.config import MODALITIES
+from imagebind_llm.config import MODALITIES, modality_subsets
 from imagebind_llm.datasets.readers import load_dataset
 from imagebind_llm.demo_world import cues, phrases, texts
 from imagebind_llm.demo_world.write import DemoWorldSettings, write_world
@@ -57,7 +57,7 @@ def intent_table(vectors: dict[str, Tensor], intents: dict[str, np.ndarray], tru
         "| modalities | ceiling | its rule on this test split | probe on the true cues | probe on embeddings | of the ceiling |"
     )
     lines = [head, "|---|---|---|---|---|---|"]
-    for subset in cues.subsets():
+    for subset in modality_subsets(MODALITIES):
         columns = [MODALITIES.index(name) for name in subset]
         variables = [variable for name in subset for variable in cues.CUES_OF[name]]
         features = {split: x[:, columns].flatten(1).numpy() for split, x in vectors.items()}  # (n,modalities*E)

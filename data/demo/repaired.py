@@ -14,8 +14,7 @@ from clip_cards import TRUTH, turned
 from measure_explanations import intervals
 
 from imagebind_llm.critic.judge import Figures
-from imagebind_llm.demo_world.phrases import cues_in
-from imagebind_llm.demo_world.yardsticks import claim_counts
+from imagebind_llm.demo_world.published import CUE_TABLE
 from imagebind_llm.explain.coloured_claims import LEGEND, SENSES, judged_by
 from imagebind_llm.explain.scoring import Judges, Rationale, ScoringSettings, load_references
 from imagebind_llm.html import Html, bars, figure, paragraph, table
@@ -77,8 +76,8 @@ def turns(example: Example, before: Answers, after: Answers, truth: Mapping[str,
     """Whether of the cues that are not as the clip's intent usually has them, one was claimed falsely before, and after some
     are claimed, and all of them truly."""
     known = truth[example.key].cues or {}
-    said = (cues_in(answers[example.key]["rationale"]) for answers in (before, after))
-    first, then = (claim_counts(claims, known, example.intent or "")[2:] for claims in said)  # (atypical, true ones)
+    said = (CUE_TABLE.cues_in(answers[example.key]["rationale"]) for answers in (before, after))
+    first, then = (CUE_TABLE.claim_counts(claims, known, example.intent or "")[2:] for claims in said)  # (atypical, true ones)
     return first[1] < first[0] and 0 < then[1] == then[0]
 
 

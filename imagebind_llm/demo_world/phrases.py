@@ -1,10 +1,8 @@
-"""Cues in words: captions, reference rationales, and the reader that finds a text's claims about cues.
+"""Cues in words: captions and reference rationales.
 
-Every phrase belongs to one value of one cue and none contains another, so `cues_in` recovers exactly what was written,
-in our references and in a model's own sentences alike.
+Every phrase belongs to one value of one cue and none contains another, so a CueTable of them (published.py) recovers exactly
+what was written, in our references and in a model's own sentences alike.
 """
-
-import re
 
 import numpy as np
 
@@ -80,21 +78,6 @@ REMARKS = (
     "There is {seen}, joined by {heard}.",
     "We are looking at {seen} and listening to {heard}.",
 )
-_OWNER = {phrase: (cue, value) for cue, table in PHRASES.items() for value, phrases in table.items() for phrase in phrases}
-_CLAIM = re.compile(r"\b(?:" + "|".join(map(re.escape, sorted(_OWNER, key=len, reverse=True))) + r")\b", re.IGNORECASE)
-
-
-def claims(text: str) -> list[tuple[int, int, str, str]]:
-    """Every phrase about a cue in a text, in order: where it starts and ends, the cue and the value that it claims."""
-    return [(match.start(), match.end(), *_OWNER[match.group().lower()]) for match in _CLAIM.finditer(text)]
-
-
-def cues_in(text: str) -> dict[str, str]:
-    """The claims of a text: cue -> value, read from its phrases; of two claims about one cue the first counts."""
-    found: dict[str, str] = {}
-    for _, _, cue, value in claims(text):
-        found.setdefault(cue, value)
-    return found
 
 
 def caption(cues: dict[str, str], rng: np.random.Generator | None = None) -> str:

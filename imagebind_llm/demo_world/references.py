@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from imagebind_llm.config import BLIND
+from imagebind_llm.datasets.readers import SPLITS
 from imagebind_llm.demo_world.cues import CUES, WORLD, Scene, draw_values
 from imagebind_llm.demo_world.phrases import rationale
-from imagebind_llm.demo_world.write import SPLITS, Row, generator, reference
+from imagebind_llm.demo_world.write import Row, generator, reference
 from imagebind_llm.files import write_atomic
 
 

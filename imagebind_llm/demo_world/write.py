@@ -4,7 +4,6 @@ Every draw of a row comes from (seed, split, index), so a clip does not depend o
 processes. A clip appears under its name only when it is complete; a second run makes what is missing.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -19,12 +18,14 @@ import numpy as np
 from tqdm import tqdm
 
 from imagebind_llm.config import BLIND, FAITHFUL
+from imagebind_llm.datasets.readers import SPLITS, rationale_rows
 from imagebind_llm.demo_world import cues, face, texts, voice
 from imagebind_llm.demo_world.phrases import caption, rationale, remark
+from imagebind_llm.demo_world.published import tables_digest, write_tables
 from imagebind_llm.files import write_atomic
 from imagebind_llm.flags import flag
 
-SPLITS = ("train", "dev", "test")
+DRAWINGS = 1  # raise it whenever a clip of the same row comes to look or sound different: face.py, voice.py, write_clip
 REFERENCES = "rationales.jsonl"
 CLIPS_PER_EPISODE = 40
 SIZES = (
@@ -106,7 +107,8 @@ def _row(seed: int, split: str, index: int, known: frozenset[str] | None) -> Row
 
 
 def write_world(settings: DemoWorldSettings) -> list[Row]:
-    """Make the clips that are missing under `output_dir`, then the TSVs, rationales.jsonl and captions.json. Returns the rows.
+    """Make the clips that are missing under `output_dir`, then the TSVs, rationales.jsonl, captions.json, ceilings.json and
+    cue_phrases.json. Returns the rows.
 
     rationales.jsonl is faithful to the clips; references.py writes those of other kinds beside it. captions.json names every
     cue of the train and dev clips, for a first training stage; never those of the test split.
@@ -117,8 +119,8 @@ def write_world(settings: DemoWorldSettings) -> list[Row]:
     counts = {split: getattr(settings, split) for split in SPLITS}
     if min(counts.values()) < 1:
         raise DemoWorldError(f"every split needs a clip, got {counts}; for example: --train 600 --dev 200 --test 400")
-    _claim(root, settings.seed)
     made = rows(settings.seed, counts)
+    _claim(root, settings.seed, made)
     missing = [row for row in made if not (root / row.path).exists()]
     if len(missing) < len(made):
         print(f"{len(made) - len(missing)} of {len(made)} clips are there already")
@@ -128,26 +130,36 @@ def write_world(settings: DemoWorldSettings) -> list[Row]:
     write_atomic(root / REFERENCES, "".join(json.dumps(reference(row)) + "\n" for row in made).encode())
     captions = [caption for row in made if row.split != "test" for caption in _captions(row, settings.seed)]
     write_atomic(root / "captions.json", (json.dumps(captions, indent=0) + "\n").encode())
+    write_tables(root)
     return made
 
 
-def _claim(root: Path, seed: int) -> None:
-    """Write world.json, or check that it is of the same world."""
-    code = b"".join(Path(module.__file__ or "").read_bytes() for module in (cues, face, voice)) + Path(__file__).read_bytes()
-    world = {"version": cues.VERSION, "seed": seed, "code": hashlib.sha256(code).hexdigest()[:16]}
+def _claim(root: Path, seed: int, made: list[Row]) -> None:
+    """Write world.json, or check that it is of the same world; one of an older form is brought to this one."""
+    world = {"version": cues.VERSION, "seed": seed, "tables": tables_digest(), "drawings": DRAWINGS}
     path = root / cues.WORLD
     if not path.exists():
         root.mkdir(parents=True, exist_ok=True)
-        if there := sorted(child.name for child in root.iterdir() if not child.name.startswith(".")):
-            raise DemoWorldError(f"{root} holds other files ({', '.join(there[:3])}); choose a new or empty --output_dir")
-        write_atomic(path, (json.dumps(world | {"references": {"faithful": REFERENCES}}) + "\n").encode())
-    found = json.loads(path.read_text())
-    found.pop("references", None)
-    if found != world:
+        if strange := sorted(child.name for child in root.iterdir() if not child.name.startswith(".")):
+            raise DemoWorldError(f"{root} holds other files ({', '.join(strange[:3])}); choose a new or empty --output_dir")
+        write_atomic(path, (json.dumps(world | {"references": {FAITHFUL: REFERENCES}}) + "\n").encode())
+    old = json.loads(path.read_text())
+    references = old.pop("references", {FAITHFUL: REFERENCES})
+    if "code" in old and _same_scenes(root, made):  # the form of before: a digest of source files in place of the tables'
+        old = {name: old[name] for name in ("version", "seed")} | {name: world[name] for name in ("tables", "drawings")}
+    if old != world:
         raise DemoWorldError(
-            f"{root} holds a world made with {found}, this run would make {world}; choose another --output_dir, "
+            f"{root} holds a world made with {old}, this run would make {world}; choose another --output_dir, "
             f"or remove the old world first: rm -r {root}"
         )
+    write_atomic(path, (json.dumps(world | {"references": references}) + "\n").encode())
+
+
+def _same_scenes(root: Path, made: list[Row]) -> bool:
+    """Whether the intents and cues that rationales.jsonl has are those of the rows: then the tables were the same."""
+    path = root / REFERENCES
+    rows = rationale_rows(path) if path.is_file() else {}
+    return all((own["intent"], own["cues"]) == (row.scene.intent, row.scene.cues) for row in made if (own := rows.get(row.key)))
 
 
 def _make_clips(root: Path, missing: list[Row], settings: DemoWorldSettings) -> None:

@@ -4,7 +4,7 @@
 
 A faithful rationale changes its claims about that modality (with another clip's picture it describes the other clip) and keeps
 its claims about the others. Where cues are known (the demo world), both are counted claim by claim; everywhere, how far the
-text moves and whether the intent changes. Phrases about the words count as claims about the text (demo_world.phrases.GISTS).
+text moves and whether the intent changes. Phrases about the words count as claims about the text (cue_table.py).
 """
 
 import json
@@ -21,11 +21,10 @@ from imagebind_llm import distributed
 from imagebind_llm.config import MODALITIES, PERTURBATIONS
 from imagebind_llm.corpus.seen import keys_seen
 from imagebind_llm.datasets.readers import load_dataset
-from imagebind_llm.demo_world.cues import CUES_OF
-from imagebind_llm.demo_world.yardsticks import follows
 from imagebind_llm.encoder.store import Store
+from imagebind_llm.explain.cue_table import follows
 from imagebind_llm.explain.inference import Explainer
-from imagebind_llm.explain.scoring import Rationale, claims_in, modality_of, read_rationales
+from imagebind_llm.explain.scoring import Rationale, read_rationales
 from imagebind_llm.files import write_atomic
 from imagebind_llm.flags import flag, parse
 from imagebind_llm.itsl.checkpoint import CheckpointError
@@ -84,7 +83,7 @@ def faithfulness(
     hows: Sequence[str] = PERTURBATIONS,
 ) -> list[Change]:
     """Explain every clip as it is, then with each of `modalities` changed in each of `hows` (drop, swap). `truth`: the
-    references, with cues."""
+    references, with cues and their table; without them no claim is counted."""
     answers = list(explain(examples, embeddings, present))
     changes = []
     for modality in modalities:
@@ -127,14 +126,16 @@ def _change(
     """Count claims before and after, clip by clip."""
     changed, followed, kept = [], [], []
     for i, (was, now) in enumerate(zip(before, after, strict=True)):
-        claims, claims_now = claims_in(was.rationale), claims_in(now.rationale)
+        if truth is None or (table := truth[i].table) is None:
+            break
+        claims, claims_now = table.claims_in(was.rationale), table.claims_in(now.rationale)
         for cue, value in claims.items():
-            if modality_of(cue) != modality:
+            if table.modality_of(cue) != modality:
                 kept.append(claims_now.get(cue) == value)
                 continue
             changed.append(claims_now.get(cue) != value)
-        if how == "swap" and truth:
-            followed += follows(claims_now, known_of(truth[i]), known_of(truth[others[i]]), CUES_OF[modality])
+        if how == "swap":
+            followed += follows(claims_now, known_of(truth[i]), known_of(truth[others[i]]), table.cues_of(modality))
     pairs = list(zip(before, after, strict=True))
     return Change(
         modality,
@@ -157,15 +158,18 @@ def share_following(
     hits = [
         hit
         for text, own, other in zip(rationales, truth, others, strict=True)
-        for hit in follows(claims_in(text), known_of(own), known_of(truth[other]), CUES_OF[modality])
+        if own.table is not None
+        for hit in follows(own.table.claims_in(text), known_of(own), known_of(truth[other]), own.table.cues_of(modality))
     ]
     return _share(hits)
 
 
 def known_of(reference: Rationale) -> dict[str, str]:
-    """The truth about a clip: its cues, and the family of its words as the reference puts it."""
-    said = claims_in(reference.rationale)
-    return {cue: said[cue] for cue in said if cue == "family"} | dict(reference.cues or {})
+    """The truth about a clip: its cues, and what its words do as the reference puts it."""
+    table = reference.table
+    words = table.cues_of("text") if table else ()
+    claims = table.claims_in(reference.rationale) if table else {}
+    return {cue: value for cue, value in claims.items() if cue in words} | dict(reference.cues or {})
 
 
 def _share(hits: Sequence[bool]) -> float | None:

@@ -5,15 +5,15 @@
 No score means anything alone, so a table has three rows that need no model: the references themselves (what is best), the
 references dealt out to other clips (what a fluent text about something else gets) and one fixed rationale for each intent
 (what is got by knowing the label without looking). A score that does not fall from the first to the others measures nothing.
-The fixed rationale is made of the intent's typical cues where the table of cues is known (demo_world.yardsticks, which also
-says what an atypical claim is), else the train rationale most like the others; it stands beside every file for the intents that
-the file predicts.
+The fixed rationale is made of the intent's typical cues where the data set has a table of cues (cue_table.py, which also says
+what an atypical claim is), else the train rationale most like the others; it stands beside every file for the intents that the
+file predicts.
 """
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +21,8 @@ from torch import Tensor
 
 from imagebind_llm.critic.verifier import Verifier, VerifierError, fit_verifier
 from imagebind_llm.datasets.readers import DataError, load_dataset, rationale_rows
-from imagebind_llm.demo_world.cues import CUES_OF, TYPICAL
-from imagebind_llm.demo_world.phrases import GISTS, cues_in
-from imagebind_llm.demo_world.yardsticks import claim_counts, skill, template
+from imagebind_llm.explain.cue_table import FILE as TABLE
+from imagebind_llm.explain.cue_table import CueTable
 from imagebind_llm.files import write_atomic
 from imagebind_llm.flags import flag, parse
 from imagebind_llm.taxonomy import Taxonomy
@@ -55,14 +54,15 @@ class ScoringSettings:
 
 @dataclass(frozen=True)
 class Rationale:
-    """A line of a rationales.jsonl: `cues` is the truth about the clip, where it is known; `seen`: written by a model that was
-    trained or chosen on the clip."""
+    """A line of a rationales.jsonl: `cues` is the truth about the clip, where it is known, and `table` says how texts name it;
+    `seen`: written by a model that was trained or chosen on the clip."""
 
     key: str
     intent: str
     rationale: str
     cues: Mapping[str, str] | None = None
     seen: bool = False
+    table: CueTable | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def score_rationales(
         scores["cider_d"] = _mean([judges.cider.score(*pair) for pair in pairs])
         scores["similarity"] = similarity(ours, theirs, judges.encode) if judges.encode else None
     scores |= _masked_consistency(candidates, [row.intent for row in references], predicted, judges.verifier)
-    if all(row.cues for row in references):
+    if all(row.cues and row.table for row in references):
         scores |= cue_scores(candidates, references)
     scores |= {"distinct2": distinct2(candidates), "repetition4": _mean([repetition4(text) for text in candidates])}
     scores["words"] = _mean([len(words(text)) for text in candidates])
@@ -163,15 +163,28 @@ def cue_scores_of(counts: np.ndarray) -> dict[str, float | None]:
     }
 
 
+def require_tables(references: Iterable[Rationale]) -> None:
+    """Raises DataError where a data set says what is true of its clips but not how texts name it."""
+    if bare := [row.key for row in references if row.table is None]:
+        raise DataError(
+            f"{bare[0]} and {len(bare) - 1} others: expected {TABLE} beside rationales.jsonl, to read claims by; add it to a "
+            "demo world with: python -m imagebind_llm.demo_world --output_dir DATA_PATH (no clip is drawn again)"
+        )
+
+
 def cue_counts(candidates: Sequence[str], references: Sequence[Rationale]) -> np.ndarray:
     """(N,9) by clip: 1; claims about looks and sounds, the true ones; cues that the reference names, those named truly;
-    atypical claims, the true ones; claims of the template of the gold intent, the true ones."""
+    atypical claims, the true ones; claims of the template of the gold intent, the true ones. Raises DataError for references
+    without a table of cues."""
+    require_tables(references)
     rows = []
     for text, row in zip(candidates, references, strict=True):
-        claims, truth, wanted = cues_in(text), row.cues or {}, set(cues_in(row.rationale))
-        claimed, true, atypical, seen = claim_counts(claims, truth, row.intent)
+        table = row.table
+        assert table is not None
+        claims, truth, wanted = table.cues_in(text), row.cues or {}, set(table.cues_in(row.rationale))
+        claimed, true, atypical, seen = table.claim_counts(claims, truth, row.intent)
         found = sum(claims.get(cue) == truth.get(cue) for cue in wanted if cue in claims)
-        blind = claim_counts(cues_in(template(row.intent)), truth, row.intent)[:2] if row.intent in TYPICAL else (0, 0)
+        blind = table.claim_counts(table.cues_in(table.templates.get(row.intent, "")), truth, row.intent)[:2]
         rows.append((1, claimed, true, len(wanted), found, atypical, seen, *blind))
     return np.array(rows, dtype=np.int64).reshape(-1, 9)
 
@@ -182,27 +195,23 @@ def claim_rows(
     """cue_scores of a model's rationales beside those of the references and of the clip-blind template, for the true intents
     and for the predicted ones. Empty where the truth or the table of cues does not cover every clip."""
     gold = [row.intent for row in references]
-    if not references or not all(row.cues for row in references) or not {*gold, *predicted} <= set(TYPICAL):
+    table = references[0].table if references else None
+    if table is None or not all(row.cues for row in references) or not {*gold, *predicted} <= set(table.typical):
         return {}
     sources = {
         "model": candidates,
         "references": [row.rationale for row in references],
-        "template of the gold intent": [template(intent) for intent in gold],
-        "template of the predicted intent": [template(intent) for intent in predicted],
+        "template of the gold intent": [table.templates[intent] for intent in gold],
+        "template of the predicted intent": [table.templates[intent] for intent in predicted],
     }
     return {name: cue_scores(texts, references) for name, texts in sources.items()}
 
 
-def claims_in(text: str) -> dict[str, str]:
-    """What a text claims of every modality: the cues of demo_world.phrases, and as `family` what it says the words do."""
-    lowered = text.lower()
-    families = [family for family, gists in GISTS.items() if any(gist in lowered for gist in gists)]
-    return {"family": families[0]} | cues_in(text) if families else cues_in(text)
-
-
-def modality_of(cue: str) -> str:
-    """text, audio or vision: where a cue is to be seen or heard."""
-    return next(modality for modality, cues in CUES_OF.items() if cue in cues)
+def skill(precision: float | None, of_template: float | None) -> float | None:
+    """The share of the clip-blind template's errors that is avoided: 0 as the template, 1 all true, below 0 worse than it."""
+    if precision is None or of_template is None or of_template == 1:
+        return None
+    return (precision - of_template) / (1 - of_template)
 
 
 # --- rows that need no model ------------------------------------------------------------------------------------------------
@@ -216,10 +225,11 @@ def shuffled(references: Sequence[Rationale], seed: int = 0) -> list[str]:
 
 
 def templates(train: Sequence[Rationale]) -> dict[str, str]:
-    """By intent, one fixed text: label known, clip unseen. Where the table of cues is known, its typical values in a
-    sentence; elsewhere the train rationale that is most like the others of its intent (mean ROUGE-L)."""
-    if train and all(row.cues and row.intent in TYPICAL for row in train):
-        return {intent: template(intent) for intent in TYPICAL}
+    """By intent, one fixed text: label known, clip unseen. Where there is a table of cues, its typical values in a sentence;
+    elsewhere the train rationale that is most like the others of its intent (mean ROUGE-L)."""
+    table = train[0].table if train else None
+    if table is not None and all(row.cues and row.intent in table.templates for row in train):
+        return dict(table.templates)
     by_intent: dict[str, list[str]] = {}
     for row in train:
         by_intent.setdefault(row.intent, []).append(row.rationale)
@@ -230,9 +240,11 @@ def templates(train: Sequence[Rationale]) -> dict[str, str]:
 
 
 def read_rationales(path: Path) -> dict[str, Rationale]:
-    """By key, the lines of a JSONL of {key, rationale, intent, cues}; of two with one key the later. Raises DataError."""
+    """By key, the lines of a JSONL of {key, rationale, intent, cues}; of two with one key the later. The table of cues is the
+    one in the same folder. Raises DataError."""
+    table = CueTable.beside(path.parent)
     return {
-        key: Rationale(key, row.get("intent") or "", row["rationale"], row.get("cues"), bool(row.get("seen")))
+        key: Rationale(key, row.get("intent") or "", row["rationale"], row.get("cues"), bool(row.get("seen")), table)
         for key, row in rationale_rows(path).items()
     }
 
@@ -243,12 +255,14 @@ def load_references(settings: ScoringSettings) -> tuple[Taxonomy, dict[str, list
     if dataset.taxonomy is None:
         raise DataError(f"{dataset.root}: a plain folder has no intents to score against")
     known = read_rationales(Path(settings.references or dataset.root / "rationales.jsonl"))
+    table = CueTable.beside(dataset.root)
     splits: dict[str, list[Rationale]] = {}
     for split, examples in dataset.splits.items():
         labelled = [example for example in examples if example.intent in dataset.taxonomy.labels]
         rows = [(known.get(e.key), e) for e in labelled]
         splits[split] = [
-            Rationale(e.key, e.intent or "", row.rationale if row else "", row.cues if row else None) for row, e in rows
+            Rationale(e.key, e.intent or "", row.rationale if row else "", row.cues if row else None, table=table)
+            for row, e in rows
         ]
     return dataset.taxonomy, splits
 

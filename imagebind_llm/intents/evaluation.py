@@ -5,6 +5,7 @@ probabilities (S,N,C), answers for each seed.
 """
 
 import csv
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,9 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 from imagebind_llm import metrics
-from imagebind_llm.config import MODALITIES
+from imagebind_llm.config import CEILINGS, MODALITIES, modality_subsets
 from imagebind_llm.datasets.readers import DataError
-from imagebind_llm.demo_world import cues
 from imagebind_llm.intents.protocol import Protocol, Rows
 from imagebind_llm.intents.settings import ClassifierSettings
 
@@ -79,7 +79,7 @@ def evaluate(protocol: Protocol, settings: ClassifierSettings, fit: Method) -> l
     to masked clips.
     """
     wanted = tuple(name for name in MODALITIES if name in settings.modalities)
-    chosen = [subset for subset in cues.subsets() if set(subset) <= set(wanted)] if settings.ablate else [wanted]
+    chosen = modality_subsets(wanted) if settings.ablate else [wanted]
     trains = settings.method == "probe"
     n_ticks = len(chosen) * settings.epochs if trains else 1
     with tqdm(total=n_ticks, desc=settings.method, unit="epoch" if trains else "step") as bar:
@@ -99,8 +99,15 @@ def _subset(modalities: tuple[str, ...], alone: Fitted | None, whole: Fitted, re
 
 
 def ceilings(root: Path) -> dict[tuple[str, ...], float]:
-    """What anyone can reach from each subset of modalities; known for the demo world of this version, empty for other data."""
-    return {subset: cues.bayes_accuracy(subset) for subset in cues.subsets()} if cues.is_world(root) else {}
+    """The best accuracy that anyone can reach from each subset of modalities, as ceilings.json of the data folder has it; empty
+    without the file. Raises DataError if it holds anything else."""
+    path = root / CEILINGS
+    if not path.is_file():
+        return {}
+    try:
+        return {tuple(names.split("+")): float(accuracy) for names, accuracy in json.loads(path.read_text()).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(f'{path}: expected {{"text+audio": accuracy, ...}}, got {error!r}') from error
 
 
 # --- slices -----------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from imagebind_llm.datasets.readers import DataError, load_dataset
 from imagebind_llm.encoder.clip_encoder import ClipEncoder
 from imagebind_llm.encoder.store import identity_of
 from imagebind_llm.encoder.weights import file_sha256
+from imagebind_llm.explain.cue_table import CueTable
 from imagebind_llm.explain.faithfulness import known_of
 from imagebind_llm.explain.inference import Explainer, Explanation
 from imagebind_llm.explain.scoring import read_rationales
@@ -72,11 +73,12 @@ class PageError(ValueError):
 
 @dataclass(frozen=True)
 class Known:
-    """What the data set knows of a clip: its words, its label and, in the demo world, its true cues."""
+    """What the data set knows of a clip: its words, its label and, in the demo world, its true cues with their table."""
 
     text: str
     intent: str | None
     cues: Mapping[str, str] | None
+    table: CueTable | None = None
 
 
 @dataclass(frozen=True)
@@ -262,8 +264,8 @@ def _known_by_content(examples: Sequence[Example], data_path: Path) -> dict[str,
     for example in examples:
         if example.clip is not None:
             row = rows.get(example.key)
-            cues = known_of(row) if row and row.cues else None
-            known[file_sha256(example.clip)] = Known(_one_line(example.text), example.intent, cues)
+            cues, table = (known_of(row), row.table) if row and row.cues else (None, None)
+            known[file_sha256(example.clip)] = Known(_one_line(example.text), example.intent, cues, table)
     return known
 
 

@@ -13,8 +13,8 @@ from imagebind_llm.clips.crops import SIDE, WINDOW_S, pixels
 from imagebind_llm.clips.mel import MEL_MEAN, MEL_STD, N_FRAMES, bin_at
 from imagebind_llm.critic.checked_claims import CheckedClaim, ClaimCheck
 from imagebind_llm.explain.coloured_claims import LEGEND, OFF, coloured, judged_by, unchecked
+from imagebind_llm.explain.cue_table import CueTable
 from imagebind_llm.explain.inference import Explainer, Explanation
-from imagebind_llm.explain.scoring import claims_in, modality_of
 from imagebind_llm.html import Html, figure, jpeg, paragraph, raster, table, text
 from imagebind_llm.web.analysis import Inputs, PageModel, Seen
 
@@ -70,8 +70,8 @@ def answer(seen: Seen, chosen: Sequence[str], model: PageModel) -> Html:
         if known.intent is not None:
             right = known.intent == found.intent
             parts.append(note(f"The data set labels this clip {known.intent}.", "fine" if right else "doubt"))
-        if known.cues:
-            parts.append(claims(found.rationale, known.cues, chosen))
+        if known.cues and known.table:
+            parts.append(claims(found.rationale, known.cues, known.table, chosen))
     return block(*parts)
 
 
@@ -96,12 +96,12 @@ def consistency(found: Explanation, explainer: Explainer) -> Html:
     return note(f"Careful: the rationale speaks for {other} rather than {found.intent}.", "doubt")
 
 
-def claims(rationale: str, truth: Mapping[str, str], chosen: Sequence[str]) -> Html:
+def claims(rationale: str, truth: Mapping[str, str], cues: CueTable, chosen: Sequence[str]) -> Html:
     """What the rationale says of this clip, held against the truth; what it says of a modality that is off is guessed."""
     chips = []
-    for cue, value in claims_in(rationale).items():
+    for cue, value in cues.claims_in(rationale).items():
         holds = truth.get(cue) == value
-        said = f"{'words' if cue == 'family' else cue}: {value}" + ("" if modality_of(cue) in chosen else " (guessed)")
+        said = f"{'words' if cue == 'family' else cue}: {value}" + ("" if cues.modality_of(cue) in chosen else " (guessed)")
         verdict = "✓" if holds else f"✗ it is {truth[cue]}" if cue in truth else "✗"
         chips.append(f'<span class="claim {"true" if holds else "false"}">{text(f"{said} {verdict}")}</span>')
     told = _aside("What the clip was drawn and voiced from says of its cues:")
