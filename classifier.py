@@ -21,7 +21,7 @@ from imagebind_llm.config import NO_MODALITY
 from imagebind_llm.datasets.readers import DataError
 from imagebind_llm.encoder.store import Store
 from imagebind_llm.explain.answers import ExplainSettings, answer_split, refuse_other_content, scores_beside
-from imagebind_llm.explain.inference import Explainer
+from imagebind_llm.explain.loading import load_explainer
 from imagebind_llm.files import write_atomic
 from imagebind_llm.flags import parse
 from imagebind_llm.intents.evaluation import PREDICTIONS, evaluate, predictions_table, read_predictions, results, slices
@@ -102,7 +102,7 @@ def explained(files: dict[str, Path], settings: ClassifierSettings, llama: Share
     """The rationales of every checkpoint for the reported clips, written to their files, and their scores; continues."""
     device, split = distributed.choose_device(settings.device), settings.report_split
     for folder, file in files.items():
-        explainer = Explainer.load(Path(folder), settings.llama_model_path, device, shared=llama)
+        explainer = load_explainer(Path(folder), settings.llama_model_path, device, shared=llama)
         data, store, size = settings.data_path, settings.emb_path, settings.batch_size
         asked = ExplainSettings(folder, data_path=data, emb_path=store, batch=str(file), split=split, batch_size=size)
         answer_split(explainer, asked)

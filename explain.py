@@ -17,7 +17,8 @@ from imagebind_llm.critic.judge import JudgeError
 from imagebind_llm.datasets.readers import DataError, load_dataset
 from imagebind_llm.encoder.store import identity_of
 from imagebind_llm.explain.answers import ExplainSettings, answer_split, embed_clip, open_store, scores_beside, shown
-from imagebind_llm.explain.inference import Explainer
+from imagebind_llm.explain.explainer import Explainer
+from imagebind_llm.explain.loading import load_explainer
 from imagebind_llm.explain.scoring import markdown
 from imagebind_llm.flags import parse
 from imagebind_llm.itsl.checkpoint import resolve
@@ -29,7 +30,7 @@ def main() -> int:
     settings = parse(ExplainSettings, description=__doc__)
     try:
         device = distributed.choose_device(settings.device)
-        explainer = Explainer.load(Path(settings.checkpoint), settings.llama_model_path, device, settings.dtype)
+        explainer = load_explainer(Path(settings.checkpoint), settings.llama_model_path, device, settings.dtype)
         if settings.best_of:
             explainer.best_of = best_of(explainer, settings)
         check = claim_check(explainer, settings)

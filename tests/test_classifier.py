@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from measure_leak import LeakSettings
 from toy_intents import LABELS, WIDTH, key, rows_of, toy_set, vectors_of, write_store, write_tables
 
 from imagebind_llm.config import MODALITIES, modality_subsets
@@ -346,7 +345,7 @@ def test_a_leak_lifts_the_score_above_what_can_be_known(tmp_path):
     noise = torch.randn(len(rows), 3, 64, generator=torch.Generator().manual_seed(1))  # nothing to be known
     emb = write_store(tmp_path / "emb", [key(row) for row in rows], noise)
     protocol = load_protocol(ClassifierSettings(str(data), str(emb), ""))
-    settings = LeakSettings(str(data), str(emb), seeds=(0, 1), epochs=100)
+    settings = measure_leak.LeakSettings(str(data), str(emb), seeds=(0, 1), epochs=100)
     honest, chosen, trained = (
         measure_leak.test_accuracy(protocol, MODALITIES, *rule, settings)
         for rule in ((False, False), (False, True), (True, False))

@@ -11,7 +11,7 @@ from toy_intents import WIDTH, toy_set
 
 from imagebind_llm.config import MODALITIES, BridgeConfig, LlamaConfig, ModelConfig, PromptConfig
 from imagebind_llm.datasets.readers import DataError
-from imagebind_llm.explain.inference import Explainer
+from imagebind_llm.explain.explainer import Explainer, Question
 from imagebind_llm.intents import methods
 from imagebind_llm.intents.evaluation import Answers, evaluate
 from imagebind_llm.intents.methods import answers_of, fit_itsl
@@ -34,7 +34,7 @@ def explainer(seed: int = 0, taxonomy=MINTREC, modalities=MODALITIES) -> Explain
     model = ITSL(config.llama, config.prompts, config.bridge, n_intents=config.n_intents)
     for parameter in model.parameters():
         parameter.data = 0.3 * torch.randn_like(parameter)
-    return Explainer(Assembled(model, config, frozenset(), "toy"), tokenizer, taxonomy, modalities, 256)
+    return Explainer(Assembled(model, config, frozenset(), "toy"), tokenizer, Question(taxonomy, modalities, 256))
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def settings(tmp_path) -> ClassifierSettings:
 @pytest.fixture
 def loaded(monkeypatch):
     """Checkpoints load as random models, by the seed in their name; the store of the toy set is taken as theirs."""
-    monkeypatch.setattr(Explainer, "load", classmethod(lambda cls, folder, *_, **__: explainer(int(folder.name[-1]))))
+    monkeypatch.setattr(methods, "load_explainer", lambda folder, *_, **__: explainer(int(folder.name[-1])))
 
 
 def test_unmasked_answers_are_the_models_own(settings):
@@ -148,7 +148,7 @@ def test_checkpoints_of_other_labels_modalities_or_embeddings_are_refused(settin
     protocol = load_protocol(settings)
 
     def opened(model):
-        monkeypatch.setattr(Explainer, "load", classmethod(lambda cls, *_, **__: model))
+        monkeypatch.setattr(methods, "load_explainer", lambda *_, **__: model)
         return methods._open("run3", protocol, settings.modalities, settings)
 
     with pytest.raises(DataError, match=r"run3: trained on the 30 intents of MIntRec2.0; .* has 20 classes, MIntRec"):

@@ -13,7 +13,7 @@ from imagebind_llm.check.datasets import check
 from imagebind_llm.corpus.sequences import load_corpus
 from imagebind_llm.critic.rewards import intent_reward
 from imagebind_llm.datasets.readers import DataError, load_dataset
-from imagebind_llm.explain.inference import Explainer
+from imagebind_llm.explain.loading import load_explainer
 from imagebind_llm.itsl.checkpoint import read_info
 from imagebind_llm.llama.tokenizers import load_tokenizer
 from imagebind_llm.records import Answer
@@ -55,7 +55,7 @@ def trained(tmp_path_factory) -> dict[str, Path]:
 def test_a_checkpoint_remembers_labels_of_its_own(trained):
     info = read_info(trained["run"] / "best")
     assert taxonomy_of(info["taxonomy"]) == own_taxonomy(LABELS)
-    explainer = Explainer.load(trained["run"] / "best")
+    explainer = load_explainer(trained["run"] / "best")
     assert explainer.taxonomy.labels == LABELS and explainer.verifier is not None
     assert explainer.verifier.taxonomy == explainer.taxonomy
 

@@ -21,7 +21,7 @@ from imagebind_llm.critic.judge import JudgeError
 from imagebind_llm.demo_world.cues import TYPICAL
 from imagebind_llm.demo_world.published import CUE_TABLE
 from imagebind_llm.explain.cue_table import CueTable
-from imagebind_llm.explain.inference import Explanation
+from imagebind_llm.explain.explainer import Explanation
 from imagebind_llm.records import Example
 from imagebind_llm.web import analysis, view
 from imagebind_llm.web.analysis import MAX_CHARACTERS, Known, PageError, PageModel, Seen, WebSettings

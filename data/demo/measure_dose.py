@@ -31,7 +31,7 @@ from imagebind_llm.critic.best_of import BestOf, GivenClips
 from imagebind_llm.critic.judge import Judge
 from imagebind_llm.critic.self_critical import Critic
 from imagebind_llm.datasets.readers import DataError, load_dataset
-from imagebind_llm.explain.inference import Explainer
+from imagebind_llm.explain.explainer import Explainer, Question
 from imagebind_llm.explain.scoring import cue_counts, read_rationales, require_tables
 from imagebind_llm.files import write_atomic
 from imagebind_llm.flags import flag, parse
@@ -186,8 +186,8 @@ class World:
         """The greedy answers to dev clips, what the watching judge makes of each, and the counts of their claims."""
         corpus, train = self.corpus, self.train
         assert corpus.store is not None and corpus.taxonomy is not None
-        rest = corpus.taxonomy, corpus.modalities, train.max_seq_len
-        explainer = Explainer(assembled, self.tokenizer, *rest, order=train.answer_order)
+        question = Question(corpus.taxonomy, corpus.modalities, train.max_seq_len, train.answer_order)
+        explainer = Explainer(assembled, self.tokenizer, question)
         told = explainer.explain(self.clips, *corpus.store.read([clip.key for clip in self.clips]))
         texts = [one.rationale for one in tqdm(told, total=len(self.clips), desc=f"asking, {name}", unit="clip")]
         worth = BestOf(watch, GivenClips(corpus.store.identity), 1, 1.0)

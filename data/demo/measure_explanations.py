@@ -32,8 +32,9 @@ from imagebind_llm.demo_world import cues
 from imagebind_llm.demo_world.published import CUE_TABLE
 from imagebind_llm.encoder.store import Store, StoreError
 from imagebind_llm.explain.cue_table import follows
+from imagebind_llm.explain.explainer import Explainer, Explanation
 from imagebind_llm.explain.faithfulness import another_clip, perturbed
-from imagebind_llm.explain.inference import Explainer, Explanation
+from imagebind_llm.explain.loading import load_explainer
 from imagebind_llm.explain.scoring import Rationale, cue_counts, cue_scores, cue_scores_of, read_rationales, require_tables
 from imagebind_llm.flags import flag, parse
 from imagebind_llm.itsl.checkpoint import CheckpointError
@@ -65,7 +66,7 @@ class MeasureSettings:
 def main() -> int:
     settings = parse(MeasureSettings, description=__doc__)
     try:
-        explainer = Explainer.load(Path(settings.checkpoint), device=distributed.choose_device(settings.device))
+        explainer = load_explainer(Path(settings.checkpoint), device=distributed.choose_device(settings.device))
         print(measure(explainer, settings))
     except (CheckpointError, DataError, StoreError, ValueError, OSError) as error:
         print(f"measure_explanations.py: {error}", file=sys.stderr)

@@ -14,7 +14,7 @@ from imagebind_llm.critic.checked_claims import CheckedClaim, ClaimCheck, in_wor
 from imagebind_llm.datasets.readers import DataError, load_dataset
 from imagebind_llm.encoder.clip_encoder import ClipEncoder
 from imagebind_llm.encoder.store import Store
-from imagebind_llm.explain.inference import Explainer, Explanation
+from imagebind_llm.explain.explainer import Explainer, Explanation
 from imagebind_llm.explain.scoring import ScoringSettings, side_by_side
 from imagebind_llm.files import write_atomic
 from imagebind_llm.flags import flag

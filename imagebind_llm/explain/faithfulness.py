@@ -23,7 +23,7 @@ from imagebind_llm.corpus.seen import keys_seen
 from imagebind_llm.datasets.readers import load_dataset
 from imagebind_llm.encoder.store import Store
 from imagebind_llm.explain.cue_table import follows
-from imagebind_llm.explain.inference import Explainer
+from imagebind_llm.explain.loading import load_explainer
 from imagebind_llm.explain.scoring import Rationale, read_rationales
 from imagebind_llm.files import write_atomic
 from imagebind_llm.flags import flag, parse
@@ -200,7 +200,7 @@ def markdown(changes: Sequence[Change]) -> str:
 
 def measure(settings: FaithfulnessSettings) -> list[Change]:
     """`faithfulness` of a trained model on the first clips of a split. Raises CheckpointError, DataError, StoreError."""
-    explainer = Explainer.load(Path(settings.checkpoint), settings.llama_model_path, distributed.choose_device(settings.device))
+    explainer = load_explainer(Path(settings.checkpoint), settings.llama_model_path, distributed.choose_device(settings.device))
     if not explainer.needs_embeddings:
         raise CheckpointError(f"{settings.checkpoint}: trained on the words alone; there is no modality to drop or swap")
     dataset = load_dataset(settings.data_path, (settings.split,))

@@ -17,7 +17,8 @@ from imagebind_llm.datasets.readers import DataError
 from imagebind_llm.encoder.bpe import ClipBPE
 from imagebind_llm.encoder.store import Identity, Store, StoreError
 from imagebind_llm.encoder.weights import file_sha256, find_imagebind, load_imagebind
-from imagebind_llm.explain.inference import Explainer
+from imagebind_llm.explain.explainer import Explainer
+from imagebind_llm.explain.loading import load_explainer
 from imagebind_llm.intents.evaluation import Fitted, Method
 from imagebind_llm.intents.probe import Scaling, fit_logistic, train_probes
 from imagebind_llm.intents.protocol import Protocol, Rows, marks
@@ -133,7 +134,7 @@ def _open(
     llama: SharedLlama | None = None,
 ) -> Explainer:
     """The checkpoint, if it was made for these labels, embeddings and modalities."""
-    explainer = Explainer.load(Path(folder), settings.llama_model_path, device, shared=llama)
+    explainer = load_explainer(Path(folder), settings.llama_model_path, device, shared=llama)
     if protocol.classes[0] != EXPRESS and set(protocol.classes) != set(explainer.taxonomy.labels):
         raise DataError(
             f"{folder}: trained on the {len(explainer.taxonomy.labels)} intents of {explainer.taxonomy.name}; "

@@ -16,16 +16,9 @@ from torch import Tensor
 
 from imagebind_llm import distributed
 from imagebind_llm.corpus.batches import Collator
+from imagebind_llm.explain.calibration import CALIBRATION, Calibration, calibrate, choose_alpha
+from imagebind_llm.explain.explainer import MAX_NEW_TOKENS, Explainer, Question
 from imagebind_llm.explain.faithfulness import another_clip, perturbed, share_following
-from imagebind_llm.explain.inference import (
-    CALIBRATION,
-    MAX_NEW_TOKENS,
-    Calibration,
-    Explainer,
-    calibrate,
-    choose_alpha,
-    save_calibration,
-)
 from imagebind_llm.explain.scoring import COLUMNS, Rationale, claim_rows, read_rationales
 from imagebind_llm.files import write_atomic
 from imagebind_llm.itsl import checkpoint
@@ -56,15 +49,9 @@ def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
     with torch.no_grad():
         for name, tensor in checkpoint.read_tensors(run.root / distributed.from_main(checkpoint.linked(folder))).items():
             parameters[name].copy_(tensor)
-    explainer = Explainer(
-        run.assembled,
-        tokenizer,
-        taxonomy,
-        run.settings.modalities,
-        run.settings.max_seq_len,
-        verifier=run.verifier,
-        order=run.settings.answer_order,
-    )
+    settings = run.settings
+    question = Question(taxonomy, settings.modalities, settings.max_seq_len, settings.answer_order)
+    explainer = Explainer(run.assembled, tokenizer, question, verifier=run.verifier)
     collate = Collator(corpus.store, corpus.modalities)
     batch = BATCH if device.type == "cpu" else min(BATCH, 2 * run.settings.batch_size)
     splits = {split: corpus.splits[split] for split in ("dev", "test") if split in corpus.splits}
@@ -80,7 +67,7 @@ def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
         following = _following(run, explainer, list(written), collate, batch)
     if not distributed.is_main():
         return
-    save_calibration(checkpoint.resolve(folder), calibration)
+    calibration.save(checkpoint.resolve(folder))
     results: dict = {"checkpoint": str(folder), "step": step, "calibration": vars(calibration)}
     for split, (head, decoder, gold) in found.items():
         results[split] = {

@@ -27,8 +27,9 @@ from imagebind_llm.encoder.clip_encoder import ClipEncoder
 from imagebind_llm.encoder.store import identity_of
 from imagebind_llm.encoder.weights import file_sha256
 from imagebind_llm.explain.cue_table import CueTable
+from imagebind_llm.explain.explainer import Explainer, Explanation
 from imagebind_llm.explain.faithfulness import known_of
-from imagebind_llm.explain.inference import Explainer, Explanation
+from imagebind_llm.explain.loading import load_explainer
 from imagebind_llm.explain.scoring import read_rationales
 from imagebind_llm.flags import flag
 from imagebind_llm.records import Example
@@ -128,7 +129,7 @@ class PageModel:
     def load(cls, settings: WebSettings) -> "PageModel":
         """Raises CheckpointError, DataError, WeightsError, ValueError: all of it before the first visitor comes."""
         device = distributed.choose_device(settings.device)
-        explainer = Explainer.load(Path(settings.checkpoint), settings.llama_model_path, device, settings.dtype)
+        explainer = load_explainer(Path(settings.checkpoint), settings.llama_model_path, device, settings.dtype)
         encoder = check = None
         if explainer.needs_embeddings and explainer.store_identity is not None:
             weights, place = settings.encoder_weights, explainer.device

@@ -14,7 +14,7 @@ from imagebind_llm.clips.mel import MEL_MEAN, MEL_STD, N_FRAMES, bin_at
 from imagebind_llm.critic.checked_claims import CheckedClaim, ClaimCheck
 from imagebind_llm.explain.coloured_claims import LEGEND, OFF, coloured, judged_by, unchecked
 from imagebind_llm.explain.cue_table import CueTable
-from imagebind_llm.explain.inference import Explainer, Explanation
+from imagebind_llm.explain.explainer import Explainer, Explanation
 from imagebind_llm.html import Html, figure, jpeg, paragraph, raster, table, text
 from imagebind_llm.web.analysis import Inputs, PageModel, Seen
 
