@@ -25,8 +25,9 @@ from imagebind_llm.explain.loading import load_explainer
 from imagebind_llm.files import write_atomic
 from imagebind_llm.flags import parse
 from imagebind_llm.intents.evaluation import PREDICTIONS, evaluate, predictions_table, read_predictions, results, slices
-from imagebind_llm.intents.methods import METHODS, fit_itsl
+from imagebind_llm.intents.methods import fit_itsl
 from imagebind_llm.intents.protocol import Protocol, load_protocol
+from imagebind_llm.intents.registry import METHODS
 from imagebind_llm.intents.report import console, write_page
 from imagebind_llm.intents.settings import ClassifierSettings
 from imagebind_llm.itsl import checkpoint
@@ -61,7 +62,7 @@ def run(settings: ClassifierSettings) -> None:
     refuse_what_comes_last(protocol, settings)
     itsl, llama = settings.method == "itsl", SharedLlama()
     files = explanation_files(protocol, settings) if itsl else {}
-    subsets = evaluate(protocol, settings, partial(fit_itsl, llama=llama) if itsl else METHODS[settings.method])
+    subsets = evaluate(protocol, settings, partial(fit_itsl, llama=llama) if itsl else METHODS[settings.method].fit)
     found = results(protocol, subsets, settings)
     if files:
         found["rationales"], found["verifier"] = explained(files, settings, llama)

@@ -182,7 +182,6 @@ PERTURBATIONS = ("drop", "swap")  # of a modality, to see what a rationale depen
 
 # --- The classifier (classifier.py) -----------------------------------------------------------------------------------
 
-METHODS = ("probe", "zeroshot", "itsl")
 NO_SELECTION = "none"
 
 

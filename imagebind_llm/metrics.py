@@ -5,29 +5,48 @@ Averages over classes run over the classes that occur in `gold`: a class that no
 wrongly called by its name lowers the recall of the others.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-SCORES = ("accuracy", "macro_f1", "macro_precision", "macro_recall", "weighted_f1", "weighted_precision")
 LEVEL = 0.95
 N_RESAMPLES = 2000
 N_BINS = 15
 
 
+@dataclass(frozen=True)
+class Score:
+    """A score of one run: its title in reports, and a function of gold (N,) and predicted (N,)."""
+
+    title: str
+    of: Callable[[np.ndarray, np.ndarray], float]
+
+
+def _accuracy(gold: np.ndarray, predicted: np.ndarray) -> float:
+    return np.mean(gold == predicted)
+
+
+def _average(score: Callable, average: str) -> Callable[[np.ndarray, np.ndarray], float]:
+    """One of scikit-learn's scores, averaged over the classes that occur in gold."""
+    return lambda gold, predicted: score(gold, predicted, labels=np.unique(gold), average=average, zero_division=0)
+
+
+SCORES = {  # what reports and results.json have of every run; another score of intents is a line here
+    "accuracy": Score("accuracy", _accuracy),  # also the weighted recall
+    "macro_f1": Score("macro F1", _average(sklearn_metrics.f1_score, "macro")),
+    "macro_precision": Score("macro precision", _average(sklearn_metrics.precision_score, "macro")),
+    "macro_recall": Score("macro recall", _average(sklearn_metrics.recall_score, "macro")),
+    "weighted_f1": Score("weighted F1", _average(sklearn_metrics.f1_score, "weighted")),
+    "weighted_precision": Score("weighted precision", _average(sklearn_metrics.precision_score, "weighted")),
+}
+
+
 def scores(gold: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """The six scores of one run, `predicted` (N,). Accuracy is also the weighted recall."""
-    labels = np.unique(gold)
-    found = {"accuracy": float(np.mean(gold == predicted))}
-    for average, names in (("macro", ("precision", "recall", "f1")), ("weighted", ("precision", "f1"))):
-        values = sklearn_metrics.precision_recall_fscore_support(
-            gold, predicted, labels=labels, average=average, zero_division=0
-        )
-        by_name = dict(zip(("precision", "recall", "f1"), values[:3], strict=True))
-        found |= {f"{average}_{name}": float(by_name[name]) for name in names}
-    return {name: found[name] for name in SCORES}
+    """Every score of SCORES for one run, `predicted` (N,)."""
+    return {name: float(score.of(gold, predicted)) for name, score in SCORES.items()}
 
 
 def macro_f1(gold: np.ndarray, predicted: np.ndarray) -> np.ndarray:

@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from imagebind_llm.datasets.layouts import LAYOUTS, Layout
 from imagebind_llm.records import Example
-from imagebind_llm.taxonomy import MINTREC, MINTREC2, Taxonomy, own_taxonomy
+from imagebind_llm.taxonomy import Taxonomy, own_taxonomy
 
 SPLITS = ("train", "dev", "test")
 PLAIN = "plain folder"  # the layout of a table of one's own
@@ -50,41 +51,6 @@ class Dataset:
     @property
     def examples(self) -> list[Example]:
         return [example for rows in self.splits.values() for example in rows]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How one release names its columns, keys and clips."""
-
-    name: str
-    columns: tuple[str, ...]
-    taxonomy: Taxonomy
-    key: Callable[[dict], str]
-    clip: Callable[[dict], str]
-    text: str
-    label: str
-
-
-LAYOUTS = (
-    Layout(
-        "MIntRec",
-        ("season", "episode", "clip", "text", "label"),
-        MINTREC,
-        lambda row: f"{row['season']}_{row['episode']}_{row['clip']}",
-        lambda row: f"{row['season']}/{row['episode']}/{row['clip']}.mp4",
-        "text",
-        "label",
-    ),
-    Layout(
-        "MIntRec2.0",
-        ("Dialogue_id", "Utterance_id", "Text", "Label"),
-        MINTREC2,
-        lambda row: f"dia{row['Dialogue_id']}_utt{row['Utterance_id']}",
-        lambda row: f"dia{row['Dialogue_id']}_utt{row['Utterance_id']}.mp4",
-        "Text",
-        "Label",
-    ),
-)
 
 
 def load_dataset(path: Path | str, splits: tuple[str, ...] = ()) -> Dataset:

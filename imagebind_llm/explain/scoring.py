@@ -14,6 +14,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -29,14 +30,6 @@ from imagebind_llm.taxonomy import Taxonomy
 from imagebind_llm.text_metrics import CiderD, bleu4, distinct2, meteor, repetition4, rouge_l, similarity, words
 
 Encode = Callable[[Sequence[str]], Tensor]
-COLUMNS = {
-    "bleu4": "BLEU-4", "rouge_l": "ROUGE-L", "cider_d": "CIDEr-D", "meteor": "METEOR", "similarity": "similarity",
-    "consistency": "reads gold", "q_gold": "q(gold)", "consistency_predicted": "reads predicted",
-    "cue_precision": "cue P", "cue_recall": "cue R", "cue_f1": "cue F1", "cue_skill": "cue skill",
-    "atypical_precision": "atypical P", "atypical_claims": "atypical claims", "claims": "claims an answer",
-    "distinct2": "distinct-2", "repetition4": "repeated", "words": "words",
-}  # fmt: skip
-CUE_SCORES = ("claims", *(name for name in COLUMNS if name.startswith(("cue_", "atypical_"))))
 
 
 @dataclass(frozen=True)
@@ -88,13 +81,100 @@ class Judges:
         return cls(CiderD(texts), verifier, encode)
 
 
+@dataclass(frozen=True)
+class Compared:
+    """What a score of rationales is computed from: a candidate (a text, empty where there is none) for each reference, the
+    judges, and the intents that the candidates name, where they are known."""
+
+    candidates: Sequence[str]
+    references: Sequence[Rationale]
+    judges: Judges
+    predicted: Sequence[str] | None = None
+
+    @cached_property
+    def texts(self) -> tuple[list[str], list[str]]:
+        """Candidates and references of the clips that have a reference."""
+        pairs = [(ours, row.rationale) for ours, row in zip(self.candidates, self.references, strict=True) if row.rationale]
+        return [ours for ours, _ in pairs], [theirs for _, theirs in pairs]
+
+    @cached_property
+    def readings(self) -> dict[str, float | None]:
+        gold = [row.intent for row in self.references]
+        return _masked_consistency(self.candidates, gold, self.predicted, self.judges.verifier)
+
+    @cached_property
+    def cues(self) -> dict[str, float | None]:
+        known = all(row.cues and row.table for row in self.references)
+        return cue_scores(self.candidates, self.references) if known else {}
+
+
+@dataclass(frozen=True)
+class Score:
+    """A column of the table: its title, its value (None where unknown), and the digits behind the point that are shown."""
+
+    title: str
+    of: Callable[[Compared], float | None]
+    digits: int = 3
+
+
+def _against_references(score: Callable) -> Callable[[Compared], float | None]:
+    """A score of lists of texts, the candidates and their references; None without references."""
+    return lambda compared: score(*compared.texts) if compared.texts[0] else None
+
+
+def _mean_against_references(score: Callable) -> Callable[[Compared], float | None]:
+    """The mean of a score of two texts."""
+    return _against_references(lambda ours, theirs: _mean([score(*pair) for pair in zip(ours, theirs, strict=True)]))
+
+
+def _cider(compared: Compared) -> float | None:
+    return _mean_against_references(compared.judges.cider.score)(compared)
+
+
+def _similarity(compared: Compared) -> float | None:
+    encode = compared.judges.encode
+    return similarity(*compared.texts, encode) if encode and compared.texts[0] else None
+
+
+def _reading(name: str, title: str) -> dict[str, Score]:
+    return {name: Score(title, lambda compared: compared.readings[name])}
+
+
+def _cue(name: str, title: str, digits: int = 3) -> dict[str, Score]:
+    return {name: Score(title, lambda compared: compared.cues.get(name), digits)}
+
+
+SCORES = {  # in the order of the table; another score of rationales is a line here
+    "bleu4": Score("BLEU-4", _against_references(bleu4)),
+    "rouge_l": Score("ROUGE-L", _mean_against_references(rouge_l)),
+    "cider_d": Score("CIDEr-D", _cider, digits=2),
+    "meteor": Score("METEOR", _against_references(meteor)),
+    "similarity": Score("similarity", _similarity),
+    **_reading("consistency", "reads gold"),
+    **_reading("q_gold", "q(gold)"),
+    **_reading("consistency_predicted", "reads predicted"),
+    **_cue("cue_precision", "cue P"),
+    **_cue("cue_recall", "cue R"),
+    **_cue("cue_f1", "cue F1"),
+    **_cue("cue_skill", "cue skill"),
+    **_cue("atypical_precision", "atypical P"),
+    **_cue("atypical_claims", "atypical claims", digits=0),
+    **_cue("claims", "claims an answer", digits=2),
+    "distinct2": Score("distinct-2", lambda compared: distinct2(compared.candidates)),
+    "repetition4": Score("repeated", lambda compared: _mean([repetition4(text) for text in compared.candidates])),
+    "words": Score("words", lambda compared: _mean([len(words(text)) for text in compared.candidates]), digits=1),
+}
+COLUMNS = {name: score.title for name, score in SCORES.items()}
+CUE_SCORES = ("claims", *(name for name in COLUMNS if name.startswith(("cue_", "atypical_"))))
+
+
 def score_rationales(
     candidates: Sequence[str],
     references: Sequence[Rationale],
     judges: Judges,
     predicted: Sequence[str] | None = None,
 ) -> dict[str, float | None]:
-    """Every score of `candidates` (a text a clip, empty where there is none) under the names of COLUMNS; None where unknown.
+    """Every score of `candidates` (a text a clip, empty where there is none) under the names of SCORES; None where unknown.
 
     references: the gold intent of each clip, its faithful reference rationale (empty if there is none) and its true cues. All
     but CIDEr-D (0 to 10), skill (at most 1) and the numbers of claims and words lie in [0, 1]. Clips without a reference count
@@ -102,20 +182,8 @@ def score_rationales(
     """
     if len(candidates) != len(references) or not candidates:
         raise ValueError(f"expected a candidate for each of {len(references)} references, got {len(candidates)}")
-    pairs = [(ours, row.rationale) for ours, row in zip(candidates, references, strict=True) if row.rationale]
-    scores: dict[str, float | None] = dict.fromkeys(COLUMNS)
-    if pairs:
-        ours, theirs = ([text for text, _ in pairs], [text for _, text in pairs])
-        scores |= {"bleu4": bleu4(ours, theirs), "meteor": meteor(ours, theirs)}
-        scores["rouge_l"] = _mean([rouge_l(*pair) for pair in pairs])
-        scores["cider_d"] = _mean([judges.cider.score(*pair) for pair in pairs])
-        scores["similarity"] = similarity(ours, theirs, judges.encode) if judges.encode else None
-    scores |= _masked_consistency(candidates, [row.intent for row in references], predicted, judges.verifier)
-    if all(row.cues and row.table for row in references):
-        scores |= cue_scores(candidates, references)
-    scores |= {"distinct2": distinct2(candidates), "repetition4": _mean([repetition4(text) for text in candidates])}
-    scores["words"] = _mean([len(words(text)) for text in candidates])
-    return scores
+    compared = Compared(candidates, references, judges, predicted)
+    return {name: score.of(compared) for name, score in SCORES.items()}
 
 
 def _masked_consistency(
@@ -300,12 +368,12 @@ def score_cells(rows: Mapping[str, Mapping[str, float | None]]) -> tuple[list[st
     """Header and rows: sources down, scores across. Scores that no source has are left out, but for what needs a table of cues:
     a dash there says that nothing is known of the truth."""
     known = {name for scores in rows.values() for name, value in scores.items() if value is not None}
-    names = [name for name in COLUMNS if name in known or name in CUE_SCORES]
+    names = [name for name in SCORES if name in known or name in CUE_SCORES]
     cells = [
-        [source, *("–" if (value := scores.get(name)) is None else _shown(name, value) for name in names)]
+        [source, *("–" if (value := scores.get(name)) is None else f"{value:.{SCORES[name].digits}f}" for name in names)]
         for source, scores in rows.items()
     ]
-    return ["", *(COLUMNS[name] for name in names)], cells
+    return ["", *(SCORES[name].title for name in names)], cells
 
 
 def markdown(rows: Mapping[str, Mapping[str, float | None]]) -> str:
@@ -313,11 +381,6 @@ def markdown(rows: Mapping[str, Mapping[str, float | None]]) -> str:
     header, cells = score_cells(rows)
     lines = ["| " + " | ".join(row) + " |" for row in (header, *cells)]
     return "\n".join([lines[0], "|---|" + "---|" * (len(header) - 1), *lines[1:]])
-
-
-def _shown(name: str, value: float) -> str:
-    digits = {"words": 1, "cider_d": 2, "claims": 2, "atypical_claims": 0}.get(name, 3)
-    return f"{value:.{digits}f}"
 
 
 def side_by_side(settings: ScoringSettings) -> tuple[dict[str, dict[str, float | None]], str]:

@@ -17,6 +17,7 @@ from imagebind_llm import metrics
 from imagebind_llm.config import CEILINGS, MODALITIES, modality_subsets
 from imagebind_llm.datasets.readers import DataError
 from imagebind_llm.intents.protocol import Protocol, Rows
+from imagebind_llm.intents.registry import METHODS
 from imagebind_llm.intents.settings import ClassifierSettings
 
 Predictor = Callable[[Rows], np.ndarray]
@@ -75,12 +76,12 @@ Method = Callable[[Protocol, tuple[str, ...], ClassifierSettings, Callable[[], o
 def evaluate(protocol: Protocol, settings: ClassifierSettings, fit: Method) -> list[Subset]:
     """A method on `settings.modalities`; with --ablate on every subset of them too, small ones first.
 
-    The probe is trained anew for each subset. The other methods are what they are: their rows of the table are answers
-    to masked clips.
+    A method that is fitted to each subset (the probe) is trained anew for it. The others are what they are: their rows of the
+    table are answers to masked clips.
     """
     wanted = tuple(name for name in MODALITIES if name in settings.modalities)
     chosen = modality_subsets(wanted) if settings.ablate else [wanted]
-    trains = settings.method == "probe"
+    trains = METHODS[settings.method].each_subset
     n_ticks = len(chosen) * settings.epochs if trains else 1
     with tqdm(total=n_ticks, desc=settings.method, unit="epoch" if trains else "step") as bar:
         whole = fit(protocol, wanted, settings, bar.update)

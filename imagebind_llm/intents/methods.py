@@ -1,4 +1,4 @@
-"""The methods of classifier.py: each fits itself to what it may see of a Protocol and becomes a predictor.
+"""The methods of classifier.py: each fits itself to what it may see of a Protocol and becomes a predictor (table: registry.py).
 
 probe     the MLP on concatenated embeddings, and logistic regression as its plain baseline
 zeroshot  the nearest label sentence; nothing is fitted
@@ -19,7 +19,7 @@ from imagebind_llm.encoder.store import Identity, Store, StoreError
 from imagebind_llm.encoder.weights import file_sha256, find_imagebind, load_imagebind
 from imagebind_llm.explain.explainer import Explainer
 from imagebind_llm.explain.loading import load_explainer
-from imagebind_llm.intents.evaluation import Fitted, Method
+from imagebind_llm.intents.evaluation import Fitted
 from imagebind_llm.intents.probe import Scaling, fit_logistic, train_probes
 from imagebind_llm.intents.protocol import Protocol, Rows, marks
 from imagebind_llm.intents.settings import ClassifierSettings
@@ -153,6 +153,3 @@ def _refuse_seen(folder: str, protocol: Protocol) -> None:
     stages, report = read_stages(Path(folder)), marks(protocol.report)
     refuse_seen(folder, stages, protocol.report.examples, report)
     protocol.notes.extend(notes(folder, stages, report))
-
-
-METHODS: dict[str, Method] = {"probe": fit_probe, "zeroshot": fit_zeroshot, "itsl": fit_itsl}

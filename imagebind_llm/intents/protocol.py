@@ -18,6 +18,7 @@ from imagebind_llm.config import MODALITIES, NO_SELECTION
 from imagebind_llm.corpus.seen import RowMarks, refuse_overlap, row_marks, vector_marks
 from imagebind_llm.datasets.readers import PLAIN, SPLITS, DataError, Dataset, load_dataset, normal_text
 from imagebind_llm.encoder.store import Identity, PtFolders, Store, StoreError
+from imagebind_llm.intents.registry import METHODS
 from imagebind_llm.intents.settings import ClassifierSettings
 from imagebind_llm.records import Example
 from imagebind_llm.taxonomy import ACHIEVE, EXPRESS, ITSL_ORDER, MINTREC, Taxonomy
@@ -122,7 +123,7 @@ def _parts(splits: dict[str, list[Example]], dataset: Dataset, settings: Classif
     chosen = {"report": (settings.report_split,), "train": settings.train_splits, "select": (settings.select_split,)}
     if settings.select_split == NO_SELECTION:
         chosen["select"] = ()
-    if settings.method == "zeroshot":
+    if not METHODS[settings.method].uses_training:
         chosen |= {"train": (), "select": ()}
     for part, names in chosen.items():
         if gone := [name for name in names if name not in splits]:

@@ -43,13 +43,7 @@ PUBLISHED_F1 = {
 }
 PUBLISHED_BY = ("people", "Text-BERT", "MulT")
 
-NAMES = {
-    "accuracy": "accuracy",
-    "macro_f1": "macro F1",
-    "macro_precision": "macro precision",
-    "macro_recall": "macro recall",
-    "weighted_f1": "weighted F1",
-    "weighted_precision": "weighted precision",
+NAMES = {name: score.title for name, score in metrics.SCORES.items()} | {
     "coarse_accuracy": "accuracy, coarse classes",
     "coarse_macro_f1": "macro F1, coarse classes",
     "accuracy_of_surest_half": "accuracy of the surest half",

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from imagebind_llm.config import METHODS, MODALITIES, NO_SELECTION
+from imagebind_llm.config import MODALITIES, NO_SELECTION
 from imagebind_llm.flags import flag
+from imagebind_llm.intents.registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class ClassifierSettings:
     compare: str = flag("", "the output_dir of another run on the same rows: paired tests against it")
 
     def __post_init__(self) -> None:
-        if self.method != "zeroshot":
+        if METHODS[self.method].uses_training:
             self._refuse_leaks()
         for name in ("modalities", "seeds", "train_splits"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
