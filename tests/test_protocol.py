@@ -207,7 +207,7 @@ def test_label_orders_and_coarse_labels(settings):
     assert itsl.classes == ITSL_ORDER and sorted(ITSL_ORDER) == sorted(MINTREC.labels)
     names = [itsl.classes[i] for i in itsl.report.classes]
     assert names == [one.intent for one in itsl.report.examples]
-    assert itsl.express.sum() == 11 and not itsl.express[ITSL_ORDER.index("Leave")]
+    assert (itsl.coarse == 0).sum() == 11 and itsl.coarse[ITSL_ORDER.index("Leave")] == 1
     coarse = load_protocol(replace(settings, labels="coarse"))
     assert coarse.classes == ("Express emotions or attitudes", "Achieve goals")
     assert coarse.report.classes[:4].tolist() == [0, 0, 1, 1]  # Complain Praise Inform Leave
@@ -222,7 +222,7 @@ def test_a_table_of_ones_own_has_labels_of_its_own(settings, tmp_path):
     emb = write_store(tmp_path / "own_emb", [key(row) for row in rows], vectors_of(rows))
     own = replace(settings, data_path=str(tmp_path / "list.csv"), emb_path=str(emb))
     protocol = load_protocol(own)
-    assert protocol.classes == ("alpha", "beta", "gamma", "zeta") and protocol.express is None
+    assert protocol.classes == ("alpha", "beta", "gamma", "zeta") and protocol.coarse is None
     with pytest.raises(DataError, match="no coarse classes"):
         load_protocol(replace(own, labels="coarse"))
     with pytest.raises(DataError, match="orders MIntRec's 20 intents"):

@@ -2,8 +2,8 @@
 
     MIntRec       train.tsv dev.tsv test.tsv (season episode clip text label)   raw_data/S05/E16/329.mp4
     MIntRec2.0    train.tsv dev.tsv test.tsv (Dialogue_id Utterance_id Text Label ...)   raw_data/dia2_utt0.mp4
-    plain folder  one .csv or .tsv with the columns path and text (optional: key, split, label), clips beside it; with labels
-                  and a split train it is a data set of its own labels
+    plain folder  one .csv or .tsv with the columns path and text (optional: key, split, label, coarse), clips beside it; with
+                  labels and a split train it is a data set of its own labels, whose coarse classes the column coarse has
 
 The TSVs are read as they were written: tab separated, no quoting. Beside the tables may lie rationales.jsonl.
 `load_dataset` stops at the first fault; `python -m imagebind_llm.check PATH` (check.py) reads with the same
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from imagebind_llm.datasets.layouts import LAYOUTS, Layout
 from imagebind_llm.records import Example
-from imagebind_llm.taxonomy import Taxonomy, own_taxonomy
+from imagebind_llm.taxonomy import Taxonomy, own_taxonomy, plain_label
 
 SPLITS = ("train", "dev", "test")
 PLAIN = "plain folder"  # the layout of a table of one's own
@@ -81,6 +81,11 @@ def read_dataset(path: Path | str, splits: tuple[str, ...], refuse: Refuse) -> D
     return dataset
 
 
+def folder_of(path: Path | str) -> Path:
+    """The folder of a data set that is given as a folder or as a table in it."""
+    return Path(path).parent if Path(path).is_file() else Path(path)
+
+
 def _split_table(root: Path, split: str) -> Path | None:
     """`dev.tsv`, or the one `*_dev.tsv` of a derived release."""
     if (root / f"{split}.tsv").is_file():
@@ -132,6 +137,7 @@ def _read_plain(root: Path, wanted: tuple[str, ...], refuse: Refuse) -> Dataset:
     table = root if root.is_file() else _only_table(root)
     delimiter = "\t" if table.suffix == ".tsv" else ","
     splits: dict[str, list[Example]] = {}
+    coarse_of: dict[str, str] = {}
     for line, row in _rows(table, delimiter, ("path", "text"), refuse):
         if not row["path"].strip():
             refuse("row", f"{table}, line {line}: the path is empty; expected the clip's file name")
@@ -139,13 +145,20 @@ def _read_plain(root: Path, wanted: tuple[str, ...], refuse: Refuse) -> Dataset:
         clip = table.parent / row["path"]
         key = row.get("key") or str(Path(row["path"]).with_suffix(""))
         split = row.get("split") or WHOLE
-        splits.setdefault(split, []).append(Example(key, split, clip, row["text"], (row.get("label") or "").strip() or None))
+        label, coarse = ((row.get(column) or "").strip() for column in ("label", "coarse"))
+        splits.setdefault(split, []).append(Example(key, split, clip, row["text"], label or None))
+        if label and (before := coarse_of.setdefault(plain_label(label), coarse)) != coarse:
+            refuse("label", f"{table}, line {line}: label {label!r} has the coarse class {coarse!r}, above it has {before!r}")
     if not splits:
         refuse("table", f"{table}: no rows; expected one clip a line with the columns path and text")
     chosen = _chosen(root, list(splits), wanted)
     taxonomy = None
     if any(example.intent for example in splits.get("train", [])):
-        taxonomy = own_taxonomy(example.intent for rows in splits.values() for example in rows if example.intent)
+        if any(coarse_of.values()) and (bare := [label for label, coarse in coarse_of.items() if not coarse]):
+            refuse("label", f"{table}: no coarse class for the label {', '.join(bare)}; fill the column coarse, or delete it")
+            coarse_of = {}
+        labels = (example.intent for rows in splits.values() for example in rows if example.intent)
+        taxonomy = own_taxonomy(labels, coarse_of if any(coarse_of.values()) else None)
     kept = {name: [_spelled(example, taxonomy) for example in splits[name]] for name in chosen}
     return Dataset(table.parent, PLAIN, kept, taxonomy, table.parent, (table,))
 

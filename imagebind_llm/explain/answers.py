@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from imagebind_llm.corpus.seen import keys_seen
 from imagebind_llm.critic.checked_claims import CheckedClaim, ClaimCheck, in_words
-from imagebind_llm.datasets.readers import DataError, load_dataset
+from imagebind_llm.datasets.readers import DataError, folder_of, load_dataset
 from imagebind_llm.encoder.clip_encoder import ClipEncoder
 from imagebind_llm.encoder.store import Store
 from imagebind_llm.explain.explainer import Explainer, Explanation
@@ -138,7 +138,7 @@ def scores_beside(data_path: str, answers: Sequence[Path], split: str) -> tuple[
 
     Nothing where there are no references; where there are too few of them to judge by, no scores and the reason.
     """
-    if not (Path(data_path) / "rationales.jsonl").is_file() or split not in ("dev", "test"):
+    if not (folder_of(data_path) / "rationales.jsonl").is_file() or split not in ("dev", "test"):
         return {}, ""
     try:
         return side_by_side(ScoringSettings(data_path, candidates=tuple(map(str, answers)), split=split))

@@ -152,9 +152,9 @@ def read_needed(table: Path) -> dict[str, str]:
 def summary(answers: Answers, protocol: Protocol, intervals: bool = True) -> dict:
     """Every number of one method's answers: mean and s.d. over seeds of each score, 95 % intervals, calibration."""
     runs = [metrics.scores(answers.gold, run) for run in answers.predicted]
-    if protocol.express is not None:
+    if protocol.coarse is not None:
         for scores, run in zip(runs, answers.predicted, strict=True):
-            coarse = metrics.scores((~protocol.express[answers.gold]).astype(int), (~protocol.express[run]).astype(int))
+            coarse = metrics.scores(protocol.coarse[answers.gold], protocol.coarse[run])
             scores |= {f"coarse_{name}": coarse[name] for name in ("accuracy", "macro_f1")}
     for scores, correct, confidence in zip(runs, answers.correct, answers.confidence, strict=True):
         scores["calibration_error"] = metrics.calibration_error(correct, confidence)

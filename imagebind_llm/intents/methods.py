@@ -28,7 +28,6 @@ from imagebind_llm.itsl import checkpoint
 from imagebind_llm.itsl.assembly import SharedLlama
 from imagebind_llm.itsl.instructions import encode_prompt
 from imagebind_llm.records import Example
-from imagebind_llm.taxonomy import EXPRESS
 
 
 def fit_probe(protocol: Protocol, modalities: tuple[str, ...], settings: ClassifierSettings, tick) -> Fitted:
@@ -119,9 +118,9 @@ def answers_of(explainer: Explainer, rows: Rows, protocol: Protocol, batch_size:
         reading = explainer.score(asked, rows.vectors[part], rows.present[part])
         found.append(explainer.calibration.probabilities(reading.head, reading.decoder).numpy())
     p, labels = np.concatenate(found), explainer.taxonomy.labels  # (N, their classes)
-    if protocol.classes[0] == EXPRESS:
-        express = np.array([explainer.taxonomy.coarse(name) == EXPRESS for name in labels])
-        return np.stack([p[:, express].sum(1), p[:, ~express].sum(1)], axis=1)
+    if protocol.classes == explainer.taxonomy.coarse_classes:
+        coarse = np.array([explainer.taxonomy.coarse(name) for name in labels])
+        return np.stack([p[:, coarse == name].sum(1) for name in protocol.classes], axis=1)
     return p[:, [labels.index(name) for name in protocol.classes]]
 
 
@@ -135,9 +134,10 @@ def _open(
 ) -> Explainer:
     """The checkpoint, if it was made for these labels, embeddings and modalities."""
     explainer = load_explainer(Path(folder), settings.llama_model_path, device, shared=llama)
-    if protocol.classes[0] != EXPRESS and set(protocol.classes) != set(explainer.taxonomy.labels):
+    taxonomy = explainer.taxonomy
+    if protocol.classes != taxonomy.coarse_classes and set(protocol.classes) != set(taxonomy.labels):
         raise DataError(
-            f"{folder}: trained on the {len(explainer.taxonomy.labels)} intents of {explainer.taxonomy.name}; "
+            f"{folder}: trained on the {len(taxonomy.labels)} intents of {taxonomy.name}; "
             f"{protocol.dataset.root} has {len(protocol.classes)} classes, {protocol.dataset.layout}"
         )
     known = ("text",) if NO_MODALITY in explainer.modalities else explainer.modalities

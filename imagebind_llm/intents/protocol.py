@@ -21,7 +21,7 @@ from imagebind_llm.encoder.store import Identity, PtFolders, Store, StoreError
 from imagebind_llm.intents.registry import METHODS
 from imagebind_llm.intents.settings import ClassifierSettings
 from imagebind_llm.records import Example
-from imagebind_llm.taxonomy import ACHIEVE, EXPRESS, ITSL_ORDER, MINTREC, Taxonomy
+from imagebind_llm.taxonomy import ITSL_ORDER, MINTREC, Taxonomy
 
 MISSING_LIMIT = 0.1  # share of a split without embeddings above which a run would say little
 LISTED = 5
@@ -49,14 +49,14 @@ class Rows:
 class Protocol:
     """Everything that an evaluation is computed from; `train` and `select` are empty for methods that do not train.
 
-    `express`: which classes are coarsely "Express emotions or attitudes"; None where the labels have no coarse classes.
+    `coarse`: (C,) the coarse class of each class, as an index; None where the labels have no coarse classes.
     `repeated`: (N,) bool, the reported rows whose text occurs in training. `notes`: what a reader of the result must know.
     """
 
     dataset: Dataset
     store: Store | PtFolders
     classes: tuple[str, ...]
-    express: np.ndarray | None
+    coarse: np.ndarray | None
     train: Rows | None
     select: Rows | None
     report: Rows
@@ -148,24 +148,27 @@ def _classes(dataset: Dataset, parts: dict[str, list[Example]], settings: Classi
         if taxonomy != MINTREC:
             raise DataError(f"--label_order itsl orders MIntRec's 20 intents; {dataset.root} is {dataset.layout}")
         taxonomy = replace(MINTREC, labels=ITSL_ORDER)
-    if taxonomy is None or dataset.layout == PLAIN:
-        if settings.labels == "coarse":
-            raise DataError(f"{dataset.root}: a plain table's own labels have no coarse classes; leave out --labels coarse")
+    if settings.labels == "coarse" and not (taxonomy and taxonomy.coarse_classes):
+        raise DataError(
+            f"{dataset.root}: its labels have no coarse classes; add a column coarse to a table of your own, or leave out "
+            "--labels coarse"
+        )
+    if taxonomy is None or (dataset.layout == PLAIN and settings.labels == "fine"):
         names = tuple(sorted({str(example.intent) for example in used}))
         return names, names.index
     unknown = taxonomy.out_of_scope is not None and any(example.intent == taxonomy.out_of_scope for example in used)
     if settings.labels == "coarse":
         if unknown:
             raise DataError(f"{dataset.root}: label {taxonomy.out_of_scope} has no coarse class; take the in-scope folder")
-        return (EXPRESS, ACHIEVE), lambda label: int(taxonomy.coarse(label) != EXPRESS)
+        return taxonomy.coarse_classes, lambda label: taxonomy.coarse_classes.index(taxonomy.coarse(label))
     return (*taxonomy.labels, *((taxonomy.out_of_scope,) if unknown else ())), taxonomy.index
 
 
 def _coarse(taxonomy: Taxonomy | None, classes: tuple[str, ...]) -> np.ndarray | None:
-    """(C,) bool; None where a class is coarse itself, out of scope, or of a taxonomy without coarse classes."""
-    if taxonomy is None or taxonomy.express is None or not set(classes) <= set(taxonomy.labels):
+    """(C,) class indices; None where a class is coarse itself, out of scope, or of a taxonomy without coarse classes."""
+    if taxonomy is None or not taxonomy.coarse_classes or not set(classes) <= set(taxonomy.labels):
         return None
-    return np.array([taxonomy.coarse(name) == EXPRESS for name in classes])
+    return np.array([taxonomy.coarse_classes.index(taxonomy.coarse(name) or "") for name in classes])
 
 
 # --- embeddings -------------------------------------------------------------------------------------------------------

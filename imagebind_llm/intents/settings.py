@@ -23,7 +23,7 @@ class ClassifierSettings:
     report_split: str = flag("test", "what is reported: neither trained on nor selected on")
     split_by: str = flag("official", "episode: none in two splits (MIntRec's own splits share all)", ("official", "episode"))
     episode_fold: int = flag(0, "with --split_by episode: which fifth of the episodes is reported, 0 to 4")
-    labels: str = flag("fine", "the intents, or express emotions or attitudes / achieve goals", ("fine", "coarse"))
+    labels: str = flag("fine", "intents, or their coarse classes (express or achieve; own: column coarse)", ("fine", "coarse"))
     label_order: str = flag("official", "class order in all output; itsl: the original classifier's", ("official", "itsl"))
     hidden: tuple[int, ...] = flag((128,), "widths of the MLP's hidden layers")
     epochs: int = flag(100, "of the MLP")

@@ -22,7 +22,7 @@ from imagebind_llm import distributed
 from imagebind_llm.clips.container import MediaError, clip_seconds
 from imagebind_llm.config import EMBEDDING_WIDTH, MODALITIES
 from imagebind_llm.critic.checked_claims import CheckedClaim, ClaimCheck, has_judge
-from imagebind_llm.datasets.readers import DataError, load_dataset
+from imagebind_llm.datasets.readers import DataError, folder_of, load_dataset
 from imagebind_llm.encoder.clip_encoder import ClipEncoder
 from imagebind_llm.encoder.store import identity_of
 from imagebind_llm.encoder.weights import file_sha256
@@ -258,7 +258,7 @@ def find_examples(data_path: Path) -> list[Example]:
 def _known_by_content(examples: Sequence[Example], data_path: Path) -> dict[str, Known]:
     """What is known of the example clips, by the SHA-256 of their files: an upload has no key."""
     try:
-        rows = read_rationales(data_path / "rationales.jsonl")
+        rows = read_rationales(folder_of(data_path) / "rationales.jsonl")
     except DataError:
         rows = {}
     known = {}
