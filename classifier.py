@@ -24,7 +24,14 @@ from imagebind_llm.explain.answers import ExplainSettings, answer_split, refuse_
 from imagebind_llm.explain.loading import load_explainer
 from imagebind_llm.files import write_atomic
 from imagebind_llm.flags import parse
-from imagebind_llm.intents.evaluation import PREDICTIONS, evaluate, predictions_table, read_predictions, results, slices
+from imagebind_llm.intents.evaluation import (
+    PREDICTIONS,
+    collect_results,
+    evaluate_subsets,
+    predictions_table,
+    read_predictions,
+    slices,
+)
 from imagebind_llm.intents.methods import fit_itsl
 from imagebind_llm.intents.protocol import Protocol, load_protocol
 from imagebind_llm.intents.registry import METHODS
@@ -62,10 +69,10 @@ def run(settings: ClassifierSettings) -> None:
     refuse_what_comes_last(protocol, settings)
     itsl, llama = settings.method == "itsl", SharedLlama()
     files = explanation_files(protocol, settings) if itsl else {}
-    subsets = evaluate(protocol, settings, partial(fit_itsl, llama=llama) if itsl else METHODS[settings.method].fit)
-    found = results(protocol, subsets, settings)
+    subsets = evaluate_subsets(protocol, settings, partial(fit_itsl, llama=llama) if itsl else METHODS[settings.method].fit)
+    found = collect_results(protocol, subsets, settings)
     if files:
-        found["rationales"], found["verifier"] = explained(files, settings, llama)
+        found["rationales"], found["verifier"] = score_explanations(files, settings, llama)
     found["seconds"] = round(time.monotonic() - started, 1)
     print(console(found))
     write_atomic(output / "results.json", (json.dumps(found, indent=1) + "\n").encode())
@@ -99,7 +106,7 @@ def explanation_files(protocol: Protocol, settings: ClassifierSettings) -> dict[
     return files
 
 
-def explained(files: dict[str, Path], settings: ClassifierSettings, llama: SharedLlama) -> tuple[dict, str]:
+def score_explanations(files: dict[str, Path], settings: ClassifierSettings, llama: SharedLlama) -> tuple[dict, str]:
     """The rationales of every checkpoint for the reported clips, written to their files, and their scores; continues."""
     device, split = distributed.choose_device(settings.device), settings.report_split
     for folder, file in files.items():

@@ -18,7 +18,7 @@ N_BINS = 15
 
 
 @dataclass(frozen=True)
-class Score:
+class IntentScore:
     """A score of one run: its title in reports, and a function of gold (N,) and predicted (N,)."""
 
     title: str
@@ -35,12 +35,12 @@ def _average(score: Callable, average: str) -> Callable[[np.ndarray, np.ndarray]
 
 
 SCORES = {  # what reports and results.json have of every run; another score of intents is a line here
-    "accuracy": Score("accuracy", _accuracy),  # also the weighted recall
-    "macro_f1": Score("macro F1", _average(sklearn_metrics.f1_score, "macro")),
-    "macro_precision": Score("macro precision", _average(sklearn_metrics.precision_score, "macro")),
-    "macro_recall": Score("macro recall", _average(sklearn_metrics.recall_score, "macro")),
-    "weighted_f1": Score("weighted F1", _average(sklearn_metrics.f1_score, "weighted")),
-    "weighted_precision": Score("weighted precision", _average(sklearn_metrics.precision_score, "weighted")),
+    "accuracy": IntentScore("accuracy", _accuracy),  # also the weighted recall
+    "macro_f1": IntentScore("macro F1", _average(sklearn_metrics.f1_score, "macro")),
+    "macro_precision": IntentScore("macro precision", _average(sklearn_metrics.precision_score, "macro")),
+    "macro_recall": IntentScore("macro recall", _average(sklearn_metrics.recall_score, "macro")),
+    "weighted_f1": IntentScore("weighted F1", _average(sklearn_metrics.f1_score, "weighted")),
+    "weighted_precision": IntentScore("weighted precision", _average(sklearn_metrics.precision_score, "weighted")),
 }
 
 
@@ -74,7 +74,9 @@ def confusion(gold: np.ndarray, predicted: np.ndarray, n_classes: int) -> np.nda
 # --- uncertainty ------------------------------------------------------------------------------------------------------
 
 
-def resampled(gold: np.ndarray, predicted: np.ndarray, n_resamples: int = N_RESAMPLES, seed: int = 0) -> dict[str, np.ndarray]:
+def bootstrap_draws(
+    gold: np.ndarray, predicted: np.ndarray, n_resamples: int = N_RESAMPLES, seed: int = 0
+) -> dict[str, np.ndarray]:
     """Accuracy and macro F1, means over seeds, of bootstrap samples of the rows: two arrays (R,).
 
     The same `seed` draws the same rows, so that two runs on the same rows can be compared draw by draw.
@@ -133,7 +135,7 @@ def paired_difference(gold: np.ndarray, ours: np.ndarray, theirs: np.ndarray) ->
 
     p: twice the smaller share of resampled differences on one side of zero, never below 1/(R+1).
     """
-    draws_of_ours, draws_of_theirs = resampled(gold, ours), resampled(gold, theirs)
+    draws_of_ours, draws_of_theirs = bootstrap_draws(gold, ours), bootstrap_draws(gold, theirs)
     found = {}
     for name, draws in draws_of_ours.items():
         draws = draws - draws_of_theirs[name]

@@ -23,14 +23,14 @@ from imagebind_llm.encoder.bpe import ClipBPE
 from imagebind_llm.encoder.store import Store, StoreError
 from imagebind_llm.encoder.weights import CHECKPOINTS, file_sha256, load_imagebind
 from imagebind_llm.intents.evaluation import (
-    Answers,
+    Predictions,
     ceilings,
-    evaluate,
+    collect_results,
+    evaluate_subsets,
     predictions_table,
     read_needed,
-    results,
+    score_summary,
     slices,
-    summary,
 )
 from imagebind_llm.intents.methods import fit_probe
 from imagebind_llm.intents.protocol import load_protocol
@@ -129,7 +129,7 @@ def test_what_the_reported_rows_are_labelled_changes_no_answer(toy, tmp_path):
     splits = {split: rows_of(split, n) for split, n in ROWS.items()}
     splits["test"] = [(*row[:4], LABELS[(i + 1) % 4]) for i, row in enumerate(splits["test"])]
     other = replace(toy, data_path=str(write_tables(tmp_path / "relabelled", splits)))
-    ours, theirs = (evaluate(load_protocol(one), one, fit_probe)[0] for one in (toy, other))
+    ours, theirs = (evaluate_subsets(load_protocol(one), one, fit_probe)[0] for one in (toy, other))
     assert np.array_equal(ours.answers.probabilities, theirs.answers.probabilities)
     assert np.array_equal(ours.baseline.probabilities, theirs.baseline.probabilities)
     assert ours.epochs == theirs.epochs and not np.array_equal(ours.answers.gold, theirs.answers.gold)
@@ -141,7 +141,7 @@ def test_reported_vectors_change_the_answers_to_their_own_rows_alone(toy):
     vectors = protocol.report.vectors.clone()
     vectors[:5] = 3 * torch.randn(5, 3, WIDTH, generator=torch.Generator().manual_seed(6))
     other = replace(protocol, report=replace(protocol.report, vectors=vectors))
-    ours, theirs = (evaluate(one, toy, fit_probe)[0] for one in (protocol, other))
+    ours, theirs = (evaluate_subsets(one, toy, fit_probe)[0] for one in (protocol, other))
     assert ours.epochs == theirs.epochs
     for one, two in ((ours.answers, theirs.answers), (ours.baseline, theirs.baseline)):
         assert np.array_equal(one.probabilities[:, 5:], two.probabilities[:, 5:])
@@ -152,16 +152,16 @@ def test_label_order_changes_columns_only(toy):
     itsl = replace(toy, label_order="itsl")
     for settings in (toy, itsl):
         protocol = load_protocol(settings)
-        answers = evaluate(protocol, settings, fit_probe)[0]
+        answers = evaluate_subsets(protocol, settings, fit_probe)[0]
         head = predictions_table(answers, protocol).splitlines()[0]
         assert head.split("\t")[6:] == [f"p({name})" for name in protocol.classes]
-        assert summary(answers.baseline, protocol)["accuracy"]["mean"] > 0.6
+        assert score_summary(answers.baseline, protocol)["accuracy"]["mean"] > 0.6
 
 
 def test_coarse_labels_are_a_task_of_their_own(toy):
     coarse = replace(toy, labels="coarse")
     protocol = load_protocol(coarse)
-    scores = summary(evaluate(protocol, coarse, fit_probe)[0].answers, protocol)
+    scores = score_summary(evaluate_subsets(protocol, coarse, fit_probe)[0].answers, protocol)
     assert scores["accuracy"]["mean"] > 0.6 and "coarse_accuracy" not in scores
 
 
@@ -171,7 +171,7 @@ def test_coarse_scores_forgive_what_stays_in_the_class(toy):
     partner = {MINTREC.index(a): MINTREC.index(b) for a, b in (("Complain", "Praise"), ("Inform", "Leave"))}
     partner |= {b: a for a, b in partner.items()}
     confused = np.eye(20)[[partner[one] for one in gold]][None]
-    scores = summary(Answers(confused, gold), protocol)
+    scores = score_summary(Predictions(confused, gold), protocol)
     assert scores["accuracy"]["mean"] == 0 and scores["coarse_accuracy"]["mean"] == 1
 
 
@@ -191,7 +191,7 @@ def test_slices_partition_the_rows_and_follow_what_people_say(toy, tmp_path):
     assert found["1 to 4 words"].all() and "5 to 8 words" not in found  # "words test number 7"
     assert found["text does not occur in training"].all() and "text occurs in training" not in found
     settings = replace(toy, needed_modality=str(table))
-    numbers = results(protocol, evaluate(protocol, settings, fit_probe), settings)["subsets"][0]["slices"]
+    numbers = collect_results(protocol, evaluate_subsets(protocol, settings, fit_probe), settings)["subsets"][0]["slices"]
     assert numbers["1 to 4 words"]["n"] == 40 and numbers["people need more, or something else"]["n"] == 2
 
 
@@ -324,10 +324,10 @@ def test_a_training_runs_folder_is_left_alone(toy, tmp_path, monkeypatch, capsys
 def test_the_demo_worlds_ceilings_stand_beside_the_scores(toy, tmp_path):
     splits = {split: rows_of(split, n) for split, n in ROWS.items()}
     root = write_tables(tmp_path / "demo", splits)
-    published.write_tables(root)
+    published.publish_tables(root)
     settings = replace(toy, data_path=str(root), ablate=True, modalities=("text", "vision"))
     protocol = load_protocol(settings)
-    found = results(protocol, evaluate(protocol, settings, fit_probe), settings)
+    found = collect_results(protocol, evaluate_subsets(protocol, settings, fit_probe), settings)
     assert [one["best_reachable"] for one in found["subsets"]] == [
         cues.bayes_accuracy(subset) for subset in (("text",), ("vision",), ("text", "vision"))
     ]

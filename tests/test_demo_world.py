@@ -33,7 +33,7 @@ FULL = {"train": 600, "dev": 200, "test": 400}
 
 @pytest.fixture(scope="module")
 def full_rows():
-    return write.rows(0, FULL)
+    return write.draw_world(0, FULL)
 
 
 @pytest.fixture(scope="module")
@@ -246,11 +246,11 @@ def test_training_never_sees_the_true_cues_and_keeps_intents_without_rationales(
 
 
 def test_rows_depend_on_seed_split_and_index_only(full_rows):
-    few = write.rows(0, SMALL)
+    few = write.draw_world(0, SMALL)
     for row in few:
         twin = next(other for other in full_rows if other.key == row.key)
         assert twin.scene == row.scene and (row.split != "train" or twin == row)
-    assert [row.scene for row in write.rows(1, SMALL)] != [row.scene for row in few]
+    assert [row.scene for row in write.draw_world(1, SMALL)] != [row.scene for row in few]
 
 
 def test_episodes_belong_to_one_split(full_rows):
@@ -352,7 +352,7 @@ def test_clips_are_h264_and_aac_of_varied_shape_that_the_front_end_reads(world):
 
 
 def test_the_same_seed_makes_the_same_clip_and_another_does_not(world, tmp_path):
-    row = write.rows(0, SMALL)[3]
+    row = write.draw_world(0, SMALL)[3]
     write.write_clip(tmp_path / "again.mp4", row, seed=0)
     assert_same_clip(tmp_path / "again.mp4", world / row.path)
     write.write_clip(tmp_path / "other.mp4", row, seed=1)
@@ -361,7 +361,7 @@ def test_the_same_seed_makes_the_same_clip_and_another_does_not(world, tmp_path)
 
 
 def test_an_interrupted_run_makes_what_is_missing_and_touches_nothing_else(world):
-    made = write.rows(0, SMALL)
+    made = write.draw_world(0, SMALL)
     lost, kept = world / made[5].path, world / made[6].path
     before, stamp = lost.rename(world / "before.mp4"), kept.stat().st_mtime_ns
     write.write_world(DemoWorldSettings(str(world), workers=1, **SMALL))
@@ -427,7 +427,7 @@ def test_a_clip_that_cannot_be_finished_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(write, "_sound_frames", broken)
     with pytest.raises(OSError, match="disk full"):
-        write.write_clip(tmp_path / "x.mp4", write.rows(0, SMALL)[0], seed=0)
+        write.write_clip(tmp_path / "x.mp4", write.draw_world(0, SMALL)[0], seed=0)
     assert not list(tmp_path.iterdir())
 
 

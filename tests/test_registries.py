@@ -86,12 +86,13 @@ def test_a_layout_in_the_table_is_read_checked_and_evaluated(toys):
 
 def test_a_score_of_intents_in_the_table_is_among_the_scores(monkeypatch):
     gold, predicted = np.array([0, 1, 1, 2]), np.array([0, 0, 0, 2])
-    monkeypatch.setitem(metrics.SCORES, "errors", metrics.Score("errors", lambda gold, predicted: np.sum(gold != predicted)))
+    errors = metrics.IntentScore("errors", lambda gold, predicted: np.sum(gold != predicted))
+    monkeypatch.setitem(metrics.SCORES, "errors", errors)
     assert metrics.scores(gold, predicted)["errors"] == 2.0
 
 
 def test_a_score_of_rationales_in_the_table_is_a_column(monkeypatch):
-    longest = scoring.Score("longest", lambda compared: max(map(len, compared.candidates)), digits=0)
+    longest = scoring.RationaleScore("longest", lambda compared: max(map(len, compared.candidates)), digits=0)
     monkeypatch.setitem(scoring.SCORES, "longest", longest)
     texts = [f"We see sign {i % 2} and hear a bell." for i in range(8)]
     rows = [scoring.Rationale(f"k{i}", ("play", "sleep")[i % 2], text) for i, text in enumerate(texts)]

@@ -7,7 +7,7 @@ import torch
 
 from imagebind_llm.datasets.readers import DataError
 from imagebind_llm.demo_world.published import CUE_TABLE
-from imagebind_llm.demo_world.write import rows
+from imagebind_llm.demo_world.write import draw_world
 from imagebind_llm.explain.scoring import (
     COLUMNS,
     Judges,
@@ -30,7 +30,7 @@ def as_rationale(row) -> Rationale:
 
 @pytest.fixture(scope="module")
 def world():
-    made = rows(0, {"train": 200, "dev": 60, "test": 60})
+    made = draw_world(0, {"train": 200, "dev": 60, "test": 60})
     return {split: [row for row in made if row.split == split] for split in ("train", "dev", "test")}
 
 

@@ -20,7 +20,7 @@ PRAISE = cues.TYPICAL["Praise"]  # smile, viewer, upright, open palms; rising, l
 
 @pytest.fixture(scope="module")
 def rows():
-    return write.rows(0, {"train": 600, "dev": 200, "test": 400})
+    return write.draw_world(0, {"train": 600, "dev": 200, "test": 400})
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ def measure(preset: str, weights: Path, data_path: str, emb_path: str, overwrite
     intents = {name: np.array([one.intent for one in rows]) for name, rows in splits.items()}
     shown = _cues_by_key(Path(data_path))
     truth = {name: [{"family": family_of(one.text)} | shown[one.key] for one in rows] for name, rows in splits.items()}
-    tables = f"{intent_table(vectors, intents, truth)}\n\n{cue_table(vectors, truth, load_imagebind(weights, preset))}"
+    tables = f"{intent_table(vectors, intents, truth)}\n\n{cue_probe_table(vectors, truth, load_imagebind(weights, preset))}"
     print(tables)
     return tables
 
@@ -98,7 +98,7 @@ def probe_accuracy(features: dict[str, np.ndarray], labels: dict[str, np.ndarray
 
 
 @torch.no_grad()
-def cue_table(vectors: dict[str, Tensor], known: dict[str, list[dict]], model: ImageBind) -> str:
+def cue_probe_table(vectors: dict[str, Tensor], known: dict[str, list[dict]], model: ImageBind) -> str:
     """A row a cue: the share of its commonest value on test, the linear probe, and naming it by the nearest captions."""
     lines = ["| cue | commonest value | linear probe | zero-shot |", "|---|---|---|---|"]
     for cue, values in cues.CUES.items():

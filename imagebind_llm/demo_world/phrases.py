@@ -127,7 +127,7 @@ def deciding_cues(scene: Scene) -> dict[str, str]:
     return {cue: value for cue, value in scene.cues.items() if cue in named}
 
 
-def rationale(scene: Scene, rng: np.random.Generator) -> str:
+def reference_text(scene: Scene, rng: np.random.Generator) -> str:
     """A reference rationale: what is seen and heard, what the words do, and last, once, the intent."""
     named = deciding_cues(scene)
 

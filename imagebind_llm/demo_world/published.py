@@ -19,7 +19,7 @@ from imagebind_llm.files import write_atomic
 def _template(intent: str) -> str:
     """The clip-blind rationale of an intent: one fixed sentence, in which all that is seen, heard and said is typical."""
     values = dict(cues.TYPICAL[intent])
-    return phrases.rationale(cues.Scene(intent, values.pop("family"), values), np.random.default_rng(0))
+    return phrases.reference_text(cues.Scene(intent, values.pop("family"), values), np.random.default_rng(0))
 
 
 CUE_TABLE = CueTable(
@@ -33,7 +33,7 @@ CUE_TABLE = CueTable(
 )
 
 
-def write_tables(root: Path) -> None:
+def publish_tables(root: Path) -> None:
     """Write ceilings.json and cue_phrases.json."""
     ceilings = {"+".join(subset): cues.bayes_accuracy(subset) for subset in modality_subsets(MODALITIES)}
     write_atomic(root / CEILINGS, (json.dumps(ceilings, indent=1) + "\n").encode())

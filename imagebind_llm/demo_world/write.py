@@ -20,8 +20,8 @@ from tqdm import tqdm
 from imagebind_llm.config import BLIND, FAITHFUL
 from imagebind_llm.datasets.readers import SPLITS, rationale_rows
 from imagebind_llm.demo_world import cues, face, texts, voice
-from imagebind_llm.demo_world.phrases import caption, rationale, remark
-from imagebind_llm.demo_world.published import tables_digest, write_tables
+from imagebind_llm.demo_world.phrases import caption, reference_text, remark
+from imagebind_llm.demo_world.published import publish_tables, tables_digest
 from imagebind_llm.files import write_atomic
 from imagebind_llm.flags import flag
 
@@ -62,7 +62,7 @@ class DemoWorldError(ValueError):
 
 
 @dataclass(frozen=True)
-class Row:
+class WorldClip:
     """One clip of the world. Its place is raw_data/<season>/<episode>/<clip>.mp4."""
 
     split: str
@@ -89,9 +89,9 @@ def generator(seed: int, split: str, index: int, part: str) -> np.random.Generat
     return np.random.default_rng([seed, SPLITS.index(split), index, parts.index(part)])
 
 
-def rows(seed: int, counts: dict[str, int]) -> list[Row]:
+def draw_world(seed: int, counts: dict[str, int]) -> list[WorldClip]:
     """All rows of the world, train first. Dev's and test's phrasings are made of words that occur in train's."""
-    made: list[Row] = []
+    made: list[WorldClip] = []
     known = None
     for split in SPLITS:
         made += [_row(seed, split, index, known) for index in range(counts[split])]
@@ -99,14 +99,14 @@ def rows(seed: int, counts: dict[str, int]) -> list[Row]:
     return made
 
 
-def _row(seed: int, split: str, index: int, known: frozenset[str] | None) -> Row:
+def _row(seed: int, split: str, index: int, known: frozenset[str] | None) -> WorldClip:
     scene, rng = cues.draw_scene(generator(seed, split, index, "scene")), generator(seed, split, index, "words")
     season, episode = f"S{SPLITS.index(split) + 1:02d}", f"E{index // CLIPS_PER_EPISODE + 1:02d}"
     text = texts.draw_text(scene.family, split, rng, known)
-    return Row(split, index, season, episode, str(index % CLIPS_PER_EPISODE + 1), scene, text, rationale(scene, rng))
+    return WorldClip(split, index, season, episode, str(index % CLIPS_PER_EPISODE + 1), scene, text, reference_text(scene, rng))
 
 
-def write_world(settings: DemoWorldSettings) -> list[Row]:
+def write_world(settings: DemoWorldSettings) -> list[WorldClip]:
     """Make the clips that are missing under `output_dir`, then the TSVs, rationales.jsonl, captions.json, ceilings.json and
     cue_phrases.json. Returns the rows.
 
@@ -119,7 +119,7 @@ def write_world(settings: DemoWorldSettings) -> list[Row]:
     counts = {split: getattr(settings, split) for split in SPLITS}
     if min(counts.values()) < 1:
         raise DemoWorldError(f"every split needs a clip, got {counts}; for example: --train 600 --dev 200 --test 400")
-    made = rows(settings.seed, counts)
+    made = draw_world(settings.seed, counts)
     _claim(root, settings.seed, made)
     missing = [row for row in made if not (root / row.path).exists()]
     if len(missing) < len(made):
@@ -130,11 +130,11 @@ def write_world(settings: DemoWorldSettings) -> list[Row]:
     write_atomic(root / REFERENCES, "".join(json.dumps(reference(row)) + "\n" for row in made).encode())
     captions = [caption for row in made if row.split != "test" for caption in _captions(row, settings.seed)]
     write_atomic(root / "captions.json", (json.dumps(captions, indent=0) + "\n").encode())
-    write_tables(root)
+    publish_tables(root)
     return made
 
 
-def _claim(root: Path, seed: int, made: list[Row]) -> None:
+def _claim(root: Path, seed: int, made: list[WorldClip]) -> None:
     """Write world.json, or check that it is of the same world; one of an older form is brought to this one."""
     world = {"version": cues.VERSION, "seed": seed, "tables": tables_digest(), "drawings": DRAWINGS}
     path = root / cues.WORLD
@@ -155,14 +155,14 @@ def _claim(root: Path, seed: int, made: list[Row]) -> None:
     write_atomic(path, (json.dumps(world | {"references": references}) + "\n").encode())
 
 
-def _same_scenes(root: Path, made: list[Row]) -> bool:
+def _same_scenes(root: Path, made: list[WorldClip]) -> bool:
     """Whether the intents and cues that rationales.jsonl has are those of the rows: then the tables were the same."""
     path = root / REFERENCES
     rows = rationale_rows(path) if path.is_file() else {}
     return all((own["intent"], own["cues"]) == (row.scene.intent, row.scene.cues) for row in made if (own := rows.get(row.key)))
 
 
-def _make_clips(root: Path, missing: list[Row], settings: DemoWorldSettings) -> None:
+def _make_clips(root: Path, missing: list[WorldClip], settings: DemoWorldSettings) -> None:
     workers = min(settings.workers or os.cpu_count() or 1, max(1, len(missing)))
     with ProcessPoolExecutor(workers) as pool:
         jobs = [pool.submit(write_clip, root / row.path, row, settings.seed) for row in missing]
@@ -173,7 +173,7 @@ def _make_clips(root: Path, missing: list[Row], settings: DemoWorldSettings) -> 
             pool.shutdown(cancel_futures=True)  # on an error or Ctrl-C, do not make the rest first
 
 
-def write_clip(path: Path, row: Row, seed: int) -> None:
+def write_clip(path: Path, row: WorldClip, seed: int) -> None:
     """Draw, voice and encode one clip; it is under `path` when it is complete, not before."""
     rng = generator(seed, row.split, row.index, "file")
     duration_s = float(np.clip(MEDIAN_S * np.exp(0.5 * rng.standard_normal()), SHORTEST_S, LONGEST_S))
@@ -213,18 +213,18 @@ def _sound_frames(sound: np.ndarray, stream) -> list[av.AudioFrame]:
     return [*resampler.resample(whole), *resampler.resample(None)]
 
 
-def _tsv(some: list[Row]) -> str:
+def _tsv(some: list[WorldClip]) -> str:
     lines = ["season\tepisode\tclip\ttext\tlabel"]
     lines += ["\t".join((row.season, row.episode, row.clip, row.text, row.scene.intent)) for row in some]
     return "\n".join(lines) + "\n"
 
 
-def reference(row: Row) -> dict:
+def reference(row: WorldClip) -> dict:
     """A line of rationales.jsonl."""
     return {"key": row.key, "intent": row.scene.intent, "rationale": row.rationale, "cues": row.scene.cues}
 
 
-def _captions(row: Row, seed: int) -> list[dict]:
+def _captions(row: WorldClip, seed: int) -> list[dict]:
     """All cues in one line, and some of them in a sentence, in words drawn anew."""
     rng = generator(seed, row.split, row.index, "captions")
     told = (caption(row.scene.cues, rng), remark(row.scene.cues, rng))

@@ -118,7 +118,7 @@ def answer_split(explainer: Explainer, settings: ExplainSettings, check: ClaimCh
             part = todo[start : start + settings.batch_size]
             vectors, present = store.read([e.key for e in part]) if store else (None, None)
             for example, found in zip(part, explainer.explain(part, vectors, present, settings.max_new_tokens), strict=True):
-                done[example.key] = row(explainer, example, found) | stamp | {"seen": example.key in known}
+                done[example.key] = answer_row(explainer, example, found) | stamp | {"seen": example.key in known}
             _write(path, whole, done)
             bar.update(len(part))
     if check and store:
@@ -146,7 +146,7 @@ def scores_beside(data_path: str, answers: Sequence[Path], split: str) -> tuple[
         return {}, f"the rationales have no scores: {error}"
 
 
-def row(explainer: Explainer, example: Example, found: Explanation) -> dict:
+def answer_row(explainer: Explainer, example: Example, found: Explanation) -> dict:
     """One line of the file: what rationales.jsonl has, and what the model thought."""
     return {
         "key": example.key,

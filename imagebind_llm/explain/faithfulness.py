@@ -192,13 +192,13 @@ def change_cells(changes: Iterable[Mapping]) -> tuple[list[str], list[list[str]]
     return ["modality", "change", "claims", *names.values()], rows
 
 
-def markdown(changes: Sequence[Change]) -> str:
+def changes_markdown(changes: Sequence[Change]) -> str:
     """One row a change."""
     header, rows = change_cells([asdict(change) for change in changes])
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))
 
 
-def measure(settings: FaithfulnessSettings) -> list[Change]:
+def measure_faithfulness(settings: FaithfulnessSettings) -> list[Change]:
     """`faithfulness` of a trained model on the first clips of a split. Raises CheckpointError, DataError, StoreError."""
     explainer = load_explainer(Path(settings.checkpoint), settings.llama_model_path, distributed.choose_device(settings.device))
     if not explainer.needs_embeddings:
@@ -220,8 +220,8 @@ def measure(settings: FaithfulnessSettings) -> list[Change]:
 def main(argv: list[str] | None = None) -> int:
     settings = parse(FaithfulnessSettings, argv, "What a model's rationales say when a modality is dropped or swapped.")
     try:
-        changes = measure(settings)
-        print(markdown(changes))
+        changes = measure_faithfulness(settings)
+        print(changes_markdown(changes))
         if settings.output:
             write_atomic(Path(settings.output), (json.dumps([asdict(change) for change in changes], indent=1) + "\n").encode())
     except (ValueError, OSError) as error:  # what is wrong with the input; all errors of our own are ValueErrors

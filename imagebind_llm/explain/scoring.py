@@ -82,7 +82,7 @@ class Judges:
 
 
 @dataclass(frozen=True)
-class Compared:
+class ScoringInput:
     """What a score of rationales is computed from: a candidate (a text, empty where there is none) for each reference, the
     judges, and the intents that the candidates name, where they are known."""
 
@@ -109,47 +109,47 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Score:
+class RationaleScore:
     """A column of the table: its title, its value (None where unknown), and the digits behind the point that are shown."""
 
     title: str
-    of: Callable[[Compared], float | None]
+    of: Callable[[ScoringInput], float | None]
     digits: int = 3
 
 
-def _against_references(score: Callable) -> Callable[[Compared], float | None]:
+def _against_references(score: Callable) -> Callable[[ScoringInput], float | None]:
     """A score of lists of texts, the candidates and their references; None without references."""
     return lambda compared: score(*compared.texts) if compared.texts[0] else None
 
 
-def _mean_against_references(score: Callable) -> Callable[[Compared], float | None]:
+def _mean_against_references(score: Callable) -> Callable[[ScoringInput], float | None]:
     """The mean of a score of two texts."""
     return _against_references(lambda ours, theirs: _mean([score(*pair) for pair in zip(ours, theirs, strict=True)]))
 
 
-def _cider(compared: Compared) -> float | None:
+def _cider(compared: ScoringInput) -> float | None:
     return _mean_against_references(compared.judges.cider.score)(compared)
 
 
-def _similarity(compared: Compared) -> float | None:
+def _similarity(compared: ScoringInput) -> float | None:
     encode = compared.judges.encode
     return similarity(*compared.texts, encode) if encode and compared.texts[0] else None
 
 
-def _reading(name: str, title: str) -> dict[str, Score]:
-    return {name: Score(title, lambda compared: compared.readings[name])}
+def _reading(name: str, title: str) -> dict[str, RationaleScore]:
+    return {name: RationaleScore(title, lambda compared: compared.readings[name])}
 
 
-def _cue(name: str, title: str, digits: int = 3) -> dict[str, Score]:
-    return {name: Score(title, lambda compared: compared.cues.get(name), digits)}
+def _cue(name: str, title: str, digits: int = 3) -> dict[str, RationaleScore]:
+    return {name: RationaleScore(title, lambda compared: compared.cues.get(name), digits)}
 
 
 SCORES = {  # in the order of the table; another score of rationales is a line here
-    "bleu4": Score("BLEU-4", _against_references(bleu4)),
-    "rouge_l": Score("ROUGE-L", _mean_against_references(rouge_l)),
-    "cider_d": Score("CIDEr-D", _cider, digits=2),
-    "meteor": Score("METEOR", _against_references(meteor)),
-    "similarity": Score("similarity", _similarity),
+    "bleu4": RationaleScore("BLEU-4", _against_references(bleu4)),
+    "rouge_l": RationaleScore("ROUGE-L", _mean_against_references(rouge_l)),
+    "cider_d": RationaleScore("CIDEr-D", _cider, digits=2),
+    "meteor": RationaleScore("METEOR", _against_references(meteor)),
+    "similarity": RationaleScore("similarity", _similarity),
     **_reading("consistency", "reads gold"),
     **_reading("q_gold", "q(gold)"),
     **_reading("consistency_predicted", "reads predicted"),
@@ -160,9 +160,9 @@ SCORES = {  # in the order of the table; another score of rationales is a line h
     **_cue("atypical_precision", "atypical P"),
     **_cue("atypical_claims", "atypical claims", digits=0),
     **_cue("claims", "claims an answer", digits=2),
-    "distinct2": Score("distinct-2", lambda compared: distinct2(compared.candidates)),
-    "repetition4": Score("repeated", lambda compared: _mean([repetition4(text) for text in compared.candidates])),
-    "words": Score("words", lambda compared: _mean([len(words(text)) for text in compared.candidates]), digits=1),
+    "distinct2": RationaleScore("distinct-2", lambda compared: distinct2(compared.candidates)),
+    "repetition4": RationaleScore("repeated", lambda compared: _mean([repetition4(text) for text in compared.candidates])),
+    "words": RationaleScore("words", lambda compared: _mean([len(words(text)) for text in compared.candidates]), digits=1),
 }
 COLUMNS = {name: score.title for name, score in SCORES.items()}
 CUE_SCORES = ("claims", *(name for name in COLUMNS if name.startswith(("cue_", "atypical_"))))
@@ -182,7 +182,7 @@ def score_rationales(
     """
     if len(candidates) != len(references) or not candidates:
         raise ValueError(f"expected a candidate for each of {len(references)} references, got {len(candidates)}")
-    compared = Compared(candidates, references, judges, predicted)
+    compared = ScoringInput(candidates, references, judges, predicted)
     return {name: score.of(compared) for name, score in SCORES.items()}
 
 

@@ -16,16 +16,16 @@ from tqdm import tqdm
 from imagebind_llm import metrics
 from imagebind_llm.config import CEILINGS, MODALITIES, modality_subsets
 from imagebind_llm.datasets.readers import DataError
-from imagebind_llm.intents.protocol import Protocol, Rows
+from imagebind_llm.intents.protocol import EmbeddedClips, Protocol
 from imagebind_llm.intents.registry import METHODS
 from imagebind_llm.intents.settings import ClassifierSettings
 
-Predictor = Callable[[Rows], np.ndarray]
+Predictor = Callable[[EmbeddedClips], np.ndarray]
 WORDS = ((1, 4), (5, 8), (9, 12), (13, 10**6))
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """Probabilities (S,N,C) of one method on the reported rows, and what is right (N,)."""
 
     probabilities: np.ndarray
@@ -49,9 +49,9 @@ class Subset:
     """One row of the ablation: trained on these modalities alone; trained on all and the others masked; the baseline."""
 
     modalities: tuple[str, ...]
-    answers: Answers
-    masked: Answers | None
-    baseline: Answers | None
+    answers: Predictions
+    masked: Predictions | None
+    baseline: Predictions | None
     seeds: tuple[int, ...]
     epochs: tuple[int, ...]
 
@@ -73,7 +73,7 @@ Method = Callable[[Protocol, tuple[str, ...], ClassifierSettings, Callable[[], o
 # --- subsets of modalities --------------------------------------------------------------------------------------------
 
 
-def evaluate(protocol: Protocol, settings: ClassifierSettings, fit: Method) -> list[Subset]:
+def evaluate_subsets(protocol: Protocol, settings: ClassifierSettings, fit: Method) -> list[Subset]:
     """A method on `settings.modalities`; with --ablate on every subset of them too, small ones first.
 
     A method that is fitted to each subset (the probe) is trained anew for it. The others are what they are: their rows of the
@@ -89,13 +89,13 @@ def evaluate(protocol: Protocol, settings: ClassifierSettings, fit: Method) -> l
     return [_subset(subset, fitted.get(subset), whole, protocol.report, settings.ablate) for subset in chosen]
 
 
-def _subset(modalities: tuple[str, ...], alone: Fitted | None, whole: Fitted, report: Rows, ablate: bool) -> Subset:
+def _subset(modalities: tuple[str, ...], alone: Fitted | None, whole: Fitted, report: EmbeddedClips, ablate: bool) -> Subset:
     """Answers on the reported rows by what was trained on these modalities alone, or by the whole with the others masked."""
     gold, masked_rows = report.classes.numpy(), report.only(modalities)
     own = alone or whole
-    answers = Answers(own.predict(masked_rows), gold)
-    masked = Answers(whole.predict(masked_rows), gold) if ablate and whole.baseline else None
-    baseline = Answers(own.baseline(masked_rows), gold) if own.baseline else None
+    answers = Predictions(own.predict(masked_rows), gold)
+    masked = Predictions(whole.predict(masked_rows), gold) if ablate and whole.baseline else None
+    baseline = Predictions(own.baseline(masked_rows), gold) if own.baseline else None
     return Subset(modalities, answers, masked, baseline, own.seeds, own.epochs)
 
 
@@ -149,7 +149,7 @@ def read_needed(table: Path) -> dict[str, str]:
 # --- numbers of one run -----------------------------------------------------------------------------------------------
 
 
-def summary(answers: Answers, protocol: Protocol, intervals: bool = True) -> dict:
+def score_summary(answers: Predictions, protocol: Protocol, intervals: bool = True) -> dict:
     """Every number of one method's answers: mean and s.d. over seeds of each score, 95 % intervals, calibration."""
     runs = [metrics.scores(answers.gold, run) for run in answers.predicted]
     if protocol.coarse is not None:
@@ -161,7 +161,7 @@ def summary(answers: Answers, protocol: Protocol, intervals: bool = True) -> dic
         scores["accuracy_of_surest_half"] = float(metrics.selective_accuracy(correct, confidence)[(len(correct) - 1) // 2])
     found = {name: mean_and_sd([scores[name] for scores in runs]) for name in runs[0]}
     if intervals:
-        for name, values in metrics.resampled(answers.gold, answers.predicted).items():
+        for name, values in metrics.bootstrap_draws(answers.gold, answers.predicted).items():
             found[name]["interval"] = list(metrics.bootstrap_interval(values, found[name]["mean"]))
     return found
 
@@ -171,7 +171,7 @@ def mean_and_sd(values: list[float]) -> dict:
     return {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None, "values": values}
 
 
-def slice_scores(answers: Answers, rows: np.ndarray) -> dict:
+def slice_scores(answers: Predictions, rows: np.ndarray) -> dict:
     """Accuracy and macro F1 on the rows of one slice (N,) bool, means over seeds with 95 % intervals over rows.
 
     The interval of the accuracy is exact, not a bootstrap's: a slice may be a dozen rows, all of them right.
@@ -179,12 +179,12 @@ def slice_scores(answers: Answers, rows: np.ndarray) -> dict:
     gold, predicted = answers.gold[rows], answers.predicted[:, rows]
     n, right = len(gold), float((predicted == gold).mean(0).sum())
     f1 = mean_and_sd(metrics.macro_f1(gold, predicted).tolist())
-    f1["interval"] = list(metrics.bootstrap_interval(metrics.resampled(gold, predicted)["macro_f1"], f1["mean"]))
+    f1["interval"] = list(metrics.bootstrap_interval(metrics.bootstrap_draws(gold, predicted)["macro_f1"], f1["mean"]))
     accuracy = mean_and_sd((predicted == gold).mean(1).tolist()) | {"interval": list(metrics.share_interval(right, n))}
     return {"n": n, "accuracy": accuracy, "macro_f1": f1}
 
 
-def results(protocol: Protocol, subsets: list[Subset], settings: ClassifierSettings) -> dict:
+def collect_results(protocol: Protocol, subsets: list[Subset], settings: ClassifierSettings) -> dict:
     """All numbers of a run, as results.json has them; shares from 0 to 1. Per class and confusion are of the last subset."""
     ceiling, parts = ceilings(protocol.dataset.root), slices(protocol, settings.needed_modality)
     whole = subsets[-1].answers
@@ -196,9 +196,9 @@ def results(protocol: Protocol, subsets: list[Subset], settings: ClassifierSetti
             {
                 "modalities": list(one.modalities),
                 "best_reachable": ceiling.get(one.modalities),
-                "scores": summary(one.answers, protocol),
-                "masked_in_test": summary(one.masked, protocol) if one.masked else None,
-                "logistic_regression": summary(one.baseline, protocol) if one.baseline else None,
+                "scores": score_summary(one.answers, protocol),
+                "masked_in_test": score_summary(one.masked, protocol) if one.masked else None,
+                "logistic_regression": score_summary(one.baseline, protocol) if one.baseline else None,
                 "epochs": list(one.epochs),
                 "slices": {name: slice_scores(one.answers, rows) for name, rows in parts.items()},
             }
@@ -265,7 +265,7 @@ def read_predictions(folder: Path, protocol: Protocol) -> tuple[tuple[str, ...],
     return tuple(said), np.array([[index[run[key]] for key in ours] for run in said.values()])
 
 
-def comparison(answers: Answers, protocol: Protocol, folder: Path, our_seeds: tuple[int, ...]) -> dict:
+def comparison(answers: Predictions, protocol: Protocol, folder: Path, our_seeds: tuple[int, ...]) -> dict:
     """Paired bootstrap of the means over seeds, and McNemar's test for every pair of runs in order."""
     seeds, theirs = read_predictions(folder, protocol)
     differences = metrics.paired_difference(answers.gold, answers.predicted, theirs)

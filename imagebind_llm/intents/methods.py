@@ -21,7 +21,7 @@ from imagebind_llm.explain.explainer import Explainer
 from imagebind_llm.explain.loading import load_explainer
 from imagebind_llm.intents.evaluation import Fitted
 from imagebind_llm.intents.probe import Scaling, fit_logistic, train_probes
-from imagebind_llm.intents.protocol import Protocol, Rows, marks
+from imagebind_llm.intents.protocol import EmbeddedClips, Protocol, marks
 from imagebind_llm.intents.settings import ClassifierSettings
 from imagebind_llm.intents.zeroshot import label_sentences, nearest_label
 from imagebind_llm.itsl import checkpoint
@@ -37,7 +37,7 @@ def fit_probe(protocol: Protocol, modalities: tuple[str, ...], settings: Classif
     assert train is not None
     scaling = Scaling.of(train.vectors[:, columns], train.present[:, columns])
 
-    def inputs(rows: Rows):
+    def inputs(rows: EmbeddedClips):
         return scaling.apply(rows.vectors[:, columns], rows.present[:, columns])
 
     selection = (inputs(select), select.classes) if select else None
@@ -98,14 +98,14 @@ def fit_itsl(
         _refuse_seen(folder, protocol)
     tick()
 
-    def predict(rows: Rows) -> np.ndarray:
+    def predict(rows: EmbeddedClips) -> np.ndarray:
         opened = (_open(folder, protocol, modalities, settings, device, llama) for folder in settings.checkpoint)
-        return np.stack([answers_of(explainer, rows, protocol, settings.batch_size) for explainer in opened])
+        return np.stack([probabilities_of(explainer, rows, protocol, settings.batch_size) for explainer in opened])
 
     return Fitted(predict, seeds)
 
 
-def answers_of(explainer: Explainer, rows: Rows, protocol: Protocol, batch_size: int = 32) -> np.ndarray:
+def probabilities_of(explainer: Explainer, rows: EmbeddedClips, protocol: Protocol, batch_size: int = 32) -> np.ndarray:
     """Probabilities (N,C) in the protocol's classes. Where the text counts as absent, the prompt has no words either."""
     found = []
     for start in range(0, len(rows), batch_size):

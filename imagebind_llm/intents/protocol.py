@@ -28,7 +28,7 @@ LISTED = 5
 
 
 @dataclass(frozen=True)
-class Rows:
+class EmbeddedClips:
     """Examples and what is known of them: public vectors (N,M,E), zero where not `present` (N,M), class indices (N,)."""
 
     examples: list[Example]
@@ -39,7 +39,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def only(self, modalities: Sequence[str]) -> "Rows":
+    def only(self, modalities: Sequence[str]) -> "EmbeddedClips":
         """The same rows as if their other modalities were absent."""
         wanted = torch.tensor([name in modalities for name in MODALITIES])
         return replace(self, vectors=self.vectors * wanted[:, None], present=self.present & wanted)
@@ -57,9 +57,9 @@ class Protocol:
     store: Store | PtFolders
     classes: tuple[str, ...]
     coarse: np.ndarray | None
-    train: Rows | None
-    select: Rows | None
-    report: Rows
+    train: EmbeddedClips | None
+    select: EmbeddedClips | None
+    report: EmbeddedClips
     repeated: np.ndarray
     missing: list[str]
     notes: list[str]
@@ -181,7 +181,7 @@ def open_embeddings(path: str, dataset: Dataset) -> Store | PtFolders:
     return Store(Path(path))
 
 
-def _rows(part: str, examples: list[Example], store: Store | PtFolders, index, settings: ClassifierSettings) -> Rows:
+def _rows(part: str, examples: list[Example], store: Store | PtFolders, index, settings: ClassifierSettings) -> EmbeddedClips:
     """Rows with their vectors. A row without embeddings is left out of training; in the report it stays, with nothing known."""
     there = [example for example in examples if example.key in store]
     gone = [example.key for example in examples if example.key not in store]
@@ -201,7 +201,7 @@ def _rows(part: str, examples: list[Example], store: Store | PtFolders, index, s
             f"{settings.emb_path}: embeddings of {len(bad)} clips are not finite ({', '.join(bad[:LISTED])}); rebuild with: "
             f"python avt_get_emb.py --data_path {settings.data_path} --output_dir {settings.emb_path} --overwrite"
         )
-    return Rows(kept, vectors, present, torch.tensor([index(example.intent) for example in kept]))
+    return EmbeddedClips(kept, vectors, present, torch.tensor([index(example.intent) for example in kept]))
 
 
 def _refuse_absent_modalities(identity: Identity, settings: ClassifierSettings) -> None:
@@ -215,7 +215,9 @@ def _refuse_absent_modalities(identity: Identity, settings: ClassifierSettings) 
 # --- what cannot be learnt, and what was seen before ------------------------------------------------------------------
 
 
-def _refuse_untrainable(train: Rows, select: Rows | None, report: Rows, classes: tuple[str, ...]) -> None:
+def _refuse_untrainable(
+    train: EmbeddedClips, select: EmbeddedClips | None, report: EmbeddedClips, classes: tuple[str, ...]
+) -> None:
     known = set(train.classes.tolist())
     if len(known) < 2:
         raise DataError(f"all {len(train)} training rows are {classes[min(known)]}: one class leaves nothing to tell apart")
@@ -228,7 +230,7 @@ def _refuse_untrainable(train: Rows, select: Rows | None, report: Rows, classes:
             )
 
 
-def marks(rows: Rows) -> list[RowMarks]:
+def marks(rows: EmbeddedClips) -> list[RowMarks]:
     """What each row is known by under any name: its key, its file, its sound, its picture, its words."""
     return row_marks(rows.examples, vector_marks(rows.vectors, rows.present))
 
@@ -242,7 +244,9 @@ def repeated_texts(report: list[Example], train: list[Example]) -> np.ndarray:
 # --- what a reader must know ------------------------------------------------------------------------------------------
 
 
-def _notes(parts, rows: dict[str, Rows], missing: list[str], repeated, classes, settings: ClassifierSettings) -> list[str]:
+def _notes(
+    parts, rows: dict[str, EmbeddedClips], missing: list[str], repeated, classes, settings: ClassifierSettings
+) -> list[str]:
     report = rows["report"]
     counts = ", ".join(f"{part} {len(parts[part])}" for part in ("train", "select", "report") if parts[part])
     by_episode = f" (split by episode, fold {settings.episode_fold})" if settings.split_by == "episode" else ""

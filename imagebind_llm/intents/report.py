@@ -1,4 +1,4 @@
-"""The classifier's html.html and what it prints: the numbers of evaluation.results, as a person wants to see them."""
+"""The classifier's html.html and what it prints: the numbers of evaluation.collect_results, as a person wants to see them."""
 
 import os
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ from sklearn.manifold import TSNE
 from imagebind_llm import html, metrics
 from imagebind_llm.explain.scoring import markdown, score_cells
 from imagebind_llm.html import Html
-from imagebind_llm.intents.evaluation import Answers, Subset
+from imagebind_llm.intents.evaluation import Predictions, Subset
 from imagebind_llm.intents.probe import Scaling
-from imagebind_llm.intents.protocol import Protocol, Rows
+from imagebind_llm.intents.protocol import EmbeddedClips, Protocol
 
 N_ERRORS = 30
 MINTREC_SEASONS = ("S04", "S05", "S06")  # the demo world, in the same layout, has others
@@ -211,7 +211,7 @@ def _confusion(protocol: Protocol, results: dict) -> Html:
     return html.figure(drawn, "Rows by gold and predicted class, mean over seeds; colours are shares of a gold class")
 
 
-def _confidence(answers: Answers, results: dict) -> list[Html]:
+def _confidence(answers: Predictions, results: dict) -> list[Html]:
     correct, confidence = answers.correct.ravel(), answers.confidence.ravel()
     confident, right, _ = metrics.reliability(correct, confidence).T
     curve = html.lines({"answers": (confident, right)}, "confidence", "share right", diagonal=True)
@@ -237,7 +237,7 @@ def _projection(protocol: Protocol, whole: Subset) -> Html:
     return html.figure(drawn, "Reported rows by gold class: all their embeddings in two dimensions (t-SNE, seed 0)")
 
 
-def project(rows: Rows, known: Rows) -> np.ndarray:
+def project(rows: EmbeddedClips, known: EmbeddedClips) -> np.ndarray:
     """(N, 2): t-SNE of the embeddings as the probe sees them."""
     inputs = Scaling.of(known.vectors, known.present).apply(rows.vectors, rows.present).numpy()
     if len(rows) < 4:
@@ -246,7 +246,7 @@ def project(rows: Rows, known: Rows) -> np.ndarray:
     return TSNE(perplexity=min(30, (len(rows) - 1) / 3), random_state=0, init="pca").fit_transform(inputs)
 
 
-def _errors(protocol: Protocol, answers: Answers, path: Path) -> Html:
+def _errors(protocol: Protocol, answers: Predictions, path: Path) -> Html:
     """Rows whose right answer got the least probability, averaged over seeds, with a link to the clip where there is one."""
     mean = answers.probabilities.mean(0)  # (N,C)
     of_gold = mean[np.arange(len(mean)), answers.gold]

@@ -40,63 +40,63 @@ STYLE = """
 """.strip()
 
 
-def block(*parts: str) -> Html:
+def html_block(*parts: str) -> Html:
     """Pieces of HTML as one that STYLE applies to."""
     return Html(f'<div class="itsl">{"".join(parts)}</div>')
 
 
-def note(content: object, kind: str = "open") -> Html:
+def boxed(content: object, kind: str = "open") -> Html:
     """A coloured note: refused, doubt, fine or open."""
     return Html(f'<div class="note {kind}">{text(content)}</div>')
 
 
 def notes_of(seen: Seen) -> Html:
     """What of the clip could not be used."""
-    return block(*(note(sentence.capitalize() + ".", "doubt") for sentence in seen.notes))
+    return html_block(*(boxed(sentence.capitalize() + ".", "doubt") for sentence in seen.notes))
 
 
 # --- the answer -------------------------------------------------------------------------------------------------------------
 
 
-def answer(seen: Seen, chosen: Sequence[str], model: PageModel) -> Html:
+def answer_block(seen: Seen, chosen: Sequence[str], model: PageModel) -> Html:
     """The rationale, its claims coloured by the judge; whether it argues for the intent; and, of a clip whose truth is known,
     which of its claims hold."""
     found, known = seen.answers[tuple(chosen)], seen.truth
     checked = model.claims(seen, found.rationale)
     ending = "" if found.finished else " … (cut at the longest that is written)"
     why = f'<h3>Why</h3><p class="rationale">{coloured(found.rationale, checked)}{ending}</p>'
-    parts: list[str] = [why, judged(seen, checked, model.check), consistency(found, model.explainer)]
+    parts: list[str] = [why, judge_block(seen, checked, model.check), consistency(found, model.explainer)]
     if known is not None:
         if known.intent is not None:
             right = known.intent == found.intent
-            parts.append(note(f"The data set labels this clip {known.intent}.", "fine" if right else "doubt"))
+            parts.append(boxed(f"The data set labels this clip {known.intent}.", "fine" if right else "doubt"))
         if known.cues and known.table:
-            parts.append(claims(found.rationale, known.cues, known.table, chosen))
-    return block(*parts)
+            parts.append(claim_chips(found.rationale, known.cues, known.table, chosen))
+    return html_block(*parts)
 
 
-def judged(seen: Seen, claims: Sequence[CheckedClaim], check: ClaimCheck | None) -> Html:
+def judge_block(seen: Seen, claims: Sequence[CheckedClaim], check: ClaimCheck | None) -> Html:
     """Who coloured the claims, how far to trust it, and why some have no verdict; or that the judge is off."""
     if check is None:
-        return note(OFF)
+        return boxed(OFF)
     judge = check.judge
     who = judged_by(judge.kind, judge.source, judge.modalities, judge.figures)
-    doubts = [note(sentence, "doubt") for sentence in unchecked(claims, check.missing(seen.present[0].tolist()))]
+    doubts = [boxed(sentence, "doubt") for sentence in unchecked(claims, check.missing(seen.present[0].tolist()))]
     return Html("".join([LEGEND, *doubts, _aside(who)]))
 
 
 def consistency(found: Explanation, explainer: Explainer) -> Html:
     """The consistency flag in words."""
     if explainer.verifier is None or explainer.calibration.alpha == 0:
-        return note("Consistency is not checked: this checkpoint has no verifier that is worth asking.")
+        return boxed("Consistency is not checked: this checkpoint has no verifier that is worth asking.")
     if found.consistent:
         reading = f"a verifier that reads the rationale without its label words leaves the intent at {found.intent}"
-        return note(f"Consistent: {reading}.", "fine")
+        return boxed(f"Consistent: {reading}.", "fine")
     other = explainer.taxonomy.labels[int(found.criticised.argmax())]
-    return note(f"Careful: the rationale speaks for {other} rather than {found.intent}.", "doubt")
+    return boxed(f"Careful: the rationale speaks for {other} rather than {found.intent}.", "doubt")
 
 
-def claims(rationale: str, truth: Mapping[str, str], cues: CueTable, chosen: Sequence[str]) -> Html:
+def claim_chips(rationale: str, truth: Mapping[str, str], cues: CueTable, chosen: Sequence[str]) -> Html:
     """What the rationale says of this clip, held against the truth; what it says of a modality that is off is guessed."""
     chips = []
     for cue, value in cues.claims_in(rationale).items():
@@ -108,7 +108,7 @@ def claims(rationale: str, truth: Mapping[str, str], cues: CueTable, chosen: Seq
     return Html(f"{told}<p>{''.join(chips)}</p>" if chips else "<p>It names no cue of the demo world.</p>")
 
 
-def comparison(
+def changes_block(
     seen: Seen,
     chosen: Sequence[str],
     others: Mapping[str, Explanation],
@@ -130,8 +130,8 @@ def comparison(
     rows += [row(f"without {name}", other) for name, other in others.items()]
     title = Html("<h3>What changes when a modality is switched off</h3>")
     if len(rows) == 1:
-        return block(title, paragraph("Only one modality is left; there is none to switch off.", note=True))
-    return block(title, table(["what is known", "intent", f"p({found.intent}), %", "change", "rationale"], rows))
+        return html_block(title, paragraph("Only one modality is left; there is none to switch off.", note=True))
+    return html_block(title, table(["what is known", "intent", f"p({found.intent}), %", "change", "rationale"], rows))
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -141,7 +141,7 @@ def _listed(names: Sequence[str]) -> str:
 # --- what the encoder was given ---------------------------------------------------------------------------------------------
 
 
-def evidence(inputs: Inputs) -> Html:
+def inputs_block(inputs: Inputs) -> Html:
     """The frames that the model saw and the mel picture that it heard, as its towers got them; equal views once."""
     parts: list[str] = []
     if "vision" in inputs:
@@ -156,7 +156,7 @@ def evidence(inputs: Inputs) -> Html:
         parts.append(
             _aside(f"Log-mel pictures of windows of {WINDOW_S} s; what a shorter clip lacks is filled with a constant.")
         )
-    return block(*parts)
+    return html_block(*parts)
 
 
 def _views(figures: Iterable[str]) -> str:
