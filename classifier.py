@@ -14,8 +14,6 @@ import time
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from imagebind_llm import distributed
 from imagebind_llm.config import NO_MODALITY
 from imagebind_llm.datasets.readers import DataError
@@ -23,7 +21,7 @@ from imagebind_llm.encoder.store import Store
 from imagebind_llm.explain.answers import ExplainSettings, answer_split, refuse_other_content, scores_beside
 from imagebind_llm.explain.loading import load_explainer
 from imagebind_llm.files import write_atomic
-from imagebind_llm.flags import parse
+from imagebind_llm.flags import exit_code, parse
 from imagebind_llm.intents.evaluation import (
     PREDICTIONS,
     collect_results,
@@ -43,20 +41,7 @@ from imagebind_llm.itsl.assembly import SharedLlama
 
 def main() -> int:
     settings = parse(ClassifierSettings, description=__doc__)
-    try:
-        run(settings)
-    except (ValueError, OSError) as error:  # what is wrong with the input; all errors of our own are ValueErrors
-        return fail(str(error))
-    except torch.OutOfMemoryError as error:
-        return fail(f"{error}; lower --batch_size, or pass --device cpu")
-    except KeyboardInterrupt:
-        return fail("interrupted; nothing was written")
-    return 0
-
-
-def fail(message: str) -> int:
-    print(f"classifier.py: {message}", file=sys.stderr)
-    return 2
+    return exit_code("classifier.py", lambda: run(settings), interrupted="interrupted; nothing was written")
 
 
 def run(settings: ClassifierSettings) -> None:

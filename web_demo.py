@@ -13,11 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from imagebind_llm.explain.coloured_claims import STYLE as JUDGED
 from imagebind_llm.explain.coloured_claims import coloured
-from imagebind_llm.flags import parse
+from imagebind_llm.flags import exit_code, parse
 from imagebind_llm.web import view
 from imagebind_llm.web.analysis import MAX_CHARACTERS, MB, PageError, PageModel, Seen, WebSettings
 
@@ -40,20 +38,17 @@ CSS = f"{view.STYLE}\n{JUDGED}" + "\nfooter { display: none !important } #clip v
 def main() -> int:
     settings = parse(WebSettings, description=__doc__)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the folder of uploads is removed then, too
-    try:
-        model = PageModel.load(settings)
-        with tempfile.TemporaryDirectory(prefix="itsl_page_") as uploads:
-            page, address = serve(model, settings, Path(uploads))
-            checked = "claims are checked by a judge" if model.check else "no judge checks claims (--judge FOLDER)"
-            print(f"web_demo.py: {address} (Ctrl-C ends it); {len(model.examples)} examples of {settings.data_path}; {checked}")
-            page.block_thread()
-    except (ValueError, OSError) as error:  # what is wrong with the input; all errors of our own are ValueErrors
-        print(f"web_demo.py: {error}", file=sys.stderr)
-        return 2
-    except torch.OutOfMemoryError as error:
-        print(f"web_demo.py: {error}; free the GPU's memory, or pass --device cpu", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code("web_demo.py", lambda: run(settings), out_of_memory="free the GPU's memory, or pass --device cpu")
+
+
+def run(settings: WebSettings) -> None:
+    """Load the model and serve the page until it is interrupted."""
+    model = PageModel.load(settings)
+    with tempfile.TemporaryDirectory(prefix="itsl_page_") as uploads:
+        page, address = serve(model, settings, Path(uploads))
+        checked = "claims are checked by a judge" if model.check else "no judge checks claims (--judge FOLDER)"
+        print(f"web_demo.py: {address} (Ctrl-C ends it); {len(model.examples)} examples of {settings.data_path}; {checked}")
+        page.block_thread()
 
 
 def serve(model: PageModel, settings: WebSettings, uploads: Path) -> tuple[gr.Blocks, str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from clip_cards import STYLE, TRUTH, card
 from repaired import FILES, section
 
-from imagebind_llm.datasets.readers import DataError, load_dataset
+from imagebind_llm.datasets.readers import DataError, load_dataset, rationale_rows
 from imagebind_llm.demo_world import cues
 from imagebind_llm.demo_world.published import CUE_TABLE
 from imagebind_llm.explain.coloured_claims import LEGEND
@@ -24,7 +24,7 @@ from imagebind_llm.explain.cue_table import CueTable
 from imagebind_llm.explain.faithfulness import change_cells
 from imagebind_llm.explain.scoring import COLUMNS, Rationale, ScoringSettings, read_rationales, score_cells, side_by_side
 from imagebind_llm.files import write_atomic
-from imagebind_llm.flags import flag, parse
+from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.html import Html, bars, figure, link, page, paragraph, table, text
 from imagebind_llm.intents.report import subset_table
 from imagebind_llm.records import Example
@@ -43,12 +43,7 @@ class ReportSettings:
 
 def main() -> int:
     settings = parse(ReportSettings, description=__doc__)
-    try:
-        print(f"written: {write(settings)}")
-    except (ValueError, OSError) as error:
-        print(f"make_report.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code("make_report.py", lambda: print(f"written: {write(settings)}"))
 
 
 def write(settings: ReportSettings) -> Path:
@@ -90,8 +85,7 @@ def read_answers(path: Path) -> dict[str, dict]:
     """Rows of explain.py --batch by key."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; make it with explain.py --batch, or all of the demo with: make demo")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-    return {row["key"]: row for row in rows}
+    return rationale_rows(path)
 
 
 # --- sections ---------------------------------------------------------------------------------------------------------

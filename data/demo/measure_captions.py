@@ -21,14 +21,13 @@ from imagebind_llm.datasets.readers import DataError, load_dataset
 from imagebind_llm.demo_world.cues import CUES, TYPICAL
 from imagebind_llm.demo_world.phrases import caption
 from imagebind_llm.demo_world.published import CUE_TABLE
-from imagebind_llm.encoder.store import Store, StoreError
+from imagebind_llm.encoder.store import Store
 from imagebind_llm.explain.captions import LISTING, describe, load_describer
 from imagebind_llm.explain.scoring import read_rationales
 from imagebind_llm.files import write_atomic
-from imagebind_llm.flags import flag, parse
+from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.itsl.checkpoint import CheckpointError, check_store
 from imagebind_llm.metrics import bootstrap_interval
-from imagebind_llm.weight_files import WeightsError
 
 RESAMPLES = 2000
 
@@ -51,12 +50,7 @@ class CaptionSettings:
 
 def main() -> int:
     settings = parse(CaptionSettings, description=__doc__)
-    try:
-        print(measure(settings))
-    except (CheckpointError, DataError, StoreError, WeightsError, ValueError, OSError) as error:
-        print(f"measure_captions.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code("measure_captions.py", lambda: print(measure(settings)))
 
 
 def measure(settings: CaptionSettings) -> str:

@@ -34,7 +34,7 @@ from imagebind_llm.datasets.readers import DataError, load_dataset
 from imagebind_llm.explain.explainer import Explainer, Question
 from imagebind_llm.explain.scoring import cue_counts, read_rationales, require_tables
 from imagebind_llm.files import write_atomic
-from imagebind_llm.flags import flag, parse
+from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.html import bars, figure, page, table
 from imagebind_llm.itsl.assembly import Assembled, build, open_language
 from imagebind_llm.itsl.checkpoint import read_info
@@ -101,15 +101,8 @@ class DeafJudge(Judge):
 
 def main() -> int:
     settings = parse(DoseSettings, description=__doc__)
-    try:
-        print(measure(settings))
-    except (ValueError, OSError) as error:  # all errors of our own are ValueErrors
-        print(f"measure_dose.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("measure_dose.py: interrupted; start again to continue with this dose", file=sys.stderr)
-        return 2
-    return 0
+    again = "interrupted; start again to continue with this dose"
+    return exit_code("measure_dose.py", lambda: print(measure(settings)), interrupted=again)
 
 
 def measure(settings: DoseSettings) -> str:

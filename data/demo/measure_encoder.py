@@ -4,7 +4,6 @@ Linear probes are fitted on the train split, their regularisation is chosen on d
 without any training: the value whose captions are nearest by cosine.
 """
 
-import json
 import re
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from sklearn.metrics import log_loss
 from torch import Tensor
 
 from imagebind_llm.config import MODALITIES, modality_subsets
-from imagebind_llm.datasets.readers import load_dataset
+from imagebind_llm.datasets.readers import load_dataset, rationale_rows
 from imagebind_llm.demo_world import cues, phrases, texts
 from imagebind_llm.demo_world.write import DemoWorldSettings, write_world
 from imagebind_llm.encoder.bpe import ClipBPE
@@ -47,8 +46,7 @@ def measure(preset: str, weights: Path, data_path: str, emb_path: str, overwrite
 
 
 def _cues_by_key(root: Path) -> dict[str, dict[str, str]]:
-    lines = (root / "rationales.jsonl").read_text(encoding="utf-8").splitlines()
-    return {row["key"]: row["cues"] for row in map(json.loads, lines)}
+    return {key: row["cues"] for key, row in rationale_rows(root / "rationales.jsonl").items()}
 
 
 def intent_table(vectors: dict[str, Tensor], intents: dict[str, np.ndarray], truth: dict[str, list[dict]]) -> str:

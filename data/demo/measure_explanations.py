@@ -27,17 +27,16 @@ from tqdm import tqdm
 from imagebind_llm import distributed
 from imagebind_llm.config import MODALITIES
 from imagebind_llm.corpus.seen import read_stages, refuse_seen, row_marks, stored_marks
-from imagebind_llm.datasets.readers import DataError, load_dataset
+from imagebind_llm.datasets.readers import load_dataset
 from imagebind_llm.demo_world import cues
 from imagebind_llm.demo_world.published import CUE_TABLE
-from imagebind_llm.encoder.store import Store, StoreError
+from imagebind_llm.encoder.store import Store
 from imagebind_llm.explain.cue_table import follows
 from imagebind_llm.explain.explainer import Explainer, Explanation
 from imagebind_llm.explain.faithfulness import another_clip, perturbed
 from imagebind_llm.explain.loading import load_explainer
 from imagebind_llm.explain.scoring import Rationale, cue_counts, cue_scores, cue_scores_of, read_rationales, require_tables
-from imagebind_llm.flags import flag, parse
-from imagebind_llm.itsl.checkpoint import CheckpointError
+from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.records import Example
 
 RESAMPLES = 1000
@@ -65,13 +64,12 @@ class MeasureSettings:
 
 def main() -> int:
     settings = parse(MeasureSettings, description=__doc__)
-    try:
+
+    def run() -> None:
         explainer = load_explainer(Path(settings.checkpoint), device=distributed.choose_device(settings.device))
         print(measure(explainer, settings))
-    except (CheckpointError, DataError, StoreError, ValueError, OSError) as error:
-        print(f"measure_explanations.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code("measure_explanations.py", run)
 
 
 def measure(explainer: Explainer, settings: MeasureSettings) -> str:

@@ -14,6 +14,7 @@ from clip_cards import TRUTH, turned
 from measure_explanations import intervals
 
 from imagebind_llm.critic.judge import Figures
+from imagebind_llm.datasets.readers import rationale_rows
 from imagebind_llm.demo_world.published import CUE_TABLE
 from imagebind_llm.explain.coloured_claims import LEGEND, SENSES, judged_by
 from imagebind_llm.explain.scoring import Judges, Rationale, ScoringSettings, load_references
@@ -111,8 +112,8 @@ def scores(data_path: str, runs: Path, keys: set[str]) -> list[object]:
 
 def texts_of(path: Path, rows: Sequence[Rationale]) -> list[str]:
     """The rationales that a file has for these clips."""
-    said = {row["key"]: row["rationale"] for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
-    return [said[row.key] for row in rows]
+    answers = rationale_rows(path)
+    return [answers[row.key]["rationale"] for row in rows]
 
 
 def with_interval(value: float, interval: tuple[float, float]) -> str:

@@ -14,7 +14,7 @@ from imagebind_llm.critic.checked_claims import CheckedClaim, ClaimCheck, in_wor
 from imagebind_llm.datasets.readers import DataError, folder_of, load_dataset
 from imagebind_llm.encoder.clip_encoder import ClipEncoder
 from imagebind_llm.encoder.store import Store
-from imagebind_llm.explain.explainer import Explainer, Explanation
+from imagebind_llm.explain.explainer import Explainer, Explanation, batch_slices
 from imagebind_llm.explain.scoring import ScoringSettings, side_by_side
 from imagebind_llm.files import write_atomic
 from imagebind_llm.flags import flag
@@ -114,8 +114,7 @@ def answer_split(explainer: Explainer, settings: ExplainSettings, check: ClaimCh
     store = open_store(explainer, settings)
     known = keys_seen(Path(settings.checkpoint), whole, store)
     with tqdm(total=len(examples), initial=len(examples) - len(todo), unit="clip", desc="explaining", smoothing=0.1) as bar:
-        for start in range(0, len(todo), settings.batch_size):
-            part = todo[start : start + settings.batch_size]
+        for part in (todo[rows] for rows in batch_slices(len(todo), settings.batch_size)):
             vectors, present = store.read([e.key for e in part]) if store else (None, None)
             for example, found in zip(part, explainer.explain(part, vectors, present, settings.max_new_tokens), strict=True):
                 done[example.key] = answer_row(explainer, example, found) | stamp | {"seen": example.key in known}

@@ -157,7 +157,7 @@ class Explainer:
     ) -> tuple[Tensor, Tensor]:
         """`score` of any number of clips, (N,C) each."""
         prompts = self.prompts(examples)
-        parts = [self.score(prompts[s], *_rows(s, embeddings, present)) for s in _slices(len(prompts), batch_size)]
+        parts = [self.score(prompts[s], *_rows(s, embeddings, present)) for s in batch_slices(len(prompts), batch_size)]
         return torch.cat([part.head for part in parts]), torch.cat([part.decoder for part in parts])
 
     def probabilities(self, examples: Sequence[Example], embeddings: Tensor | None, present: Tensor | None) -> Tensor:
@@ -176,7 +176,7 @@ class Explainer:
     ) -> Iterator[Explanation]:
         """An answer about each clip, in order, as batches are done."""
         prompts = self.prompts(examples)
-        for part in _slices(len(prompts), batch_size):
+        for part in batch_slices(len(prompts), batch_size):
             probabilities, written = self.answer(prompts[part], *_rows(part, embeddings, present), max_new_tokens)
             intents = [self.taxonomy.labels[i] for i in probabilities.argmax(1).tolist()]
             criticised = self.calibration.criticised(probabilities, self.read(probabilities, [text for text, _ in written]))
@@ -213,5 +213,6 @@ def _rows(part: slice, embeddings: Tensor | None, present: Tensor | None) -> tup
     return (None, None) if embeddings is None or present is None else (embeddings[part], present[part])
 
 
-def _slices(count: int, size: int) -> list[slice]:
+def batch_slices(count: int, size: int) -> list[slice]:
+    """[0, size), [size, 2 size), ... of `count` rows."""
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]

@@ -26,7 +26,7 @@ from imagebind_llm.explain.cue_table import follows
 from imagebind_llm.explain.loading import load_explainer
 from imagebind_llm.explain.scoring import Rationale, read_rationales
 from imagebind_llm.files import write_atomic
-from imagebind_llm.flags import flag, parse
+from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.itsl.checkpoint import CheckpointError
 from imagebind_llm.records import Example
 from imagebind_llm.text_metrics import rouge_l
@@ -219,18 +219,14 @@ def measure_faithfulness(settings: FaithfulnessSettings) -> list[Change]:
 
 def main(argv: list[str] | None = None) -> int:
     settings = parse(FaithfulnessSettings, argv, "What a model's rationales say when a modality is dropped or swapped.")
-    try:
+
+    def run() -> None:
         changes = measure_faithfulness(settings)
         print(changes_markdown(changes))
         if settings.output:
             write_atomic(Path(settings.output), (json.dumps([asdict(change) for change in changes], indent=1) + "\n").encode())
-    except (ValueError, OSError) as error:  # what is wrong with the input; all errors of our own are ValueErrors
-        print(f"imagebind_llm.explain.faithfulness: {error}", file=sys.stderr)
-        return 2
-    except torch.OutOfMemoryError as error:
-        print(f"imagebind_llm.explain.faithfulness: {error}; lower --batch_size, or pass --device cpu", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code("imagebind_llm.explain.faithfulness", run)
 
 
 if __name__ == "__main__":

@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from imagebind_llm.critic.verifier import Verifier, VerifierError, fit_verifier
+from imagebind_llm.critic.verifier import Verifier, fit_verifier
 from imagebind_llm.datasets.readers import DataError, load_dataset, rationale_rows
 from imagebind_llm.explain.cue_table import FILE as TABLE
 from imagebind_llm.explain.cue_table import CueTable
 from imagebind_llm.files import write_atomic
-from imagebind_llm.flags import flag, parse
+from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.taxonomy import Taxonomy
 from imagebind_llm.text_metrics import CiderD, bleu4, distinct2, meteor, repetition4, rouge_l, similarity, words
 
@@ -423,15 +423,14 @@ def side_by_side(settings: ScoringSettings) -> tuple[dict[str, dict[str, float |
 def main(argv: list[str] | None = None) -> int:
     """Print the table; write it as JSON where --output says so."""
     settings = parse(ScoringSettings, argv, "Score rationales: references, shuffled, templates and candidates side by side.")
-    try:
+
+    def run() -> None:
         scores, check = side_by_side(settings)
-    except (DataError, VerifierError) as error:
-        print(f"imagebind_llm.explain.scoring: {error}", file=sys.stderr)
-        return 2
-    print(markdown(scores) + f"\n\n{check}")
-    if settings.output:
-        write_atomic(Path(settings.output), (json.dumps(scores, indent=1) + "\n").encode())
-    return 0
+        print(markdown(scores) + f"\n\n{check}")
+        if settings.output:
+            write_atomic(Path(settings.output), (json.dumps(scores, indent=1) + "\n").encode())
+
+    return exit_code("imagebind_llm.explain.scoring", run)
 
 
 if __name__ == "__main__":

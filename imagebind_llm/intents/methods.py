@@ -17,7 +17,7 @@ from imagebind_llm.datasets.readers import DataError
 from imagebind_llm.encoder.bpe import ClipBPE
 from imagebind_llm.encoder.store import Identity, Store, StoreError
 from imagebind_llm.encoder.weights import file_sha256, find_imagebind, load_imagebind
-from imagebind_llm.explain.explainer import Explainer
+from imagebind_llm.explain.explainer import Explainer, batch_slices
 from imagebind_llm.explain.loading import load_explainer
 from imagebind_llm.intents.evaluation import Fitted
 from imagebind_llm.intents.probe import Scaling, fit_logistic, train_probes
@@ -108,8 +108,7 @@ def fit_itsl(
 def probabilities_of(explainer: Explainer, rows: EmbeddedClips, protocol: Protocol, batch_size: int = 32) -> np.ndarray:
     """Probabilities (N,C) in the protocol's classes. Where the text counts as absent, the prompt has no words either."""
     found = []
-    for start in range(0, len(rows), batch_size):
-        part = slice(start, start + batch_size)
+    for part in batch_slices(len(rows), batch_size):
         asked = []
         for example, present in zip(rows.examples[part], rows.present[part], strict=True):
             known = tuple(name for name in explainer.modalities if name != "text" or present[0])

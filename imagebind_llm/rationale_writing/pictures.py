@@ -1,12 +1,11 @@
 """Frames of a clip as small JPEGs, for models that see."""
 
-import base64
-import io
 from pathlib import Path
 
 import av
 
 from imagebind_llm.clips.container import MediaError, open_container
+from imagebind_llm.html import jpeg
 
 LONGEST_SIDE, QUALITY = 512, 85
 
@@ -23,11 +22,6 @@ def frame_urls(clip: Path, n: int) -> list[str]:
         raise MediaError(f"{clip}: no frames can be read ({error})") from error
     if not frames:
         raise MediaError(f"{clip}: it has no frames")
-    return [_data_url(frame) for frame in frames]
-
-
-def _data_url(frame) -> str:
-    frame.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-    buffer = io.BytesIO()
-    frame.save(buffer, "JPEG", quality=QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    for frame in frames:
+        frame.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    return [jpeg(frame, QUALITY) for frame in frames]
