@@ -55,9 +55,9 @@ def macro_f1(gold: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     pairs = gold * n_classes + predicted + np.arange(len(predicted))[:, None] * n_classes**2
     counts = np.bincount(pairs.ravel(), minlength=len(predicted) * n_classes**2)
     counts = counts.reshape(len(predicted), n_classes, n_classes)  # (S, gold, predicted)
-    asked, said = counts.sum(2), counts.sum(1)  # (S,C)
-    f1 = 2 * np.einsum("scc->sc", counts) / np.maximum(asked + said, 1)
-    return f1.sum(1, where=asked > 0) / (asked > 0).sum(1)
+    gold_counts, guess_counts = counts.sum(2), counts.sum(1)  # (S,C)
+    f1 = 2 * np.einsum("scc->sc", counts) / np.maximum(gold_counts + guess_counts, 1)
+    return f1.sum(1, where=gold_counts > 0) / (gold_counts > 0).sum(1)
 
 
 def per_class(gold: np.ndarray, predicted: np.ndarray, n_classes: int) -> np.ndarray:
@@ -74,7 +74,7 @@ def confusion(gold: np.ndarray, predicted: np.ndarray, n_classes: int) -> np.nda
 # --- uncertainty ------------------------------------------------------------------------------------------------------
 
 
-def bootstrap_draws(
+def resampled(
     gold: np.ndarray, predicted: np.ndarray, n_resamples: int = N_RESAMPLES, seed: int = 0
 ) -> dict[str, np.ndarray]:
     """Accuracy and macro F1, means over seeds, of bootstrap samples of the rows: two arrays (R,).
@@ -87,10 +87,10 @@ def bootstrap_draws(
     for run in predicted:
         hits = (run == gold).astype(np.float32)
         true = drawn @ (_indicator(gold, n_classes) * hits[:, None])  # (R,C)
-        asked, said = drawn @ _indicator(gold, n_classes), drawn @ _indicator(run, n_classes)
-        f1 = np.divide(2 * true, asked + said, out=np.zeros_like(true), where=asked > 0)
+        gold_counts, guess_counts = drawn @ _indicator(gold, n_classes), drawn @ _indicator(run, n_classes)
+        f1 = np.divide(2 * true, gold_counts + guess_counts, out=np.zeros_like(true), where=gold_counts > 0)
         sums["accuracy"] += drawn @ hits / n
-        sums["macro_f1"] += f1.sum(axis=1) / (asked > 0).sum(axis=1)
+        sums["macro_f1"] += f1.sum(axis=1) / (gold_counts > 0).sum(axis=1)
     return {name: total / len(predicted) for name, total in sums.items()}
 
 
@@ -135,14 +135,14 @@ def paired_difference(gold: np.ndarray, ours: np.ndarray, theirs: np.ndarray) ->
 
     p: twice the smaller share of resampled differences on one side of zero, never below 1/(R+1).
     """
-    draws_of_ours, draws_of_theirs = bootstrap_draws(gold, ours), bootstrap_draws(gold, theirs)
-    found = {}
+    draws_of_ours, draws_of_theirs = resampled(gold, ours), resampled(gold, theirs)
+    differences = {}
     for name, draws in draws_of_ours.items():
         draws = draws - draws_of_theirs[name]
         value = float(np.mean([scores(gold, run)[name] for run in ours]) - np.mean([scores(gold, run)[name] for run in theirs]))
         beyond = min(np.sum(draws <= 0), np.sum(draws >= 0))
-        found[name] = Difference(value, *bootstrap_interval(draws, value), min(1.0, 2 * (beyond + 1) / (len(draws) + 1)))
-    return found
+        differences[name] = Difference(value, *bootstrap_interval(draws, value), min(1.0, 2 * (beyond + 1) / (len(draws) + 1)))
+    return differences
 
 
 def mcnemar(gold: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> tuple[int, int, float]:

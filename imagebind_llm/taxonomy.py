@@ -29,13 +29,13 @@ class Taxonomy:
         Raises ValueError, naming the nearest label, if it is none of this taxonomy's.
         """
         wanted = plain_label(label)
-        known = {plain_label(name): name for name in (*self.labels, *filter(None, [self.out_of_scope]))}
-        found = known.get(wanted) or known.get({"ask help": "ask for help"}.get(wanted, wanted))
-        if found is None:
-            near = difflib.get_close_matches(wanted, known, n=1)
-            hint = f"; did you mean {known[near[0]]!r}?" if near else ""
+        labels_by_plain = {plain_label(name): name for name in (*self.labels, *filter(None, [self.out_of_scope]))}
+        label_name = labels_by_plain.get(wanted) or labels_by_plain.get({"ask help": "ask for help"}.get(wanted, wanted))
+        if label_name is None:
+            near = difflib.get_close_matches(wanted, labels_by_plain, n=1)
+            hint = f"; did you mean {labels_by_plain[near[0]]!r}?" if near else ""
             raise ValueError(f"label {label!r} is not one of {self.name}'s {len(self.labels)} intents{hint}")
-        return found
+        return label_name
 
     def knows(self, label: str) -> bool:
         """Whether `canonical` accepts the label."""

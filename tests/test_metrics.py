@@ -59,14 +59,14 @@ def test_per_class_and_confusion_count_every_row_once():
 def test_the_bootstrap_has_the_moments_that_it_must_have():
     gold, predicted = drawn(n=50)
     share = (predicted == gold).mean(0)  # of each row, over seeds
-    found = metrics.bootstrap_draws(gold, predicted, n_resamples=20000)["accuracy"]
+    found = metrics.resampled(gold, predicted, n_resamples=20000)["accuracy"]
     assert found.mean() == pytest.approx(share.mean(), abs=0.003)
     assert found.std() == pytest.approx(share.std() / np.sqrt(len(gold)), rel=0.03)
 
 
 def test_the_bootstrap_of_macro_f1_is_that_of_a_loop():
     gold, predicted = drawn(n=30, n_classes=4)
-    found = metrics.bootstrap_draws(gold, predicted, n_resamples=20, seed=3)["macro_f1"]
+    found = metrics.resampled(gold, predicted, n_resamples=20, seed=3)["macro_f1"]
     counts = np.random.default_rng(3).multinomial(30, np.full(30, 1 / 30), size=20)
     for one, drawn_rows in zip(found, counts, strict=True):
         rows = np.repeat(np.arange(30), drawn_rows)
@@ -77,7 +77,7 @@ def test_the_bootstrap_of_macro_f1_is_that_of_a_loop():
 def test_the_interval_agrees_with_scipys_bootstrap():
     gold, predicted = drawn(n=200, n_seeds=1)
     correct = (predicted[0] == gold).astype(float)
-    ours = metrics.bootstrap_interval(metrics.bootstrap_draws(gold, predicted, n_resamples=5000)["accuracy"], correct.mean())
+    ours = metrics.bootstrap_interval(metrics.resampled(gold, predicted, n_resamples=5000)["accuracy"], correct.mean())
     theirs = stats.bootstrap((correct,), np.mean, method="BCa", rng=1).confidence_interval
     assert ours == pytest.approx(tuple(theirs), abs=0.011)  # two rows in 200
 
@@ -96,7 +96,7 @@ def test_the_interval_of_macro_f1_holds_the_truth_as_often_as_it_says():
     for _ in range(150):
         gold = rng.integers(n_classes, size=100)
         guesses = np.where(rng.random(100) < 0.5, gold, rng.integers(n_classes, size=100))[None]
-        draws = metrics.bootstrap_draws(gold, guesses, n_resamples=400)["macro_f1"]
+        draws = metrics.resampled(gold, guesses, n_resamples=400)["macro_f1"]
         low, high = metrics.bootstrap_interval(draws, metrics.macro_f1(gold, guesses)[0])
         held.append(low <= 0.5 + 0.5 / n_classes <= high)
     assert 0.9 <= np.mean(held) <= 0.99

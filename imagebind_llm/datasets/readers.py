@@ -75,7 +75,7 @@ def read_dataset(path: Path | str, splits: tuple[str, ...], refuse: Refuse) -> D
     root = Path(path)
     if not root.exists():
         raise DataError(f"--data_path {root}: no such file or folder; expected a MIntRec folder or clips with a CSV")
-    tables = {} if root.is_file() else {split: found for split in SPLITS if (found := _split_table(root, split))}
+    tables = {} if root.is_file() else {split: table for split in SPLITS if (table := _split_table(root, split))}
     dataset = _read_release(root, tables, splits, refuse) if tables else _read_plain(root, splits, refuse)
     _refuse_duplicates(dataset, refuse)
     return dataset
@@ -90,8 +90,8 @@ def _split_table(root: Path, split: str) -> Path | None:
     """`dev.tsv`, or the one `*_dev.tsv` of a derived release."""
     if (root / f"{split}.tsv").is_file():
         return root / f"{split}.tsv"
-    found = sorted(root.glob(f"*_{split}.tsv"))
-    return found[0] if len(found) == 1 else None
+    tables = sorted(root.glob(f"*_{split}.tsv"))
+    return tables[0] if len(tables) == 1 else None
 
 
 def _read_release(root: Path, tables: dict[str, Path], wanted: tuple[str, ...], refuse: Refuse) -> Dataset:
@@ -109,9 +109,9 @@ def _layout_of(tables: list[Path]) -> Layout:
         for layout in LAYOUTS:
             if set(layout.columns) <= set(header):
                 return layout
-    known = "; ".join(f"{layout.name}: {' '.join(layout.columns)}" for layout in LAYOUTS)
+    expected = "; ".join(f"{layout.name}: {' '.join(layout.columns)}" for layout in LAYOUTS)
     got = " ".join(next(_lines(tables[0], "\t"), (0, []))[1]) or "nothing"  # or raises what is wrong with the file
-    raise DataError(f"{tables[0]}: expected the tab separated columns of one of ({known}), got: {got}")
+    raise DataError(f"{tables[0]}: expected the tab separated columns of one of ({expected}), got: {got}")
 
 
 def _header(table: Path) -> list[str]:
@@ -175,19 +175,19 @@ def _only_table(root: Path) -> Path:
         raise DataError(f"{root}: the splits are in subfolders; pass one of them: {folders}")
     tables = sorted([*root.glob("*.csv"), *root.glob("*.tsv")])
     if len(tables) != 1:
-        found = ", ".join(table.name for table in tables) or "none"
+        names = ", ".join(table.name for table in tables) or "none"
         raise DataError(
             f"{root}: expected train.tsv/dev.tsv/test.tsv (MIntRec, MIntRec2.0) or exactly one CSV/TSV with the columns "
-            f"path and text, found: {found}; pass the table itself as --data_path if there are several"
+            f"path and text, found: {names}; pass the table itself as --data_path if there are several"
         )
     return tables[0]
 
 
-def _chosen(root: Path, there: list[str], wanted: tuple[str, ...]) -> list[str]:
-    unknown = [name for name in wanted if name not in there]
+def _chosen(root: Path, names: list[str], wanted: tuple[str, ...]) -> list[str]:
+    unknown = [name for name in wanted if name not in names]
     if unknown:
-        raise DataError(f"{root}: no split {', '.join(unknown)} here; there are: {', '.join(there)}")
-    return [name for name in there if name in wanted] if wanted else there
+        raise DataError(f"{root}: no split {', '.join(unknown)} here; there are: {', '.join(names)}")
+    return [name for name in names if name in wanted] if wanted else names
 
 
 def _lines(table: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:

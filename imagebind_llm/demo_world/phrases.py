@@ -82,21 +82,21 @@ REMARKS = (
 
 def caption(cues: dict[str, str], rng: np.random.Generator | None = None) -> str:
     """All given cues in one line, `Face: ... Head: ... Gesture: ... Voice: ...`; without `rng`, in their first wording."""
-    said = {cue: _phrase(cue, value, rng) for cue, value in cues.items()}
+    wordings = {cue: _phrase(cue, value, rng) for cue, value in cues.items()}
     groups = {"Face": ("expression", "gaze"), "Head": ("head",), "Gesture": ("gesture",), "Voice": VOCAL}
-    parts = ((title, [said[cue] for cue in names if cue in said]) for title, names in groups.items())
+    parts = ((title, [wordings[cue] for cue in names if cue in wordings]) for title, names in groups.items())
     return " ".join(f"{title}: {', '.join(phrases)}." for title, phrases in parts if phrases)
 
 
 def remark(cues: dict[str, str], rng: np.random.Generator) -> str:
     """Some of the given cues in a sentence, as a person would tell them: one to three that are seen, one to three heard."""
 
-    def told(group: tuple[str, ...]) -> str:
+    def listed(group: tuple[str, ...]) -> str:
         count = int(rng.integers(1, 4))
         picked = sorted(rng.choice(len(group), count, replace=False).tolist())
         return " and ".join(_phrase(group[i], cues[group[i]], rng) for i in picked)
 
-    return REMARKS[rng.integers(len(REMARKS))].format(seen=told(VISUAL), heard=told(VOCAL))
+    return REMARKS[rng.integers(len(REMARKS))].format(seen=listed(VISUAL), heard=listed(VOCAL))
 
 
 def _phrase(cue: str, value: str, rng: np.random.Generator | None) -> str:

@@ -50,7 +50,7 @@ def thinned(rows: list[WorldClip], seed: int, percent: int) -> list[dict]:
     """Every row, with the rationales of so many percent of train and of dev, drawn; more percent keep these and add some."""
     kept = {row.key for row in rows if row.split == "test"}
     for split in SPLITS[:2]:
-        own = [row for row in rows if row.split == split]
-        lots = np.array([generator(seed, row.split, row.index, "references").random() for row in own])
-        kept |= {own[i].key for i in lots.argsort()[: max(1, round(percent * len(own) / 100))]}
+        clips = [row for row in rows if row.split == split]
+        lots = np.array([generator(seed, row.split, row.index, "references").random() for row in clips])
+        kept |= {clips[i].key for i in lots.argsort()[: max(1, round(percent * len(clips) / 100))]}
     return [reference(row) | ({} if row.key in kept else {"rationale": ""}) for row in rows]

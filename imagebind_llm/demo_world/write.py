@@ -91,18 +91,18 @@ def generator(seed: int, split: str, index: int, part: str) -> np.random.Generat
 
 def draw_world(seed: int, counts: dict[str, int]) -> list[WorldClip]:
     """All rows of the world, train first. Dev's and test's phrasings are made of words that occur in train's."""
-    made: list[WorldClip] = []
-    known = None
+    clips: list[WorldClip] = []
+    vocabulary = None
     for split in SPLITS:
-        made += [_row(seed, split, index, known) for index in range(counts[split])]
-        known = frozenset(word for row in made if row.split == "train" for word in row.text.split())
-    return made
+        clips += [_row(seed, split, index, vocabulary) for index in range(counts[split])]
+        vocabulary = frozenset(word for row in clips if row.split == "train" for word in row.text.split())
+    return clips
 
 
-def _row(seed: int, split: str, index: int, known: frozenset[str] | None) -> WorldClip:
+def _row(seed: int, split: str, index: int, vocabulary: frozenset[str] | None) -> WorldClip:
     scene, rng = cues.draw_scene(generator(seed, split, index, "scene")), generator(seed, split, index, "words")
     season, episode = f"S{SPLITS.index(split) + 1:02d}", f"E{index // CLIPS_PER_EPISODE + 1:02d}"
-    text = texts.draw_text(scene.family, split, rng, known)
+    text = texts.draw_text(scene.family, split, rng, vocabulary)
     return WorldClip(split, index, season, episode, str(index % CLIPS_PER_EPISODE + 1), scene, text, reference_text(scene, rng))
 
 
@@ -119,19 +119,19 @@ def write_world(settings: DemoWorldSettings) -> list[WorldClip]:
     counts = {split: getattr(settings, split) for split in SPLITS}
     if min(counts.values()) < 1:
         raise DemoWorldError(f"every split needs a clip, got {counts}; for example: --train 600 --dev 200 --test 400")
-    made = draw_world(settings.seed, counts)
-    _claim(root, settings.seed, made)
-    missing = [row for row in made if not (root / row.path).exists()]
-    if len(missing) < len(made):
-        print(f"{len(made) - len(missing)} of {len(made)} clips are there already")
+    clips = draw_world(settings.seed, counts)
+    _claim(root, settings.seed, clips)
+    missing = [row for row in clips if not (root / row.path).exists()]
+    if len(missing) < len(clips):
+        print(f"{len(clips) - len(missing)} of {len(clips)} clips are there already")
     _make_clips(root, missing, settings)
     for split in SPLITS:
-        write_atomic(root / f"{split}.tsv", _tsv([row for row in made if row.split == split]).encode())
-    write_atomic(root / REFERENCES, "".join(json.dumps(reference(row)) + "\n" for row in made).encode())
-    captions = [caption for row in made if row.split != "test" for caption in _captions(row, settings.seed)]
+        write_atomic(root / f"{split}.tsv", _tsv([row for row in clips if row.split == split]).encode())
+    write_atomic(root / REFERENCES, "".join(json.dumps(reference(row)) + "\n" for row in clips).encode())
+    captions = [caption for row in clips if row.split != "test" for caption in _captions(row, settings.seed)]
     write_atomic(root / "captions.json", (json.dumps(captions, indent=0) + "\n").encode())
     publish_tables(root)
-    return made
+    return clips
 
 
 def _claim(root: Path, seed: int, made: list[WorldClip]) -> None:
@@ -158,8 +158,9 @@ def _claim(root: Path, seed: int, made: list[WorldClip]) -> None:
 def _same_scenes(root: Path, made: list[WorldClip]) -> bool:
     """Whether the intents and cues that rationales.jsonl has are those of the rows: then the tables were the same."""
     path = root / REFERENCES
-    rows = rationale_rows(path) if path.is_file() else {}
-    return all((own["intent"], own["cues"]) == (row.scene.intent, row.scene.cues) for row in made if (own := rows.get(row.key)))
+    lines = rationale_rows(path) if path.is_file() else {}
+    pairs = [(lines[row.key], row.scene) for row in made if row.key in lines]
+    return all((line["intent"], line["cues"]) == (scene.intent, scene.cues) for line, scene in pairs)
 
 
 def _make_clips(root: Path, missing: list[WorldClip], settings: DemoWorldSettings) -> None:
@@ -227,5 +228,5 @@ def reference(row: WorldClip) -> dict:
 def _captions(row: WorldClip, seed: int) -> list[dict]:
     """All cues in one line, and some of them in a sentence, in words drawn anew."""
     rng = generator(seed, row.split, row.index, "captions")
-    told = (caption(row.scene.cues, rng), remark(row.scene.cues, rng))
-    return [{"key": row.key, "split": row.split, "caption": text} for text in told]
+    texts = (caption(row.scene.cues, rng), remark(row.scene.cues, rng))
+    return [{"key": row.key, "split": row.split, "caption": text} for text in texts]

@@ -112,12 +112,13 @@ def answer_split(explainer: Explainer, settings: ExplainSettings, check: ClaimCh
         _write(path, whole, done)
     todo = [example for example in examples if example.key not in done]
     store = open_store(explainer, settings)
-    known = keys_seen(Path(settings.checkpoint), whole, store)
+    seen_keys = keys_seen(Path(settings.checkpoint), whole, store)
     with tqdm(total=len(examples), initial=len(examples) - len(todo), unit="clip", desc="explaining", smoothing=0.1) as bar:
         for part in (todo[rows] for rows in batch_slices(len(todo), settings.batch_size)):
             vectors, present = store.read([e.key for e in part]) if store else (None, None)
-            for example, found in zip(part, explainer.explain(part, vectors, present, settings.max_new_tokens), strict=True):
-                done[example.key] = answer_row(explainer, example, found) | stamp | {"seen": example.key in known}
+            explanations = explainer.explain(part, vectors, present, settings.max_new_tokens)
+            for example, explanation in zip(part, explanations, strict=True):
+                done[example.key] = answer_row(explainer, example, explanation) | stamp | {"seen": example.key in seen_keys}
             _write(path, whole, done)
             bar.update(len(part))
     if check and store:
@@ -145,18 +146,18 @@ def scores_beside(data_path: str, answers: Sequence[Path], split: str) -> tuple[
         return {}, f"the rationales have no scores: {error}"
 
 
-def answer_row(explainer: Explainer, example: Example, found: Explanation) -> dict:
+def answer_row(explainer: Explainer, example: Example, explanation: Explanation) -> dict:
     """One line of the file: what rationales.jsonl has, and what the model thought."""
     return {
         "key": example.key,
         "gold": example.intent,
-        "intent": found.intent,
-        "probability": round(float(found.probabilities.max()), 5),
-        "runners_up": [[label, round(p, 5)] for label, p in found.runners_up(explainer.taxonomy.labels)],
-        "rationale": found.rationale,
-        "finished": found.finished,
-        "consistent": found.consistent,
-        "criticised": explainer.taxonomy.labels[int(found.criticised.argmax())],
+        "intent": explanation.intent,
+        "probability": round(float(explanation.probabilities.max()), 5),
+        "runners_up": [[label, round(p, 5)] for label, p in explanation.runners_up(explainer.taxonomy.labels)],
+        "rationale": explanation.rationale,
+        "finished": explanation.finished,
+        "consistent": explanation.consistent,
+        "criticised": explainer.taxonomy.labels[int(explanation.criticised.argmax())],
     }
 
 
@@ -168,7 +169,7 @@ def _write(path: Path, examples: Sequence[Example], rows: dict[str, dict]) -> No
 
 def refuse_other_content(path: Path, split: str, keys: Collection[str]) -> None:
     """Raises DataError if a file for answers about the clips `keys` of a split holds anything else: it would be lost."""
-    strange = [line for line, found in _lines(path) if not isinstance(found, dict) or found.get("key") not in keys]
+    strange = [line for line, content in _lines(path) if not isinstance(content, dict) or content.get("key") not in keys]
     if strange:
         raise DataError(
             f"{path}: {len(strange)} of its lines are no answers about clips of split {split}, {strange[0][:60]!r} for one; "
@@ -178,9 +179,9 @@ def refuse_other_content(path: Path, split: str, keys: Collection[str]) -> None:
 
 def _written(path: Path, stamp: dict) -> tuple[dict[str, dict], int]:
     """Rows of this very model that are there already, and how many of others."""
-    rows = [found for _, found in _lines(path)]
-    own = {found["key"]: found for found in rows if {name: found.get(name) for name in stamp} == stamp}
-    return own, sum({name: found.get(name) for name in stamp} != stamp for found in rows)
+    rows = [row for _, row in _lines(path)]
+    kept = {row["key"]: row for row in rows if {name: row.get(name) for name in stamp} == stamp}
+    return kept, sum({name: row.get(name) for name in stamp} != stamp for row in rows)
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:

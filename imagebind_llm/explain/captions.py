@@ -45,9 +45,9 @@ def describe(
     """
     device = model.llama.tok_embeddings.weight.device
     prompt = tokenizer.encode(CAPTION_REQUEST + beginning, bos=True)
-    there = present & Collator(None, modalities).known
+    looked_at = present & Collator(None, modalities).known
     for part in batch_slices(len(vectors), batch_size):
-        shown, known = vectors[part].to(device), there[part].to(device)
+        shown, presence = vectors[part].to(device), looked_at[part].to(device)
         asked = [prompt] * len(shown)
-        for [ids] in generate(model, asked, max_new_tokens, tokenizer.eos_id, embeddings=shown, present=known):
+        for [ids] in generate(model, asked, max_new_tokens, tokenizer.eos_id, embeddings=shown, present=presence):
             yield f"{beginning} {tokenizer.decode(ids).strip()}".strip()

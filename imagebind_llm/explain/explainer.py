@@ -140,15 +140,15 @@ class Explainer:
     ) -> Reading:
         """What head and decoder think, on the CPU. A rationale that comes first is written before the decoder is asked."""
         self.model.eval()
-        vectors, there = self._on_device(embeddings, present)
-        rows = read_prompts(self.model, prompts, self._labels, vectors, there)
-        head = self.model.intent_logits(rows.read, self.model.carried(vectors, there), there).log_softmax(1)
+        vectors, presence = self._on_device(embeddings, present)
+        rows = read_prompts(self.model, prompts, self._labels, vectors, presence)
+        head = self.model.intent_logits(rows.read, self.model.carried(vectors, presence), presence).log_softmax(1)
         rationales = None
         if self.order == "rationale":
-            rationales = self._wording.before_label(prompts, vectors, there, max_new_tokens)
-            said = [self._wording.after_lead(f"{LEAD['rationale']} {text} {LEAD['label']}") for text, _ in rationales]
-            asked = [[*prompt, *ids] for prompt, ids in zip(prompts, said, strict=True)]
-            rows = read_prompts(self.model, asked, self._labels, vectors, there)
+            rationales = self._wording.before_label(prompts, vectors, presence, max_new_tokens)
+            beginnings = [self._wording.after_lead(f"{LEAD['rationale']} {text} {LEAD['label']}") for text, _ in rationales]
+            asked = [[*prompt, *ids] for prompt, ids in zip(prompts, beginnings, strict=True)]
+            rows = read_prompts(self.model, asked, self._labels, vectors, presence)
         decoder = score_rows(rows, self._labels).log_softmax(1)
         return Reading(head.float().cpu(), decoder.float().cpu(), rationales)
 
@@ -180,8 +180,8 @@ class Explainer:
             probabilities, written = self.answer(prompts[part], *_rows(part, embeddings, present), max_new_tokens)
             intents = [self.taxonomy.labels[i] for i in probabilities.argmax(1).tolist()]
             criticised = self.calibration.criticised(probabilities, self.read(probabilities, [text for text, _ in written]))
-            found = zip(examples[part], probabilities, intents, written, criticised, strict=True)
-            for example, p, intent, (rationale, finished), after in found:
+            answers = zip(examples[part], probabilities, intents, written, criticised, strict=True)
+            for example, p, intent, (rationale, finished), after in answers:
                 yield Explanation(example.key, p, intent, rationale, finished, after)
 
     def answer(

@@ -210,11 +210,12 @@ def measure_faithfulness(settings: FaithfulnessSettings) -> list[Change]:
     if seen := keys_seen(Path(settings.checkpoint), examples, store):
         print(f"{settings.checkpoint}: was trained or chosen on {len(seen)} of these {len(examples)} clips")
     file = dataset.root / "rationales.jsonl"
-    known = read_rationales(file) if file.is_file() else {}
-    truth = [known[e.key] for e in examples] if all(e.key in known and known[e.key].cues for e in examples) else None
+    rationales = read_rationales(file) if file.is_file() else {}
+    truth = [row for example in examples if (row := rationales.get(example.key)) and row.cues]
     explain = partial(explainer.explain, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size)
     vectors, present = store.read([example.key for example in examples])
-    return faithfulness(explain, examples, vectors, present, truth, explainer.modalities, settings.seed, settings.how)
+    references = truth if len(truth) == len(examples) else None
+    return faithfulness(explain, examples, vectors, present, references, explainer.modalities, settings.seed, settings.how)
 
 
 def main(argv: list[str] | None = None) -> int:

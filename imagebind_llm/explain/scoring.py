@@ -104,8 +104,8 @@ class ScoringInput:
 
     @cached_property
     def cues(self) -> dict[str, float | None]:
-        known = all(row.cues and row.table for row in self.references)
-        return cue_scores(self.candidates, self.references) if known else {}
+        complete = all(row.cues and row.table for row in self.references)
+        return cue_scores(self.candidates, self.references) if complete else {}
 
 
 @dataclass(frozen=True)
@@ -193,12 +193,12 @@ def _masked_consistency(
     q = verifier.predict_proba(candidates)
     labels = verifier.taxonomy.labels
     read = [labels[i] if text.strip() else None for i, text in zip(q.argmax(1).tolist(), candidates, strict=True)]
-    own = [
+    gold_shares = [
         float(row[labels.index(label)]) if text.strip() else 0.0 for row, label, text in zip(q, gold, candidates, strict=True)
     ]
     return {
         "consistency": _mean([a == b for a, b in zip(read, gold, strict=True)]),
-        "q_gold": _mean(own),
+        "q_gold": _mean(gold_shares),
         "consistency_predicted": _mean([a == b for a, b in zip(read, predicted, strict=True)]) if predicted else None,
     }
 
@@ -216,8 +216,8 @@ def cue_scores(candidates: Sequence[str], references: Sequence[Rationale]) -> di
 
 def cue_scores_of(counts: np.ndarray) -> dict[str, float | None]:
     """The same from (9,) sums of cue_counts."""
-    answers, claimed, true, named, found, atypical, seen, of_template, true_of_template = counts.tolist()
-    pairs = ((true, claimed), (found, named), (seen, atypical), (true_of_template, of_template))
+    answers, claimed, true, named, recalled, atypical, seen, of_template, true_of_template = counts.tolist()
+    pairs = ((true, claimed), (recalled, named), (seen, atypical), (true_of_template, of_template))
     precision, recall, atypical_precision, blind = (part / whole if whole else None for part, whole in pairs)
     both = precision is not None and recall is not None
     return {
@@ -251,9 +251,9 @@ def cue_counts(candidates: Sequence[str], references: Sequence[Rationale]) -> np
         assert table is not None
         claims, truth, wanted = table.cues_in(text), row.cues or {}, set(table.cues_in(row.rationale))
         claimed, true, atypical, seen = table.claim_counts(claims, truth, row.intent)
-        found = sum(claims.get(cue) == truth.get(cue) for cue in wanted if cue in claims)
+        recalled = sum(claims.get(cue) == truth.get(cue) for cue in wanted if cue in claims)
         blind = table.claim_counts(table.cues_in(table.templates.get(row.intent, "")), truth, row.intent)[:2]
-        rows.append((1, claimed, true, len(wanted), found, atypical, seen, *blind))
+        rows.append((1, claimed, true, len(wanted), recalled, atypical, seen, *blind))
     return np.array(rows, dtype=np.int64).reshape(-1, 9)
 
 
@@ -301,7 +301,9 @@ def templates(train: Sequence[Rationale]) -> dict[str, str]:
     by_intent: dict[str, list[str]] = {}
     for row in train:
         by_intent.setdefault(row.intent, []).append(row.rationale)
-    return {intent: max(some, key=lambda own: sum(rouge_l(own, other) for other in some)) for intent, some in by_intent.items()}
+    return {
+        intent: max(texts, key=lambda text: sum(rouge_l(text, other) for other in texts)) for intent, texts in by_intent.items()
+    }
 
 
 # --- files ------------------------------------------------------------------------------------------------------------------
@@ -322,12 +324,12 @@ def load_references(settings: ScoringSettings) -> tuple[Taxonomy, dict[str, list
     dataset = load_dataset(settings.data_path)
     if dataset.taxonomy is None:
         raise DataError(f"{dataset.root}: a plain folder has no intents to score against")
-    known = read_rationales(Path(settings.references or dataset.root / "rationales.jsonl"))
+    rationales = read_rationales(Path(settings.references or dataset.root / "rationales.jsonl"))
     table = CueTable.beside(dataset.root)
     splits: dict[str, list[Rationale]] = {}
     for split, examples in dataset.splits.items():
         labelled = [example for example in examples if example.intent in dataset.taxonomy.labels]
-        rows = [(known.get(e.key), e) for e in labelled]
+        rows = [(rationales.get(e.key), e) for e in labelled]
         splits[split] = [
             Rationale(e.key, e.intent or "", row.rationale if row else "", row.cues if row else None, table=table)
             for row, e in rows
@@ -367,8 +369,8 @@ def _mean(values: Sequence[float]) -> float:
 def score_cells(rows: Mapping[str, Mapping[str, float | None]]) -> tuple[list[str], list[list[str]]]:
     """Header and rows: sources down, scores across. Scores that no source has are left out, but for what needs a table of cues:
     a dash there says that nothing is known of the truth."""
-    known = {name for scores in rows.values() for name, value in scores.items() if value is not None}
-    names = [name for name in SCORES if name in known or name in CUE_SCORES]
+    filled = {name for scores in rows.values() for name, value in scores.items() if value is not None}
+    names = [name for name in SCORES if name in filled or name in CUE_SCORES]
     cells = [
         [source, *("–" if (value := scores.get(name)) is None else f"{value:.{SCORES[name].digits}f}" for name in names)]
         for source, scores in rows.items()
@@ -407,15 +409,15 @@ def side_by_side(settings: ScoringSettings) -> tuple[dict[str, dict[str, float |
         asked = [row for row in splits[settings.split] if row.key in answers]
         if not asked:
             raise DataError(f"--candidates {file}: none of its {len(answers)} keys is in split {settings.split}")
-        own = [answers[row.key] for row in asked]
+        lines = [answers[row.key] for row in asked]
         name = f"{Path(file).stem} ({len(asked)} of {len(splits[settings.split])})"
-        guesses = [answer.intent for answer in own]
-        scores[name] = score_rationales([answer.rationale for answer in own], asked, judges, guesses)
-        if seen := sum(answer.seen for answer in own):
-            warned.append(f"{name}: not a result, its model was trained or chosen on {seen} of these {len(own)} clips")
+        guesses = [answer.intent for answer in lines]
+        scores[name] = score_rationales([answer.rationale for answer in lines], asked, judges, guesses)
+        if seen := sum(answer.seen for answer in lines):
+            warned.append(f"{name}: not a result, its model was trained or chosen on {seen} of these {len(lines)} clips")
         if any(guesses):
-            known = [fixed.get(intent, "") for intent in guesses]
-            scores[f"template of the intents of {Path(file).stem}"] = score_rationales(known, asked, judges, guesses)
+            fixed_texts = [fixed.get(intent, "") for intent in guesses]
+            scores[f"template of the intents of {Path(file).stem}"] = score_rationales(fixed_texts, asked, judges, guesses)
     check = judges.verifier.dev
     return scores, "\n".join([*warned, check.sentence() if check else "the verifier was not checked: no dev rationales"])
 

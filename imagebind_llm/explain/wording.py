@@ -75,4 +75,4 @@ class Wording:
             n_samples=best.count if best is not None else 1,
             draws=draws,
         )
-        return [[(self.tokenizer.decode(ids).strip(), len(ids) < limit) for ids in own] for own in answers]
+        return [[(self.tokenizer.decode(ids).strip(), len(ids) < limit) for ids in samples] for samples in answers]

@@ -92,11 +92,11 @@ def evaluate_subsets(protocol: Protocol, settings: ClassifierSettings, fit: Meth
 def _subset(modalities: tuple[str, ...], alone: Fitted | None, whole: Fitted, report: EmbeddedClips, ablate: bool) -> Subset:
     """Answers on the reported rows by what was trained on these modalities alone, or by the whole with the others masked."""
     gold, masked_rows = report.classes.numpy(), report.only(modalities)
-    own = alone or whole
-    answers = Predictions(own.predict(masked_rows), gold)
+    fitted = alone or whole
+    answers = Predictions(fitted.predict(masked_rows), gold)
     masked = Predictions(whole.predict(masked_rows), gold) if ablate and whole.baseline else None
-    baseline = Predictions(own.baseline(masked_rows), gold) if own.baseline else None
-    return Subset(modalities, answers, masked, baseline, own.seeds, own.epochs)
+    baseline = Predictions(fitted.baseline(masked_rows), gold) if fitted.baseline else None
+    return Subset(modalities, answers, masked, baseline, fitted.seeds, fitted.epochs)
 
 
 def ceilings(root: Path) -> dict[tuple[str, ...], float]:
@@ -117,21 +117,21 @@ def ceilings(root: Path) -> dict[tuple[str, ...], float]:
 def slices(protocol: Protocol, needed_modality: str) -> dict[str, np.ndarray]:
     """Name -> (N,) bool of the reported rows: by what people need, by words, by whether the text occurs in training."""
     examples = protocol.report.examples
-    found = {}
+    row_masks = {}
     if needed_modality:
         needed = read_needed(Path(needed_modality))
         of_rows = [needed.get(example.key, "") for example in examples]
         if not any(of_rows):
             raise DataError(f"--needed_modality {needed_modality}: none of its {len(needed)} clips is among the reported rows")
-        found["people need the text alone"] = np.array([one == "text" for one in of_rows])
-        found["people need more, or something else"] = np.array([one not in ("", "text") for one in of_rows])
+        row_masks["people need the text alone"] = np.array([modality == "text" for modality in of_rows])
+        row_masks["people need more, or something else"] = np.array([modality not in ("", "text") for modality in of_rows])
     n_words = np.array([len(example.text.split()) for example in examples])
     for low, high in WORDS:
-        found[f"{low} to {high} words" if high < 100 else f"{low} words or more"] = (n_words >= low) & (n_words <= high)
+        row_masks[f"{low} to {high} words" if high < 100 else f"{low} words or more"] = (n_words >= low) & (n_words <= high)
     if protocol.train:
-        found["text occurs in training"] = protocol.repeated
-        found["text does not occur in training"] = ~protocol.repeated
-    return {name: rows for name, rows in found.items() if rows.any()}
+        row_masks["text occurs in training"] = protocol.repeated
+        row_masks["text does not occur in training"] = ~protocol.repeated
+    return {name: rows for name, rows in row_masks.items() if rows.any()}
 
 
 def read_needed(table: Path) -> dict[str, str]:
@@ -159,11 +159,11 @@ def score_summary(answers: Predictions, protocol: Protocol, intervals: bool = Tr
     for scores, correct, confidence in zip(runs, answers.correct, answers.confidence, strict=True):
         scores["calibration_error"] = metrics.calibration_error(correct, confidence)
         scores["accuracy_of_surest_half"] = float(metrics.selective_accuracy(correct, confidence)[(len(correct) - 1) // 2])
-    found = {name: mean_and_sd([scores[name] for scores in runs]) for name in runs[0]}
+    summary = {name: mean_and_sd([scores[name] for scores in runs]) for name in runs[0]}
     if intervals:
-        for name, values in metrics.bootstrap_draws(answers.gold, answers.predicted).items():
-            found[name]["interval"] = list(metrics.bootstrap_interval(values, found[name]["mean"]))
-    return found
+        for name, values in metrics.resampled(answers.gold, answers.predicted).items():
+            summary[name]["interval"] = list(metrics.bootstrap_interval(values, summary[name]["mean"]))
+    return summary
 
 
 def mean_and_sd(values: list[float]) -> dict:
@@ -179,7 +179,7 @@ def slice_scores(answers: Predictions, rows: np.ndarray) -> dict:
     gold, predicted = answers.gold[rows], answers.predicted[:, rows]
     n, right = len(gold), float((predicted == gold).mean(0).sum())
     f1 = mean_and_sd(metrics.macro_f1(gold, predicted).tolist())
-    f1["interval"] = list(metrics.bootstrap_interval(metrics.bootstrap_draws(gold, predicted)["macro_f1"], f1["mean"]))
+    f1["interval"] = list(metrics.bootstrap_interval(metrics.resampled(gold, predicted)["macro_f1"], f1["mean"]))
     accuracy = mean_and_sd((predicted == gold).mean(1).tolist()) | {"interval": list(metrics.share_interval(right, n))}
     return {"n": n, "accuracy": accuracy, "macro_f1": f1}
 
@@ -189,20 +189,20 @@ def collect_results(protocol: Protocol, subsets: list[Subset], settings: Classif
     ceiling, parts = ceilings(protocol.dataset.root), slices(protocol, settings.needed_modality)
     whole = subsets[-1].answers
     each_class = np.mean([metrics.per_class(whole.gold, run, len(protocol.classes)) for run in whole.predicted], axis=0)
-    found = {
+    results = {
         "notes": protocol.notes,
         "classes": list(protocol.classes),
         "subsets": [
             {
-                "modalities": list(one.modalities),
-                "best_reachable": ceiling.get(one.modalities),
-                "scores": score_summary(one.answers, protocol),
-                "masked_in_test": score_summary(one.masked, protocol) if one.masked else None,
-                "logistic_regression": score_summary(one.baseline, protocol) if one.baseline else None,
-                "epochs": list(one.epochs),
-                "slices": {name: slice_scores(one.answers, rows) for name, rows in parts.items()},
+                "modalities": list(subset.modalities),
+                "best_reachable": ceiling.get(subset.modalities),
+                "scores": score_summary(subset.answers, protocol),
+                "masked_in_test": score_summary(subset.masked, protocol) if subset.masked else None,
+                "logistic_regression": score_summary(subset.baseline, protocol) if subset.baseline else None,
+                "epochs": list(subset.epochs),
+                "slices": {name: slice_scores(subset.answers, rows) for name, rows in parts.items()},
             }
-            for one in subsets
+            for subset in subsets
         ],
         "per_class": {
             name: dict(zip(("precision", "recall", "f1", "rows"), numbers.tolist(), strict=True))
@@ -213,8 +213,8 @@ def collect_results(protocol: Protocol, subsets: list[Subset], settings: Classif
         "settings": asdict(settings),
     }
     if settings.compare:
-        found["comparison"] = comparison(whole, protocol, Path(settings.compare), subsets[-1].seeds)
-    return found
+        results["comparison"] = comparison(whole, protocol, Path(settings.compare), subsets[-1].seeds)
+    return results
 
 
 # --- per-sample answers, written and compared --------------------------------------------------------------------------
@@ -230,9 +230,9 @@ def predictions_table(subset: Subset, protocol: Protocol) -> str:
         yield [*COLUMNS, *(f"p({name})" for name in protocol.classes)]
         answers = subset.answers
         for seed, predicted, probabilities in zip(subset.seeds, answers.predicted, answers.probabilities, strict=True):
-            for example, gold, said, p in zip(protocol.report.examples, answers.gold, predicted, probabilities, strict=True):
-                named = [" ".join(example.text.split()), protocol.classes[gold], protocol.classes[said], f"{p[said]:.4f}"]
-                yield [str(seed), example.key, *named, *(f"{one:.4f}" for one in p)]
+            for example, gold, guess, p in zip(protocol.report.examples, answers.gold, predicted, probabilities, strict=True):
+                named = [" ".join(example.text.split()), protocol.classes[gold], protocol.classes[guess], f"{p[guess]:.4f}"]
+                yield [str(seed), example.key, *named, *(f"{share:.4f}" for share in p)]
 
     return "".join("\t".join(row) + "\n" for row in rows())
 
@@ -245,24 +245,24 @@ def read_predictions(folder: Path, protocol: Protocol) -> tuple[tuple[str, ...],
     table = folder / PREDICTIONS
     if not table.is_file():
         raise DataError(f"--compare {folder}: no {PREDICTIONS} there; give the --output_dir of a run of classifier.py")
-    said: dict[str, dict[str, str]] = {}
+    guesses: dict[str, dict[str, str]] = {}
     gold: dict[str, str] = {}
     with open(table, newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
-            said.setdefault(row["seed"], {})[row["key"]] = row["predicted"]
+            guesses.setdefault(row["seed"], {})[row["key"]] = row["predicted"]
             gold[row["key"]] = row["gold"]
     rows = protocol.report
-    ours = {one.key: protocol.classes[i] for one, i in zip(rows.examples, rows.classes.tolist(), strict=True)}
+    ours = {example.key: protocol.classes[i] for example, i in zip(rows.examples, rows.classes.tolist(), strict=True)}
     if ours != gold:
         strange = sorted({key for key in ours.keys() | gold.keys() if ours.get(key) != gold.get(key)})
         raise DataError(
             f"--compare {folder}: {len(strange)} rows are not the same or not labelled the same in both runs "
             f"({', '.join(strange[:5])}); a paired test needs one --data_path, --report_split, --split_by and --labels"
         )
-    if unknown := {name for run in said.values() for name in run.values()} - set(protocol.classes):
+    if unknown := {name for run in guesses.values() for name in run.values()} - set(protocol.classes):
         raise DataError(f"--compare {folder}: predicts {', '.join(sorted(unknown))}, which is no class of this run")
     index = {name: i for i, name in enumerate(protocol.classes)}
-    return tuple(said), np.array([[index[run[key]] for key in ours] for run in said.values()])
+    return tuple(guesses), np.array([[index[run[key]] for key in ours] for run in guesses.values()])
 
 
 def comparison(answers: Predictions, protocol: Protocol, folder: Path, our_seeds: tuple[int, ...]) -> dict:
@@ -274,6 +274,6 @@ def comparison(answers: Predictions, protocol: Protocol, folder: Path, our_seeds
     names = ("our_seed", "their_seed", "only_ours_right", "only_theirs_right", "p")
     return {
         "with": str(folder),
-        "difference": {name: vars(one) for name, one in differences.items()},
+        "difference": {name: vars(difference) for name, difference in differences.items()},
         "mcnemar": [dict(zip(names, test, strict=True)) for test in tests],
     }

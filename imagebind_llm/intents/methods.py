@@ -42,9 +42,9 @@ def fit_probe(protocol: Protocol, modalities: tuple[str, ...], settings: Classif
 
     selection = (inputs(select), select.classes) if select else None
     config = ProbeConfig(hidden=settings.hidden, epochs=settings.epochs, class_weights=settings.class_weights)
-    known, n_classes = (inputs(train), train.classes), len(protocol.classes)
-    probes = train_probes(*known, selection, n_classes, config, settings.seeds, tick)
-    logistic = fit_logistic(*known, selection, n_classes, settings.class_weights)
+    training, n_classes = (inputs(train), train.classes), len(protocol.classes)
+    probes = train_probes(*training, selection, n_classes, config, settings.seeds, tick)
+    logistic = fit_logistic(*training, selection, n_classes, settings.class_weights)
     return Fitted(
         lambda rows: probes.probabilities(inputs(rows)),
         settings.seeds,
@@ -107,16 +107,16 @@ def fit_itsl(
 
 def probabilities_of(explainer: Explainer, rows: EmbeddedClips, protocol: Protocol, batch_size: int = 32) -> np.ndarray:
     """Probabilities (N,C) in the protocol's classes. Where the text counts as absent, the prompt has no words either."""
-    found = []
+    batches = []
     for part in batch_slices(len(rows), batch_size):
         asked = []
         for example, present in zip(rows.examples[part], rows.present[part], strict=True):
-            known = tuple(name for name in explainer.modalities if name != "text" or present[0])
+            readable = tuple(name for name in explainer.modalities if name != "text" or present[0])
             bare = Example(example.key, example.split, example.clip, example.text)  # neither intent nor rationale
-            asked.append(encode_prompt(ask(bare, None, known, explainer.order), explainer.tokenizer, explainer.max_len))
+            asked.append(encode_prompt(ask(bare, None, readable, explainer.order), explainer.tokenizer, explainer.max_len))
         reading = explainer.score(asked, rows.vectors[part], rows.present[part])
-        found.append(explainer.calibration.probabilities(reading.head, reading.decoder).numpy())
-    p, labels = np.concatenate(found), explainer.taxonomy.labels  # (N, their classes)
+        batches.append(explainer.calibration.probabilities(reading.head, reading.decoder).numpy())
+    p, labels = np.concatenate(batches), explainer.taxonomy.labels  # (N, their classes)
     if protocol.classes == explainer.taxonomy.coarse_classes:
         coarse = np.array([explainer.taxonomy.coarse(name) for name in labels])
         return np.stack([p[:, coarse == name].sum(1) for name in protocol.classes], axis=1)
@@ -139,9 +139,9 @@ def _open(
             f"{folder}: trained on the {len(taxonomy.labels)} intents of {taxonomy.name}; "
             f"{protocol.dataset.root} has {len(protocol.classes)} classes, {protocol.dataset.layout}"
         )
-    known = ("text",) if NO_MODALITY in explainer.modalities else explainer.modalities
-    if strange := [name for name in modalities if name not in known]:
-        raise DataError(f"{folder}: was not trained with {' '.join(strange)}; give --modalities {' '.join(known)}")
+    trained_with = ("text",) if NO_MODALITY in explainer.modalities else explainer.modalities
+    if strange := [name for name in modalities if name not in trained_with]:
+        raise DataError(f"{folder}: was not trained with {' '.join(strange)}; give --modalities {' '.join(trained_with)}")
     if explainer.needs_embeddings and isinstance(protocol.store, Store):  # .pt files do not say what made them
         explainer.check_store(protocol.store)
     return explainer

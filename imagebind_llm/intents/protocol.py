@@ -79,7 +79,7 @@ def load_protocol(settings: ClassifierSettings) -> Protocol:
     store = open_embeddings(settings.emb_path, dataset)
     _refuse_absent_modalities(store.identity, settings)
     rows = {part: _rows(part, examples, store, index, settings) for part, examples in parts.items() if examples}
-    missing = [one.key for examples in parts.values() for one in examples if one.key not in store]
+    missing = [example.key for examples in parts.values() for example in examples if example.key not in store]
     report, train, select = rows["report"], rows.get("train"), rows.get("select")
     if train:
         _refuse_untrainable(train, select, report, classes)
@@ -109,7 +109,7 @@ def episode_splits(dataset: Dataset, fold: int) -> dict[str, list[Example]]:
         raise DataError(f"{dataset.root}: --split_by episode needs at least 5 episodes, got {len(set(episodes))}")
     intents = [example.intent for example in examples]
     folds = [test for _, test in StratifiedGroupKFold(5, shuffle=True, random_state=0).split(examples, intents, episodes)]
-    place = {int(row): number for number, own in enumerate(folds) for row in own}
+    place = {int(row): number for number, rows in enumerate(folds) for row in rows}
     name = {fold: "test", (fold + 1) % 5: "dev"}
     splits: dict[str, list[Example]] = {split: [] for split in SPLITS}
     for row, example in enumerate(examples):
@@ -177,13 +177,14 @@ def _coarse(taxonomy: Taxonomy | None, classes: tuple[str, ...]) -> np.ndarray |
 def open_embeddings(path: str, dataset: Dataset) -> Store | PtFolders:
     """A store, or the original's folders of .pt files. Raises StoreError if it is neither."""
     if not list(Path(path).glob("manifest-*.json")) and list(Path(path).glob("*_emb")):
-        return PtFolders(Path(path), {split: [one.key for one in examples] for split, examples in dataset.splits.items()})
+        keys = {split: [example.key for example in examples] for split, examples in dataset.splits.items()}
+        return PtFolders(Path(path), keys)
     return Store(Path(path))
 
 
 def _rows(part: str, examples: list[Example], store: Store | PtFolders, index, settings: ClassifierSettings) -> EmbeddedClips:
     """Rows with their vectors. A row without embeddings is left out of training; in the report it stays, with nothing known."""
-    there = [example for example in examples if example.key in store]
+    embedded = [example for example in examples if example.key in store]
     gone = [example.key for example in examples if example.key not in store]
     if len(gone) > MISSING_LIMIT * len(examples):
         raise StoreError(
@@ -191,11 +192,11 @@ def _rows(part: str, examples: list[Example], store: Store | PtFolders, index, s
             f"({', '.join(gone[:LISTED])}), more than a tenth; make them with: python avt_get_emb.py "
             f"--data_path {settings.data_path} --output_dir {settings.emb_path}"
         )
-    kept = examples if part == "report" else there
+    kept = examples if part == "report" else embedded
     vectors = torch.zeros(len(kept), len(MODALITIES), store.identity.width)
     present = torch.zeros(len(kept), len(MODALITIES), dtype=torch.bool)
-    found = [i for i, example in enumerate(kept) if example.key in store]
-    vectors[found], present[found] = store.read([example.key for example in there])
+    positions = [i for i, example in enumerate(kept) if example.key in store]
+    vectors[positions], present[positions] = store.read([example.key for example in embedded])
     if bad := [kept[i].key for i in (~vectors.isfinite().all(-1).all(-1)).nonzero()[:, 0].tolist()]:
         raise StoreError(
             f"{settings.emb_path}: embeddings of {len(bad)} clips are not finite ({', '.join(bad[:LISTED])}); rebuild with: "
@@ -218,11 +219,11 @@ def _refuse_absent_modalities(identity: Identity, settings: ClassifierSettings) 
 def _refuse_untrainable(
     train: EmbeddedClips, select: EmbeddedClips | None, report: EmbeddedClips, classes: tuple[str, ...]
 ) -> None:
-    known = set(train.classes.tolist())
-    if len(known) < 2:
-        raise DataError(f"all {len(train)} training rows are {classes[min(known)]}: one class leaves nothing to tell apart")
+    trained = set(train.classes.tolist())
+    if len(trained) < 2:
+        raise DataError(f"all {len(train)} training rows are {classes[min(trained)]}: one class leaves nothing to tell apart")
     for name, rows in (("report", report), ("select", select)):
-        if rows and (strange := sorted(set(rows.classes.tolist()) - known)):
+        if rows and (strange := sorted(set(rows.classes.tolist()) - trained)):
             names = ", ".join(f"{classes[i]} ({int((rows.classes == i).sum())} rows)" for i in strange)
             raise DataError(
                 f"no training row has the label {names} of the rows to {name}: it can never be named; "
@@ -237,8 +238,8 @@ def marks(rows: EmbeddedClips) -> list[RowMarks]:
 
 def repeated_texts(report: list[Example], train: list[Example]) -> np.ndarray:
     """(N,) bool: the reported rows whose text occurs in training."""
-    known = {normal_text(example.text) for example in train}
-    return np.array([normal_text(example.text) in known for example in report])
+    train_texts = {normal_text(example.text) for example in train}
+    return np.array([normal_text(example.text) in train_texts for example in report])
 
 
 # --- what a reader must know ------------------------------------------------------------------------------------------
@@ -262,7 +263,7 @@ def _notes(
         listed = ", ".join(f"{name} {n}" for name, n in absent.items() if n)
         notes += [f"reported rows without a modality (it counts as absent): {listed}"]
     if "train" in rows:
-        also = repeated_texts(report.examples, [one for part in ("train", "select") for one in parts[part]])
+        also = repeated_texts(report.examples, [example for part in ("train", "select") for example in parts[part]])
         notes += [
             f"reported texts that occur in training too: {int(repeated.sum())} of {len(repeated)}"
             + (f" ({int(also.sum())} with the rows that select)" if "select" in rows else "")

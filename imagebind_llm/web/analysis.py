@@ -184,8 +184,8 @@ class PageModel:
         notes = tuple(f"{failure.modality} is not used: {_unplaced(failure.reason, clip)}" for failure in encoded.failures)
         if not encoded.present.any():
             raise PageError(f"Nothing of {clip.name} can be used ({'; '.join(notes)}); {EXPECTED}.")
-        known = self._known.get(file_sha256(clip))
-        return replace(nothing, vectors=encoded.vectors, present=encoded.present, notes=notes, known=known), encoded.inputs
+        facts = self._known.get(file_sha256(clip))
+        return replace(nothing, vectors=encoded.vectors, present=encoded.present, notes=notes, known=facts), encoded.inputs
 
     def _check_file(self, clip: Path) -> None:
         """Size and length, before anything is decoded."""
@@ -240,8 +240,8 @@ class PageModel:
         examples = [Example("clip", "all", None, seen.text if "text" in subset else "") for subset in new]
         present = torch.tensor([[name in subset for name in MODALITIES] for subset in new])
         vectors = seen.vectors.expand(len(new), -1, -1)
-        found = self.explainer.explain(examples, vectors, present, self.settings.max_new_tokens)
-        seen.answers.update(zip(new, found, strict=True))
+        explanations = self.explainer.explain(examples, vectors, present, self.settings.max_new_tokens)
+        seen.answers.update(zip(new, explanations, strict=True))
 
 
 def find_examples(data_path: Path) -> list[Example]:
@@ -261,13 +261,13 @@ def _known_by_content(examples: Sequence[Example], data_path: Path) -> dict[str,
         rows = read_rationales(folder_of(data_path) / "rationales.jsonl")
     except DataError:
         rows = {}
-    known = {}
+    facts = {}
     for example in examples:
         if example.clip is not None:
             row = rows.get(example.key)
             cues, table = (known_of(row), row.table) if row and row.cues else (None, None)
-            known[file_sha256(example.clip)] = Known(_one_line(example.text), example.intent, cues, table)
-    return known
+            facts[file_sha256(example.clip)] = Known(_one_line(example.text), example.intent, cues, table)
+    return facts
 
 
 def _one_line(text: str) -> str:

@@ -61,17 +61,17 @@ def notes_of(seen: Seen) -> Html:
 def answer_block(seen: Seen, chosen: Sequence[str], model: PageModel) -> Html:
     """The rationale, its claims coloured by the judge; whether it argues for the intent; and, of a clip whose truth is known,
     which of its claims hold."""
-    found, known = seen.answers[tuple(chosen)], seen.truth
-    checked = model.claims(seen, found.rationale)
-    ending = "" if found.finished else " … (cut at the longest that is written)"
-    why = f'<h3>Why</h3><p class="rationale">{coloured(found.rationale, checked)}{ending}</p>'
-    parts: list[str] = [why, judge_block(seen, checked, model.check), consistency(found, model.explainer)]
-    if known is not None:
-        if known.intent is not None:
-            right = known.intent == found.intent
-            parts.append(boxed(f"The data set labels this clip {known.intent}.", "fine" if right else "doubt"))
-        if known.cues and known.table:
-            parts.append(claim_chips(found.rationale, known.cues, known.table, chosen))
+    explanation, facts = seen.answers[tuple(chosen)], seen.truth
+    checked = model.claims(seen, explanation.rationale)
+    ending = "" if explanation.finished else " … (cut at the longest that is written)"
+    why = f'<h3>Why</h3><p class="rationale">{coloured(explanation.rationale, checked)}{ending}</p>'
+    parts: list[str] = [why, judge_block(seen, checked, model.check), consistency(explanation, model.explainer)]
+    if facts is not None:
+        if facts.intent is not None:
+            right = facts.intent == explanation.intent
+            parts.append(boxed(f"The data set labels this clip {facts.intent}.", "fine" if right else "doubt"))
+        if facts.cues and facts.table:
+            parts.append(claim_chips(explanation.rationale, facts.cues, facts.table, chosen))
     return html_block(*parts)
 
 
@@ -85,15 +85,15 @@ def judge_block(seen: Seen, claims: Sequence[CheckedClaim], check: ClaimCheck | 
     return Html("".join([LEGEND, *doubts, _aside(who)]))
 
 
-def consistency(found: Explanation, explainer: Explainer) -> Html:
+def consistency(explanation: Explanation, explainer: Explainer) -> Html:
     """The consistency flag in words."""
     if explainer.verifier is None or explainer.calibration.alpha == 0:
         return boxed("Consistency is not checked: this checkpoint has no verifier that is worth asking.")
-    if found.consistent:
-        reading = f"a verifier that reads the rationale without its label words leaves the intent at {found.intent}"
+    if explanation.consistent:
+        reading = f"a verifier that reads the rationale without its label words leaves the intent at {explanation.intent}"
         return boxed(f"Consistent: {reading}.", "fine")
-    other = explainer.taxonomy.labels[int(found.criticised.argmax())]
-    return boxed(f"Careful: the rationale speaks for {other} rather than {found.intent}.", "doubt")
+    other = explainer.taxonomy.labels[int(explanation.criticised.argmax())]
+    return boxed(f"Careful: the rationale speaks for {other} rather than {explanation.intent}.", "doubt")
 
 
 def claim_chips(rationale: str, truth: Mapping[str, str], cues: CueTable, chosen: Sequence[str]) -> Html:
@@ -101,11 +101,11 @@ def claim_chips(rationale: str, truth: Mapping[str, str], cues: CueTable, chosen
     chips = []
     for cue, value in cues.claims_in(rationale).items():
         holds = truth.get(cue) == value
-        said = f"{'words' if cue == 'family' else cue}: {value}" + ("" if cues.modality_of(cue) in chosen else " (guessed)")
+        claim = f"{'words' if cue == 'family' else cue}: {value}" + ("" if cues.modality_of(cue) in chosen else " (guessed)")
         verdict = "✓" if holds else f"✗ it is {truth[cue]}" if cue in truth else "✗"
-        chips.append(f'<span class="claim {"true" if holds else "false"}">{text(f"{said} {verdict}")}</span>')
-    told = _aside("What the clip was drawn and voiced from says of its cues:")
-    return Html(f"{told}<p>{''.join(chips)}</p>" if chips else "<p>It names no cue of the demo world.</p>")
+        chips.append(f'<span class="claim {"true" if holds else "false"}">{text(f"{claim} {verdict}")}</span>')
+    intro = _aside("What the clip was drawn and voiced from says of its cues:")
+    return Html(f"{intro}<p>{''.join(chips)}</p>" if chips else "<p>It names no cue of the demo world.</p>")
 
 
 def changes_block(
@@ -116,22 +116,22 @@ def changes_block(
     shown: Callable[[str], Html] = text,
 ) -> Html:
     """What changes when a modality is switched off: the intent, the probability of the intent above, the rationale as shown."""
-    found = seen.answers[tuple(chosen)]
-    index = labels.index(found.intent)
-    p = 100 * float(found.probabilities[index])
+    explanation = seen.answers[tuple(chosen)]
+    index = labels.index(explanation.intent)
+    p = 100 * float(explanation.probabilities[index])
 
     def row(name: str, other: Explanation) -> list[object]:
         now = 100 * float(other.probabilities[index])
         return [name, other.intent, now, now - p, shown(other.rationale)]
 
-    rows = [[f"{_listed(chosen)} (above)", found.intent, p, None, "as above"]]
+    rows = [[f"{_listed(chosen)} (above)", explanation.intent, p, None, "as above"]]
     if tuple(chosen) != seen.there and seen.there in seen.answers:
         rows.append(row(f"{_listed(seen.there)} (all)", seen.answers[seen.there]))
     rows += [row(f"without {name}", other) for name, other in others.items()]
     title = Html("<h3>What changes when a modality is switched off</h3>")
     if len(rows) == 1:
         return html_block(title, paragraph("Only one modality is left; there is none to switch off.", note=True))
-    return html_block(title, table(["what is known", "intent", f"p({found.intent}), %", "change", "rationale"], rows))
+    return html_block(title, table(["what is known", "intent", f"p({explanation.intent}), %", "change", "rationale"], rows))
 
 
 def _listed(names: Sequence[str]) -> str:
