@@ -24,7 +24,7 @@ from imagebind_llm.explain.cue_table import CueTable
 from imagebind_llm.explain.explainer import Explanation
 from imagebind_llm.records import Example
 from imagebind_llm.web import analysis, view
-from imagebind_llm.web.analysis import MAX_CHARACTERS, Known, PageError, PageModel, Seen, WebSettings
+from imagebind_llm.web.analysis import MAX_CHARACTERS, ClipFacts, PageError, PageModel, Seen, WebSettings
 
 ALL = list(MODALITIES)
 WORDS = "say it 1"  # of the example clip S03_E01_1
@@ -98,14 +98,14 @@ def test_a_clip_is_embedded_once_and_other_words_alone_anew(model, clip):
     other = model.read(again, "  quite\n another thing ")
     assert other.text == "quite another thing" and not other.answers
     assert torch.equal(other.vectors[:, 1:], first.vectors[:, 1:]) and not torch.equal(other.vectors[:, 0], first.vectors[:, 0])
-    assert model.read(other, "").there == ("audio", "vision")
-    assert seen_of(model, None, "words alone").there == ("text",)
+    assert model.read(other, "").modalities == ("audio", "vision")
+    assert seen_of(model, None, "words alone").modalities == ("text",)
 
 
 def test_a_modality_that_cannot_be_used_is_named_and_left_out(model, tmp_path):
     write_clip(tmp_path / "silent.mp4", seconds=0.6, size=(64, 48), audio=False)
     seen = seen_of(model, tmp_path / "silent.mp4", "hello")
-    assert seen.there == ("text", "vision") and seen.notes == ("audio is not used: no audio stream",)
+    assert seen.modalities == ("text", "vision") and seen.notes == ("audio is not used: no audio stream",)
     assert "Audio is not used: no audio stream." in view.notes_of(seen)
 
 
@@ -252,7 +252,7 @@ def test_an_example_clip_is_recognised_while_its_words_are_its_own(model, clip):
     assert [example.intent for example in model.examples] == list(INTENTS)
     seen = seen_of(model, clip, WORDS)
     cues = {cue: value for cue, value in TYPICAL[INTENTS[1]].items() if cue != "family"}
-    assert seen.truth == Known(WORDS, INTENTS[1], cues, CueTable.beside(Path(model.settings.data_path)))
+    assert seen.truth == ClipFacts(WORDS, INTENTS[1], cues, CueTable.beside(Path(model.settings.data_path)))
     assert seen.truth.table is not None
     assert model.read(seen, "other words").truth is None
 
@@ -369,4 +369,4 @@ def test_a_model_of_the_words_alone_takes_no_file(model):
     words = SimpleNamespace(modalities=("none",), store_identity=None)
     alone = PageModel(words, None, replace(model.settings, data_path="nowhere"), [])
     assert alone.modalities == ("text",) and not alone.takes_files
-    assert alone.read(alone.look(None, None)[0], "hello").there == ("text",)
+    assert alone.read(alone.look(None, None)[0], "hello").modalities == ("text",)

@@ -42,11 +42,11 @@ SHORTEST_S, LONGEST_S, MEDIAN_S = 0.8, 6.0, 2.1
 class DemoWorldSettings:
     """What `python -m imagebind_llm.demo_world` takes."""
 
-    output_dir: str = flag("data/demo/clips", "where the world goes; a run that was interrupted continues")
-    seed: int = flag(0, "everything in the world follows from it")
-    train: int = flag(600, "clips of the train split")
-    dev: int = flag(200, "clips of the dev split")
-    test: int = flag(400, "clips of the test split")
+    output_dir: str = flag("data/demo/clips", "folder to write; continues, and adds what an older world lacks")
+    seed: int = flag(0, "seed of everything in the world")
+    train: int = flag(600, "number of train clips")
+    dev: int = flag(200, "number of dev clips")
+    test: int = flag(400, "number of test clips")
     workers: int = flag(0, "processes that make clips; 0: one for each core")
     references: str = flag(
         FAITHFUL, "rationales of train and dev to write beside the faithful ones: blind (to the clip), or a share of them, N%%"

@@ -40,16 +40,16 @@ class FaithfulnessSettings:
     """What `python -m imagebind_llm.explain.faithfulness` takes."""
 
     checkpoint: str = flag(help="folder of a trained model, e.g. runs/demo/itsl/best")
-    data_path: str = flag(help="the data set; where it has rationales.jsonl with cues, claims are held against them")
+    data_path: str = flag(help="the data set; if its rationales.jsonl has cues, claims are compared with them")
     emb_path: str = flag(help="its embedding store")
     llama_model_path: str = flag("", "the LLaMA it was trained with, if it is elsewhere now")
-    split: str = flag("test", "whose clips", ("train", "dev", "test"))
+    split: str = flag("test", "split to explain", ("train", "dev", "test"))
     limit: int = flag(100, "the first clips of the split; 0: all")
-    how: tuple[str, ...] = flag(PERTURBATIONS, "a modality is taken away, or another clip's put in its place", PERTURBATIONS)
-    max_new_tokens: int = flag(96, "longest answer")
-    batch_size: int = flag(32, "clips at a time")
+    how: tuple[str, ...] = flag(PERTURBATIONS, "drop: leave the modality out; swap: use that of another clip", PERTURBATIONS)
+    max_new_tokens: int = flag(96, "most tokens of an answer")
+    batch_size: int = flag(32, "clips in a batch")
     device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
-    seed: int = flag(0, "of the swapping")
+    seed: int = flag(0, "seed of the random swaps")
     output: str = flag("", "also write the numbers here, as JSON")
 
 
@@ -135,7 +135,7 @@ def _change(
                 continue
             changed.append(claims_now.get(cue) != value)
         if how == "swap":
-            followed += follows(claims_now, known_of(truth[i]), known_of(truth[others[i]]), table.cues_of(modality))
+            followed += follows(claims_now, true_cues(truth[i]), true_cues(truth[others[i]]), table.cues_of(modality))
     pairs = list(zip(before, after, strict=True))
     return Change(
         modality,
@@ -159,12 +159,12 @@ def share_following(
         hit
         for text, own, other in zip(rationales, truth, others, strict=True)
         if own.table is not None
-        for hit in follows(own.table.claims_in(text), known_of(own), known_of(truth[other]), own.table.cues_of(modality))
+        for hit in follows(own.table.claims_in(text), true_cues(own), true_cues(truth[other]), own.table.cues_of(modality))
     ]
     return _share(hits)
 
 
-def known_of(reference: Rationale) -> dict[str, str]:
+def true_cues(reference: Rationale) -> dict[str, str]:
     """The truth about a clip: its cues, and what its words do as the reference puts it."""
     table = reference.table
     words = table.cues_of("text") if table else ()

@@ -39,9 +39,9 @@ class ScoringSettings:
     data_path: str = flag(help="MIntRec or MIntRec2.0 folder with reference rationales")
     references: str = flag("", "JSONL of reference rationales; if not given, rationales.jsonl in the data folder")
     candidates: tuple[str, ...] = flag((), "JSONL files of rationales to score: key, intent (as predicted), rationale")
-    split: str = flag("test", "whose clips are scored; the judges are fitted on train alone", ("dev", "test"))
+    split: str = flag("test", "split to score; the judges are fitted on train alone", ("dev", "test"))
     sentence_encoder: str = flag("", "folder of a local Hugging Face encoder, for the similarity of sentences")
-    seed: int = flag(0, "of the shuffling")
+    seed: int = flag(0, "seed of the shuffled references")
     output: str = flag("", "also write the scores here, as JSON")
 
 

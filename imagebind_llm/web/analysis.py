@@ -28,7 +28,7 @@ from imagebind_llm.encoder.store import identity_of
 from imagebind_llm.encoder.weights import file_sha256
 from imagebind_llm.explain.cue_table import CueTable
 from imagebind_llm.explain.explainer import Explainer, Explanation
-from imagebind_llm.explain.faithfulness import known_of
+from imagebind_llm.explain.faithfulness import true_cues
 from imagebind_llm.explain.loading import load_explainer
 from imagebind_llm.explain.scoring import read_rationales
 from imagebind_llm.flags import flag
@@ -73,7 +73,7 @@ class PageError(ValueError):
 
 
 @dataclass(frozen=True)
-class Known:
+class ClipFacts:
     """What the data set knows of a clip: its words, its label and, in the demo world, its true cues with their table."""
 
     text: str
@@ -94,18 +94,18 @@ class Seen:
     vectors: Tensor
     present: Tensor
     notes: tuple[str, ...] = ()
-    known: Known | None = None
+    facts: ClipFacts | None = None
     answers: dict[tuple[str, ...], Explanation] = field(default_factory=dict)
 
     @property
-    def there(self) -> tuple[str, ...]:
+    def modalities(self) -> tuple[str, ...]:
         """The modalities that the clip has and the model looks at."""
         return tuple(name for name, present in zip(MODALITIES, self.present[0].tolist(), strict=True) if present)
 
     @property
-    def truth(self) -> Known | None:
+    def truth(self) -> ClipFacts | None:
         """What is known of the clip, as long as its words are its own."""
-        return self.known if self.known is not None and self.known.text == self.text else None
+        return self.facts if self.facts is not None and self.facts.text == self.text else None
 
 
 class PageModel:
@@ -185,7 +185,7 @@ class PageModel:
         if not encoded.present.any():
             raise PageError(f"Nothing of {clip.name} can be used ({'; '.join(notes)}); {EXPECTED}.")
         facts = self._known.get(file_sha256(clip))
-        return replace(nothing, vectors=encoded.vectors, present=encoded.present, notes=notes, known=facts), encoded.inputs
+        return replace(nothing, vectors=encoded.vectors, present=encoded.present, notes=notes, facts=facts), encoded.inputs
 
     def _check_file(self, clip: Path) -> None:
         """Size and length, before anything is decoded."""
@@ -220,11 +220,11 @@ class PageModel:
 
     def chosen(self, seen: Seen, modalities: Sequence[str]) -> tuple[str, ...]:
         """The modalities that an answer may look at. Raises PageError if there are none."""
-        if not seen.there:
+        if not seen.modalities:
             raise PageError(f"There is nothing to look at: the model knows {', '.join(self.modalities)}; give it one of them.")
-        chosen = tuple(name for name in seen.there if name in modalities)
+        chosen = tuple(name for name in seen.modalities if name in modalities)
         if not chosen:
-            raise PageError(f"Nothing is left to look at: choose at least one of {', '.join(seen.there)}.")
+            raise PageError(f"Nothing is left to look at: choose at least one of {', '.join(seen.modalities)}.")
         return chosen
 
     def claims(self, seen: Seen, rationale: str) -> list[CheckedClaim]:
@@ -255,7 +255,7 @@ def find_examples(data_path: Path) -> list[Example]:
     return list(chosen.values())[:N_EXAMPLES]
 
 
-def _known_by_content(examples: Sequence[Example], data_path: Path) -> dict[str, Known]:
+def _known_by_content(examples: Sequence[Example], data_path: Path) -> dict[str, ClipFacts]:
     """What is known of the example clips, by the SHA-256 of their files: an upload has no key."""
     try:
         rows = read_rationales(folder_of(data_path) / "rationales.jsonl")
@@ -265,8 +265,8 @@ def _known_by_content(examples: Sequence[Example], data_path: Path) -> dict[str,
     for example in examples:
         if example.clip is not None:
             row = rows.get(example.key)
-            cues, table = (known_of(row), row.table) if row and row.cues else (None, None)
-            facts[file_sha256(example.clip)] = Known(_one_line(example.text), example.intent, cues, table)
+            cues, table = (true_cues(row), row.table) if row and row.cues else (None, None)
+            facts[file_sha256(example.clip)] = ClipFacts(_one_line(example.text), example.intent, cues, table)
     return facts
 
 

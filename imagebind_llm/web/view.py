@@ -125,8 +125,8 @@ def changes_block(
         return [name, other.intent, now, now - p, shown(other.rationale)]
 
     rows = [[f"{_listed(chosen)} (above)", explanation.intent, p, None, "as above"]]
-    if tuple(chosen) != seen.there and seen.there in seen.answers:
-        rows.append(row(f"{_listed(seen.there)} (all)", seen.answers[seen.there]))
+    if tuple(chosen) != seen.modalities and seen.modalities in seen.answers:
+        rows.append(row(f"{_listed(seen.modalities)} (all)", seen.answers[seen.modalities]))
     rows += [row(f"without {name}", other) for name, other in others.items()]
     title = Html("<h3>What changes when a modality is switched off</h3>")
     if len(rows) == 1:
