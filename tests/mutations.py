@@ -237,7 +237,7 @@ MUTATIONS = [
     M("calibration error without the size of bins", "metrics.py",
       "float(np.sum(np.abs(confident - right) * counts) / counts.sum())", "float(np.mean(np.abs(confident - right)))",
       "test_metrics.py::test_calibration_error_in_closed_form"),
-    M("macro F1 over classes that nobody asked about", "metrics.py", "f1.sum(1, where=asked > 0) / (asked > 0).sum(1)",
+    M("macro F1 over classes that nobody asked about", "metrics.py", "f1.sum(1, where=gold_counts > 0) / (gold_counts > 0).sum(1)",
       "f1.sum(1) / n_classes", "test_metrics.py::test_a_class_that_is_only_predicted_is_no_part_of_the_macro_average"),
     # --- text metrics
     M("CIDEr-D does not clip counts", "text_metrics.py", "min(w, other[g]) * other[g]", "w * other[g]",
