@@ -23,7 +23,7 @@ from imagebind_llm.demo_world.phrases import caption
 from imagebind_llm.demo_world.published import CUE_TABLE
 from imagebind_llm.encoder.store import Store
 from imagebind_llm.explain.captions import LISTING, describe, load_describer
-from imagebind_llm.explain.scoring import read_rationales
+from imagebind_llm.explain.rationales import read_rationales
 from imagebind_llm.files import write_atomic
 from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.itsl.checkpoint import CheckpointError, check_store

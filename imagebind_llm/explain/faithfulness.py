@@ -24,7 +24,7 @@ from imagebind_llm.datasets.readers import load_dataset
 from imagebind_llm.encoder.store import Store
 from imagebind_llm.explain.cue_table import follows
 from imagebind_llm.explain.loading import load_explainer
-from imagebind_llm.explain.scoring import Rationale, read_rationales
+from imagebind_llm.explain.rationales import Rationale, read_rationales
 from imagebind_llm.files import write_atomic
 from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.itsl.checkpoint import CheckpointError

@@ -13,23 +13,22 @@ file predicts.
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 from imagebind_llm.critic.verifier import Verifier, fit_verifier
-from imagebind_llm.datasets.readers import DataError, load_dataset, rationale_rows
+from imagebind_llm.datasets.readers import DataError, load_dataset
 from imagebind_llm.explain.cue_table import FILE as TABLE
 from imagebind_llm.explain.cue_table import CueTable
+from imagebind_llm.explain.rationales import Rationale, read_rationales
+from imagebind_llm.explain.sentences import Encode, sentence_encoder
 from imagebind_llm.files import write_atomic
 from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.taxonomy import Taxonomy
 from imagebind_llm.text_metrics import CiderD, bleu4, distinct2, meteor, repetition4, rouge_l, similarity, words
-
-Encode = Callable[[Sequence[str]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,19 +42,6 @@ class ScoringSettings:
     sentence_encoder: str = flag("", "folder of a local Hugging Face encoder, for the similarity of sentences")
     seed: int = flag(0, "seed of the shuffled references")
     output: str = flag("", "also write the scores here, as JSON")
-
-
-@dataclass(frozen=True)
-class Rationale:
-    """A line of a rationales.jsonl: `cues` is the truth about the clip, where it is known, and `table` says how texts name it;
-    `seen`: written by a model that was trained or chosen on the clip."""
-
-    key: str
-    intent: str
-    rationale: str
-    cues: Mapping[str, str] | None = None
-    seen: bool = False
-    table: CueTable | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -309,16 +295,6 @@ def templates(train: Sequence[Rationale]) -> dict[str, str]:
 # --- files ------------------------------------------------------------------------------------------------------------------
 
 
-def read_rationales(path: Path) -> dict[str, Rationale]:
-    """By key, the lines of a JSONL of {key, rationale, intent, cues}; of two with one key the later. The table of cues is the
-    one in the same folder. Raises DataError."""
-    table = CueTable.beside(path.parent)
-    return {
-        key: Rationale(key, row.get("intent") or "", row["rationale"], row.get("cues"), bool(row.get("seen")), table)
-        for key, row in rationale_rows(path).items()
-    }
-
-
 def load_references(settings: ScoringSettings) -> tuple[Taxonomy, dict[str, list[Rationale]]]:
     """The data set's taxonomy, and by split its clips that have an intent, with reference rationale and cues where known."""
     dataset = load_dataset(settings.data_path)
@@ -335,31 +311,6 @@ def load_references(settings: ScoringSettings) -> tuple[Taxonomy, dict[str, list
             for row, e in rows
         ]
     return dataset.taxonomy, splits
-
-
-def sentence_encoder(folder: str) -> Encode:
-    """Mean last states of a local Hugging Face encoder: n texts -> (n, width). Raises DataError if it cannot be loaded."""
-    import torch
-    from transformers import AutoModel, AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
-    except (OSError, ValueError) as error:
-        raise DataError(f"--sentence_encoder {folder}: no local encoder can be loaded ({error})") from error
-
-    @torch.no_grad()
-    def encode(texts: Sequence[str]) -> Tensor:
-        vectors = []
-        for start in range(0, len(texts), 32):
-            batch = tokenizer(
-                list(texts[start : start + 32]), padding=True, truncation=True, max_length=256, return_tensors="pt"
-            )
-            states, mask = model(**batch).last_hidden_state, batch["attention_mask"][..., None]
-            vectors.append((states * mask).sum(1) / mask.sum(1))  # (n,width)
-        return torch.cat(vectors)
-
-    return encode
 
 
 def _mean(values: Sequence[float]) -> float:

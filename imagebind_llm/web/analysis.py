@@ -30,7 +30,7 @@ from imagebind_llm.explain.cue_table import CueTable
 from imagebind_llm.explain.explainer import Explainer, Explanation
 from imagebind_llm.explain.faithfulness import true_cues
 from imagebind_llm.explain.loading import load_explainer
-from imagebind_llm.explain.scoring import read_rationales
+from imagebind_llm.explain.rationales import read_rationales
 from imagebind_llm.flags import flag
 from imagebind_llm.records import Example
 
