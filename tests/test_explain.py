@@ -242,7 +242,7 @@ def test_too_little_memory_on_the_device_is_said_with_what_to_lower(world, tmp_p
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(methods, "answers_of", full)
+    monkeypatch.setattr(methods, "probabilities_of", full)
     done = classified(world, other_texts(world, tmp_path), tmp_path / "out")
     assert done.code == 2 and done.err.endswith("CUDA out of memory.; lower --batch_size, or pass --device cpu\n")
     monkeypatch.setattr(explain.Explainer, "explain", full)
