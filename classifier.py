@@ -14,19 +14,25 @@ import time
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from imagebind_llm import distributed
 from imagebind_llm.config import NO_MODALITY
 from imagebind_llm.datasets.readers import DataError
 from imagebind_llm.encoder.store import Store
 from imagebind_llm.explain.answers import ExplainSettings, answer_split, refuse_other_content, scores_beside
-from imagebind_llm.explain.inference import Explainer
+from imagebind_llm.explain.loading import load_explainer
 from imagebind_llm.files import write_atomic
-from imagebind_llm.flags import parse
-from imagebind_llm.intents.evaluation import PREDICTIONS, evaluate, predictions_table, read_predictions, results, slices
-from imagebind_llm.intents.methods import METHODS, fit_itsl
+from imagebind_llm.flags import exit_code, parse
+from imagebind_llm.intents.evaluation import (
+    PREDICTIONS,
+    collect_results,
+    evaluate_subsets,
+    predictions_table,
+    read_predictions,
+    slices,
+)
+from imagebind_llm.intents.methods import fit_itsl
 from imagebind_llm.intents.protocol import Protocol, load_protocol
+from imagebind_llm.intents.registry import METHODS
 from imagebind_llm.intents.report import console, write_page
 from imagebind_llm.intents.settings import ClassifierSettings
 from imagebind_llm.itsl import checkpoint
@@ -35,20 +41,7 @@ from imagebind_llm.itsl.assembly import SharedLlama
 
 def main() -> int:
     settings = parse(ClassifierSettings, description=__doc__)
-    try:
-        run(settings)
-    except (ValueError, OSError) as error:  # what is wrong with the input; all errors of our own are ValueErrors
-        return fail(str(error))
-    except torch.OutOfMemoryError as error:
-        return fail(f"{error}; lower --batch_size, or pass --device cpu")
-    except KeyboardInterrupt:
-        return fail("interrupted; nothing was written")
-    return 0
-
-
-def fail(message: str) -> int:
-    print(f"classifier.py: {message}", file=sys.stderr)
-    return 2
+    return exit_code("classifier.py", lambda: run(settings), interrupted="interrupted; nothing was written")
 
 
 def run(settings: ClassifierSettings) -> None:
@@ -61,10 +54,10 @@ def run(settings: ClassifierSettings) -> None:
     refuse_what_comes_last(protocol, settings)
     itsl, llama = settings.method == "itsl", SharedLlama()
     files = explanation_files(protocol, settings) if itsl else {}
-    subsets = evaluate(protocol, settings, partial(fit_itsl, llama=llama) if itsl else METHODS[settings.method])
-    found = results(protocol, subsets, settings)
+    subsets = evaluate_subsets(protocol, settings, partial(fit_itsl, llama=llama) if itsl else METHODS[settings.method].fit)
+    found = collect_results(protocol, subsets, settings)
     if files:
-        found["rationales"], found["verifier"] = explained(files, settings, llama)
+        found["rationales"], found["verifier"] = score_explanations(files, settings, llama)
     found["seconds"] = round(time.monotonic() - started, 1)
     print(console(found))
     write_atomic(output / "results.json", (json.dumps(found, indent=1) + "\n").encode())
@@ -98,11 +91,11 @@ def explanation_files(protocol: Protocol, settings: ClassifierSettings) -> dict[
     return files
 
 
-def explained(files: dict[str, Path], settings: ClassifierSettings, llama: SharedLlama) -> tuple[dict, str]:
+def score_explanations(files: dict[str, Path], settings: ClassifierSettings, llama: SharedLlama) -> tuple[dict, str]:
     """The rationales of every checkpoint for the reported clips, written to their files, and their scores; continues."""
     device, split = distributed.choose_device(settings.device), settings.report_split
     for folder, file in files.items():
-        explainer = Explainer.load(Path(folder), settings.llama_model_path, device, shared=llama)
+        explainer = load_explainer(Path(folder), settings.llama_model_path, device, shared=llama)
         data, store, size = settings.data_path, settings.emb_path, settings.batch_size
         asked = ExplainSettings(folder, data_path=data, emb_path=store, batch=str(file), split=split, batch_size=size)
         answer_split(explainer, asked)

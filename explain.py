@@ -8,8 +8,6 @@ python explain.py --checkpoint runs/demo/itsl/best --data_path data/demo/clips -
 import sys
 from pathlib import Path
 
-import torch
-
 from imagebind_llm import distributed
 from imagebind_llm.critic.best_of import BestOf
 from imagebind_llm.critic.checked_claims import ClaimCheck, has_judge
@@ -17,9 +15,10 @@ from imagebind_llm.critic.judge import JudgeError
 from imagebind_llm.datasets.readers import DataError, load_dataset
 from imagebind_llm.encoder.store import identity_of
 from imagebind_llm.explain.answers import ExplainSettings, answer_split, embed_clip, open_store, scores_beside, shown
-from imagebind_llm.explain.inference import Explainer
+from imagebind_llm.explain.explainer import Explainer
+from imagebind_llm.explain.loading import load_explainer
 from imagebind_llm.explain.scoring import markdown
-from imagebind_llm.flags import parse
+from imagebind_llm.flags import exit_code, parse
 from imagebind_llm.itsl.checkpoint import resolve
 from imagebind_llm.records import Example
 from imagebind_llm.weight_files import WeightsError
@@ -27,29 +26,23 @@ from imagebind_llm.weight_files import WeightsError
 
 def main() -> int:
     settings = parse(ExplainSettings, description=__doc__)
-    try:
-        device = distributed.choose_device(settings.device)
-        explainer = Explainer.load(Path(settings.checkpoint), settings.llama_model_path, device, settings.dtype)
-        if settings.best_of:
-            explainer.best_of = best_of(explainer, settings)
-        check = claim_check(explainer, settings)
-        if settings.batch:
-            answer_split(explainer, settings, check)
-            scores, judge = scores_beside(settings.data_path, [Path(settings.batch)], settings.split)
-            told = [part for part in (markdown(scores) if scores else "", judge) if part]
-            print("\n" + "\n\n".join(told) if told else "")
-        else:
-            one(explainer, settings, check)
-    except (ValueError, OSError) as error:  # what is wrong with the input; all errors of our own are ValueErrors
-        print(f"explain.py: {error}", file=sys.stderr)
-        return 2
-    except torch.OutOfMemoryError as error:
-        print(f"explain.py: {error}; lower --batch_size, or pass --device cpu", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("explain.py: interrupted; the same command continues", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code("explain.py", lambda: run(settings), interrupted="interrupted; the same command continues")
+
+
+def run(settings: ExplainSettings) -> None:
+    """Load, then explain one clip or all of a split."""
+    device = distributed.choose_device(settings.device)
+    explainer = load_explainer(Path(settings.checkpoint), settings.llama_model_path, device, settings.dtype)
+    if settings.best_of:
+        explainer.best_of = best_of(explainer, settings)
+    check = claim_check(explainer, settings)
+    if not settings.batch:
+        explain_one(explainer, settings, check)
+        return
+    answer_split(explainer, settings, check)
+    scores, judge = scores_beside(settings.data_path, [Path(settings.batch)], settings.split)
+    parts = [part for part in (markdown(scores) if scores else "", judge) if part]
+    print("\n" + "\n\n".join(parts) if parts else "")
 
 
 def best_of(explainer: Explainer, settings: ExplainSettings) -> BestOf:
@@ -83,7 +76,7 @@ def claim_check(explainer: Explainer, settings: ExplainSettings) -> ClaimCheck |
         return None
 
 
-def one(explainer: Explainer, settings: ExplainSettings, check: ClaimCheck | None) -> None:
+def explain_one(explainer: Explainer, settings: ExplainSettings, check: ClaimCheck | None) -> None:
     """Explain one clip and print the answer."""
     if settings.data_path:
         examples = [e for e in load_dataset(settings.data_path).examples if e.key == settings.key]

@@ -13,11 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from imagebind_llm.explain.coloured_claims import STYLE as JUDGED
 from imagebind_llm.explain.coloured_claims import coloured
-from imagebind_llm.flags import parse
+from imagebind_llm.flags import exit_code, parse
 from imagebind_llm.web import view
 from imagebind_llm.web.analysis import MAX_CHARACTERS, MB, PageError, PageModel, Seen, WebSettings
 
@@ -31,8 +29,8 @@ KEPT_S = 600  # how long answers wait for a visitor, and uploads for the questio
 WAITING = 16  # visitors in the queue
 MEANING = {"text": "text: what is said", "audio": "audio: how it sounds", "vision": "vision: how it looks"}
 UNEXPECTED = "Something went wrong here, not with your clip; the server's log has the details. Try once more or another clip."
-WELCOME = view.block(
-    view.note("Give a clip and its words, or take an example; then switch modalities off to see what changes.")
+WELCOME = view.html_block(
+    view.boxed("Give a clip and its words, or take an example; then switch modalities off to see what changes.")
 )
 CSS = f"{view.STYLE}\n{JUDGED}" + "\nfooter { display: none !important } #clip video { max-height: 20rem; object-fit: contain }"
 
@@ -40,26 +38,23 @@ CSS = f"{view.STYLE}\n{JUDGED}" + "\nfooter { display: none !important } #clip v
 def main() -> int:
     settings = parse(WebSettings, description=__doc__)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the folder of uploads is removed then, too
-    try:
-        model = PageModel.load(settings)
-        with tempfile.TemporaryDirectory(prefix="itsl_page_") as uploads:
-            page, address = serve(model, settings, Path(uploads))
-            checked = "claims are checked by a judge" if model.check else "no judge checks claims (--judge FOLDER)"
-            print(f"web_demo.py: {address} (Ctrl-C ends it); {len(model.examples)} examples of {settings.data_path}; {checked}")
-            page.block_thread()
-    except (ValueError, OSError) as error:  # what is wrong with the input; all errors of our own are ValueErrors
-        print(f"web_demo.py: {error}", file=sys.stderr)
-        return 2
-    except torch.OutOfMemoryError as error:
-        print(f"web_demo.py: {error}; free the GPU's memory, or pass --device cpu", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code("web_demo.py", lambda: run(settings), out_of_memory="free the GPU's memory, or pass --device cpu")
+
+
+def run(settings: WebSettings) -> None:
+    """Load the model and serve the page until it is interrupted."""
+    model = PageModel.load(settings)
+    with tempfile.TemporaryDirectory(prefix="itsl_page_") as uploads:
+        page, address = serve(model, settings, Path(uploads))
+        checked = "claims are checked by a judge" if model.check else "no judge checks claims (--judge FOLDER)"
+        print(f"web_demo.py: {address} (Ctrl-C ends it); {len(model.examples)} examples of {settings.data_path}; {checked}")
+        page.block_thread()
 
 
 def serve(model: PageModel, settings: WebSettings, uploads: Path) -> tuple[gr.Blocks, str]:
     """Start the page on a thread of its own; returns it and its address. Files of visitors go to `uploads` alone."""
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)
-    page = build(model, uploads)
+    page = build_page(model, uploads)
     page.queue(max_size=WAITING, api_open=False)
     _, address, _ = page.launch(
         server_name=settings.host,
@@ -80,7 +75,7 @@ def serve(model: PageModel, settings: WebSettings, uploads: Path) -> tuple[gr.Bl
     return page, address
 
 
-def build(model: PageModel, uploads: Path) -> gr.Blocks:
+def build_page(model: PageModel, uploads: Path) -> gr.Blocks:
     """The page: what is given on the left, the answer on the right, what it was made from below."""
     size = f"{model.settings.max_seconds:g} s and {model.settings.max_mb:g} MB"
     with gr.Blocks(title="ITSL", analytics_enabled=False, delete_cache=(60, KEPT_S)) as page:
@@ -141,7 +136,7 @@ class Handlers:
         try:
             before, seen = seen, None  # of a clip that is refused nothing is kept, and nothing of the one before it
             seen, inputs = self.model.look(clip, before)
-            evidence = gr.skip() if inputs is None else view.evidence(inputs)
+            evidence = gr.skip() if inputs is None else view.inputs_block(inputs)
             seen = self.model.read(seen, text)
         except Exception as error:
             yield *refusal(error), seen, evidence
@@ -162,10 +157,11 @@ class Handlers:
         try:
             found, chosen = model.answer(seen, modalities), model.chosen(seen, modalities)
             bars = dict(zip(labels, found.probabilities.tolist(), strict=True))
-            said = (view.notes_of(seen), bars, view.answer(seen, chosen, model))
-            yield *said, view.block(view.note("Looking at what each modality adds …")), seen
+            said = (view.notes_of(seen), bars, view.answer_block(seen, chosen, model))
+            yield *said, view.html_block(view.boxed("Looking at what each modality adds …")), seen
             others = model.without(seen, modalities)
-            yield *said, view.comparison(seen, chosen, others, labels, lambda why: coloured(why, model.claims(seen, why))), seen
+            changes = view.changes_block(seen, chosen, others, labels, lambda why: coloured(why, model.claims(seen, why)))
+            yield *said, changes, seen
         except Exception as error:
             yield *refusal(error), seen
 
@@ -194,7 +190,7 @@ def refusal(error: Exception) -> tuple:
     if not isinstance(error, PageError):
         logging.exception("web_demo.py: not foreseen")
     sentence = str(error) if isinstance(error, PageError) else UNEXPECTED
-    return view.block(view.note(sentence, "refused")), None, "", ""
+    return view.html_block(view.boxed(sentence, "refused")), None, "", ""
 
 
 if __name__ == "__main__":

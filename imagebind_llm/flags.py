@@ -5,8 +5,10 @@
 
 import argparse
 import dataclasses
+import sys
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import field
 
 
@@ -52,3 +54,27 @@ def _shown_default(default) -> str:
     if default is dataclasses.MISSING or default is None or default is False or default in ("", ()):
         return ""
     return f" (default: {' '.join(map(str, default)) if isinstance(default, tuple) else default})"
+
+
+def exit_code(
+    name: str,
+    command: Callable[[], object],
+    interrupted: str = "interrupted",
+    out_of_memory: str = "lower --batch_size, or pass --device cpu",
+) -> int:
+    """Run a command. Returns 0, or 2 after one sentence on stderr: about its input (all errors of our own are ValueErrors), or
+    what to do once it was `interrupted` or the GPU is `out_of_memory`. Other errors are bugs, and keep their traceback."""
+    try:
+        command()
+    except (ValueError, OSError) as error:
+        message = str(error)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which this module does not import
+            raise
+        message = f"{error}; {out_of_memory}"
+    except KeyboardInterrupt:
+        message = interrupted
+    else:
+        return 0
+    print(f"{name}: {message}", file=sys.stderr)
+    return 2

@@ -84,9 +84,8 @@ def figure(drawn: Figure, caption: str = "") -> Html:
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "report"}):  # element names, and so the bytes, do not change from run to run
         drawn.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
-    data = base64.b64encode(buffer.getvalue()).decode()
     shown = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
-    picture = f'<img alt="{html.escape(caption, quote=True)}" src="data:image/svg+xml;base64,{data}">'
+    picture = f'<img alt="{html.escape(caption, quote=True)}" src="{data_url("image/svg+xml", buffer.getvalue())}">'
     return Html(f"<figure>{shown}{picture}</figure>")
 
 
@@ -94,7 +93,12 @@ def jpeg(picture: Image.Image, quality: int = 85) -> str:
     """A picture as an address that holds it, for `src` and `poster`."""
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=quality)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_url("image/jpeg", buffer.getvalue())
+
+
+def data_url(kind: str, content: bytes) -> str:
+    """The address of a picture or clip that is inside the page; `kind` is its MIME type."""
+    return f"data:{kind};base64," + base64.b64encode(content).decode()
 
 
 def page(title: str, sections: Iterable[tuple[str, Iterable[object]]], subtitle: str = "") -> str:

@@ -5,29 +5,48 @@ Averages over classes run over the classes that occur in `gold`: a class that no
 wrongly called by its name lowers the recall of the others.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-SCORES = ("accuracy", "macro_f1", "macro_precision", "macro_recall", "weighted_f1", "weighted_precision")
 LEVEL = 0.95
 N_RESAMPLES = 2000
 N_BINS = 15
 
 
+@dataclass(frozen=True)
+class IntentScore:
+    """A score of one run: its title in reports, and a function of gold (N,) and predicted (N,)."""
+
+    title: str
+    of: Callable[[np.ndarray, np.ndarray], float]
+
+
+def _accuracy(gold: np.ndarray, predicted: np.ndarray) -> float:
+    return np.mean(gold == predicted)
+
+
+def _average(score: Callable, average: str) -> Callable[[np.ndarray, np.ndarray], float]:
+    """One of scikit-learn's scores, averaged over the classes that occur in gold."""
+    return lambda gold, predicted: score(gold, predicted, labels=np.unique(gold), average=average, zero_division=0)
+
+
+SCORES = {  # what reports and results.json have of every run; another score of intents is a line here
+    "accuracy": IntentScore("accuracy", _accuracy),  # also the weighted recall
+    "macro_f1": IntentScore("macro F1", _average(sklearn_metrics.f1_score, "macro")),
+    "macro_precision": IntentScore("macro precision", _average(sklearn_metrics.precision_score, "macro")),
+    "macro_recall": IntentScore("macro recall", _average(sklearn_metrics.recall_score, "macro")),
+    "weighted_f1": IntentScore("weighted F1", _average(sklearn_metrics.f1_score, "weighted")),
+    "weighted_precision": IntentScore("weighted precision", _average(sklearn_metrics.precision_score, "weighted")),
+}
+
+
 def scores(gold: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """The six scores of one run, `predicted` (N,). Accuracy is also the weighted recall."""
-    labels = np.unique(gold)
-    found = {"accuracy": float(np.mean(gold == predicted))}
-    for average, names in (("macro", ("precision", "recall", "f1")), ("weighted", ("precision", "f1"))):
-        values = sklearn_metrics.precision_recall_fscore_support(
-            gold, predicted, labels=labels, average=average, zero_division=0
-        )
-        by_name = dict(zip(("precision", "recall", "f1"), values[:3], strict=True))
-        found |= {f"{average}_{name}": float(by_name[name]) for name in names}
-    return {name: found[name] for name in SCORES}
+    """Every score of SCORES for one run, `predicted` (N,)."""
+    return {name: float(score.of(gold, predicted)) for name, score in SCORES.items()}
 
 
 def macro_f1(gold: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -36,9 +55,9 @@ def macro_f1(gold: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     pairs = gold * n_classes + predicted + np.arange(len(predicted))[:, None] * n_classes**2
     counts = np.bincount(pairs.ravel(), minlength=len(predicted) * n_classes**2)
     counts = counts.reshape(len(predicted), n_classes, n_classes)  # (S, gold, predicted)
-    asked, said = counts.sum(2), counts.sum(1)  # (S,C)
-    f1 = 2 * np.einsum("scc->sc", counts) / np.maximum(asked + said, 1)
-    return f1.sum(1, where=asked > 0) / (asked > 0).sum(1)
+    gold_counts, guess_counts = counts.sum(2), counts.sum(1)  # (S,C)
+    f1 = 2 * np.einsum("scc->sc", counts) / np.maximum(gold_counts + guess_counts, 1)
+    return f1.sum(1, where=gold_counts > 0) / (gold_counts > 0).sum(1)
 
 
 def per_class(gold: np.ndarray, predicted: np.ndarray, n_classes: int) -> np.ndarray:
@@ -55,7 +74,9 @@ def confusion(gold: np.ndarray, predicted: np.ndarray, n_classes: int) -> np.nda
 # --- uncertainty ------------------------------------------------------------------------------------------------------
 
 
-def resampled(gold: np.ndarray, predicted: np.ndarray, n_resamples: int = N_RESAMPLES, seed: int = 0) -> dict[str, np.ndarray]:
+def resampled(
+    gold: np.ndarray, predicted: np.ndarray, n_resamples: int = N_RESAMPLES, seed: int = 0
+) -> dict[str, np.ndarray]:
     """Accuracy and macro F1, means over seeds, of bootstrap samples of the rows: two arrays (R,).
 
     The same `seed` draws the same rows, so that two runs on the same rows can be compared draw by draw.
@@ -66,10 +87,10 @@ def resampled(gold: np.ndarray, predicted: np.ndarray, n_resamples: int = N_RESA
     for run in predicted:
         hits = (run == gold).astype(np.float32)
         true = drawn @ (_indicator(gold, n_classes) * hits[:, None])  # (R,C)
-        asked, said = drawn @ _indicator(gold, n_classes), drawn @ _indicator(run, n_classes)
-        f1 = np.divide(2 * true, asked + said, out=np.zeros_like(true), where=asked > 0)
+        gold_counts, guess_counts = drawn @ _indicator(gold, n_classes), drawn @ _indicator(run, n_classes)
+        f1 = np.divide(2 * true, gold_counts + guess_counts, out=np.zeros_like(true), where=gold_counts > 0)
         sums["accuracy"] += drawn @ hits / n
-        sums["macro_f1"] += f1.sum(axis=1) / (asked > 0).sum(axis=1)
+        sums["macro_f1"] += f1.sum(axis=1) / (gold_counts > 0).sum(axis=1)
     return {name: total / len(predicted) for name, total in sums.items()}
 
 
@@ -115,13 +136,13 @@ def paired_difference(gold: np.ndarray, ours: np.ndarray, theirs: np.ndarray) ->
     p: twice the smaller share of resampled differences on one side of zero, never below 1/(R+1).
     """
     draws_of_ours, draws_of_theirs = resampled(gold, ours), resampled(gold, theirs)
-    found = {}
+    differences = {}
     for name, draws in draws_of_ours.items():
         draws = draws - draws_of_theirs[name]
         value = float(np.mean([scores(gold, run)[name] for run in ours]) - np.mean([scores(gold, run)[name] for run in theirs]))
         beyond = min(np.sum(draws <= 0), np.sum(draws >= 0))
-        found[name] = Difference(value, *bootstrap_interval(draws, value), min(1.0, 2 * (beyond + 1) / (len(draws) + 1)))
-    return found
+        differences[name] = Difference(value, *bootstrap_interval(draws, value), min(1.0, 2 * (beyond + 1) / (len(draws) + 1)))
+    return differences
 
 
 def mcnemar(gold: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> tuple[int, int, float]:

@@ -5,8 +5,8 @@ doi 10.1145/3503161.3547906), MIntRec2.0 (ICLR 2024, arXiv:2403.10943).
 """
 
 import difflib
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 EXPRESS = "Express emotions or attitudes"
@@ -15,12 +15,12 @@ ACHIEVE = "Achieve goals"
 
 @dataclass(frozen=True)
 class Taxonomy:
-    """Intent labels in class order, each with its coarse class (`express` None: there are none); `out_of_scope` (if any) is the
-    index after the last."""
+    """Intent labels in class order; `out_of_scope` (if any) is the index after the last. `coarse_of`: label -> coarse class, if
+    there are coarse classes."""
 
     name: str
     labels: tuple[str, ...]
-    express: frozenset[str] | None = None
+    coarse_of: Mapping[str, str] | None = field(default=None, hash=False)
     out_of_scope: str | None = None
 
     def canonical(self, label: str) -> str:
@@ -28,14 +28,14 @@ class Taxonomy:
 
         Raises ValueError, naming the nearest label, if it is none of this taxonomy's.
         """
-        wanted = _plain(label)
-        known = {_plain(name): name for name in (*self.labels, *filter(None, [self.out_of_scope]))}
-        found = known.get(wanted) or known.get({"ask help": "ask for help"}.get(wanted, wanted))
-        if found is None:
-            near = difflib.get_close_matches(wanted, known, n=1)
-            hint = f"; did you mean {known[near[0]]!r}?" if near else ""
+        wanted = plain_label(label)
+        labels_by_plain = {plain_label(name): name for name in (*self.labels, *filter(None, [self.out_of_scope]))}
+        label_name = labels_by_plain.get(wanted) or labels_by_plain.get({"ask help": "ask for help"}.get(wanted, wanted))
+        if label_name is None:
+            near = difflib.get_close_matches(wanted, labels_by_plain, n=1)
+            hint = f"; did you mean {labels_by_plain[near[0]]!r}?" if near else ""
             raise ValueError(f"label {label!r} is not one of {self.name}'s {len(self.labels)} intents{hint}")
-        return found
+        return label_name
 
     def knows(self, label: str) -> bool:
         """Whether `canonical` accepts the label."""
@@ -50,64 +50,67 @@ class Taxonomy:
         return len(self.labels) if name == self.out_of_scope else self.labels.index(name)
 
     def coarse(self, label: str) -> str | None:
-        """'Express emotions or attitudes' or 'Achieve goals'; None without coarse classes."""
-        if self.express is None:
-            return None
-        return EXPRESS if self.canonical(label) in self.express else ACHIEVE
+        """Such as 'Achieve goals'; None out of scope and without coarse classes."""
+        return self.coarse_of.get(self.canonical(label)) if self.coarse_of else None
+
+    @property
+    def coarse_classes(self) -> tuple[str, ...]:
+        """The coarse classes, in the order in which the labels come to them; empty without."""
+        return tuple(dict.fromkeys(self.coarse_of[label] for label in self.labels)) if self.coarse_of else ()
 
     def described(self) -> str | dict[str, Any]:
-        """What a checkpoint remembers: the name of a published taxonomy, all of another. `taxonomy_of` reads it."""
+        """What a checkpoint holds, as JSON has it: the name of a published taxonomy, all of another. `taxonomy_of` reads it."""
         if PUBLISHED.get(self.name) == self:
             return self.name
-        return asdict(self) | {"express": None if self.express is None else sorted(self.express)}
+        coarse = {"coarse_of": dict(self.coarse_of)} if self.coarse_of else {}
+        return {"name": self.name, "labels": list(self.labels), "express": None, "out_of_scope": self.out_of_scope} | coarse
 
 
-def _plain(label: str) -> str:
+def plain_label(label: str) -> str:
+    """What labels are told apart by: without letter case and underscores."""
     return label.strip().lower().replace("_", " ")
 
 
-def own_taxonomy(labels: Iterable[str]) -> Taxonomy:
-    """The labels of a table of one's own, in alphabetical order, without coarse classes; of labels that differ in letter case
-    or underscores alone, the first spelling in that order."""
+def own_taxonomy(labels: Iterable[str], coarse_of: Mapping[str, str] | None = None) -> Taxonomy:
+    """The labels of a table of one's own, in alphabetical order; of labels that differ in letter case or underscores alone, the
+    first spelling in that order. `coarse_of`: label -> coarse class, in any spelling of the labels."""
     distinct: dict[str, str] = {}
     for label in sorted({label.strip() for label in labels}, key=lambda label: (label.lower(), label)):
-        distinct.setdefault(_plain(label), label)
-    return Taxonomy("the table's own labels", tuple(distinct.values()))
+        distinct.setdefault(plain_label(label), label)
+    coarse = {distinct[plain_label(label)]: name for label, name in (coarse_of or {}).items()}
+    return Taxonomy("the table's own labels", tuple(distinct.values()), coarse or None)
 
 
 def taxonomy_of(described: str | dict[str, Any] | None) -> Taxonomy | None:
     """What `Taxonomy.described` has written; None for None."""
     if described is None or isinstance(described, str):
         return PUBLISHED[described] if described else None
-    express = described["express"]
-    tuples = {"labels": tuple(described["labels"]), "express": None if express is None else frozenset(express)}
-    return Taxonomy(**described | tuples)
+    return Taxonomy(described["name"], tuple(described["labels"]), described.get("coarse_of"), described["out_of_scope"])
 
 
-MINTREC = Taxonomy(
-    "MIntRec",
-    (
-        *("Complain", "Praise", "Apologise", "Thank", "Criticize", "Agree", "Taunt", "Flaunt", "Joke", "Oppose"),
-        *("Comfort", "Care", "Inform", "Advise", "Arrange", "Introduce", "Leave", "Prevent", "Greet", "Ask for help"),
-    ),
-    frozenset(("Complain", "Praise", "Apologise", "Thank", "Criticize", "Care", "Agree", "Taunt", "Flaunt", "Joke", "Oppose")),
+def _coarse_of(labels: tuple[str, ...], express: tuple[str, ...]) -> dict[str, str]:
+    return {label: EXPRESS if label in express else ACHIEVE for label in labels}
+
+
+_MINTREC_LABELS = (
+    *("Complain", "Praise", "Apologise", "Thank", "Criticize", "Agree", "Taunt", "Flaunt", "Joke", "Oppose"),
+    *("Comfort", "Care", "Inform", "Advise", "Arrange", "Introduce", "Leave", "Prevent", "Greet", "Ask for help"),
 )
-
-MINTREC2 = Taxonomy(
-    "MIntRec2.0",
-    (
-        *("Acknowledge", "Advise", "Agree", "Apologise", "Arrange", "Ask for help", "Asking for opinions", "Care"),
-        *("Comfort", "Complain", "Confirm", "Criticize", "Doubt", "Emphasize", "Explain", "Flaunt", "Greet", "Inform"),
-        *("Introduce", "Invite", "Joke", "Leave", "Oppose", "Plan", "Praise", "Prevent", "Refuse", "Taunt", "Thank", "Warn"),
-    ),
-    frozenset(
-        (
-            *("Doubt", "Acknowledge", "Refuse", "Warn", "Emphasize", "Complain", "Praise", "Apologise", "Thank"),
-            *("Criticize", "Care", "Agree", "Oppose", "Taunt", "Flaunt", "Joke"),
-        )
-    ),
-    out_of_scope="UNK",
+_MINTREC_EXPRESS = (
+    *("Complain", "Praise", "Apologise", "Thank", "Criticize", "Care", "Agree", "Taunt", "Flaunt", "Joke", "Oppose"),
 )
+MINTREC = Taxonomy("MIntRec", _MINTREC_LABELS, _coarse_of(_MINTREC_LABELS, _MINTREC_EXPRESS))
+
+_MINTREC2_LABELS = (
+    *("Acknowledge", "Advise", "Agree", "Apologise", "Arrange", "Ask for help", "Asking for opinions", "Care"),
+    *("Comfort", "Complain", "Confirm", "Criticize", "Doubt", "Emphasize", "Explain", "Flaunt", "Greet", "Inform"),
+    *("Introduce", "Invite", "Joke", "Leave", "Oppose", "Plan", "Praise", "Prevent", "Refuse", "Taunt", "Thank", "Warn"),
+)
+_MINTREC2_EXPRESS = (
+    *("Doubt", "Acknowledge", "Refuse", "Warn", "Emphasize", "Complain", "Praise", "Apologise", "Thank"),
+    *("Criticize", "Care", "Agree", "Oppose", "Taunt", "Flaunt", "Joke"),
+)
+MINTREC2 = Taxonomy("MIntRec2.0", _MINTREC2_LABELS, _coarse_of(_MINTREC2_LABELS, _MINTREC2_EXPRESS), out_of_scope="UNK")
 
 PUBLISHED = {taxonomy.name: taxonomy for taxonomy in (MINTREC, MINTREC2)}
 

@@ -139,5 +139,5 @@ def _same_number(candidates: Sequence[str], references: Sequence[str]) -> None:
 
 
 def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return sum(found) / len(found)
+    numbers = list(values)
+    return sum(numbers) / len(numbers)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from toy_training import CUES, INTENTS
 
-from imagebind_llm.demo_world.write import rows, write_clip
+from imagebind_llm.demo_world.write import draw_world, write_clip
 
 ROWS = {"train": 36, "dev": 9, "test": 9}
 MISSING, CORRUPT = "S04_E11_204", "S04_E11_205"
@@ -21,7 +21,7 @@ def write_mintrec(root: Path) -> Path:
     share one. The first clip is missing, the second cut off.
     """
     n_clips = EPISODES + 3  # test has rows of three episodes
-    made = rows(0, {"train": n_clips, "dev": 0, "test": 0})
+    made = draw_world(0, {"train": n_clips, "dev": 0, "test": 0})
     source = [root / "made" / f"{i}.mp4" for i in range(n_clips)]
     for path, row in zip(source, made, strict=True):
         write_clip(path, row, seed=0)

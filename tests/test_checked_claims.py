@@ -95,7 +95,7 @@ def test_what_could_not_be_checked_is_said(check):
 def test_the_page_says_who_checked_and_that_the_judge_is_off_without_one(check):
     check.judge = SimpleNamespace(kind=FITTED, source="captions", modalities=("audio", "vision"), figures=None)
     seen = SimpleNamespace(present=PRESENT[None])
-    page = view.judged(seen, [CheckedClaim("a smile", 0, 7, 0.9)], check)
+    page = view.judge_block(seen, [CheckedClaim("a smile", 0, 7, 0.9)], check)
     assert "Checked against picture and sound" in page and "this clip&#x27;s sound" in page
-    off = view.judged(seen, [], None)
+    off = view.judge_block(seen, [], None)
     assert "The judge is off" in off and "--judge FOLDER" in off and "--credit claim" in off

@@ -4,7 +4,7 @@ import pytest
 from toy_training import TOKENIZER
 
 from imagebind_llm.critic.claims import characters_of, claims_of, tokens_of
-from imagebind_llm.demo_world.write import rows
+from imagebind_llm.demo_world.write import draw_world
 from imagebind_llm.itsl.instructions import answer_spans, answer_text, parse_answer
 from imagebind_llm.llama.gguf import smollm2_path
 from imagebind_llm.llama.tokenizers import LlamaTokenizer, load_tokenizer
@@ -25,7 +25,7 @@ STRANGE = (
 
 
 def texts() -> list[str]:
-    told = rows(0, {"train": 940, "dev": 1, "test": 1})[:940]
+    told = draw_world(0, {"train": 940, "dev": 1, "test": 1})[:940]
     mixed = [f"{STRANGE[4]} {row.rationale} {STRANGE[i % len(STRANGE)]}" for i, row in enumerate(told[:51])]
     return [*(row.rationale for row in told), *STRANGE, *mixed]
 

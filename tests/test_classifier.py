@@ -14,24 +14,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from measure_leak import LeakSettings
 from toy_intents import LABELS, WIDTH, key, rows_of, toy_set, vectors_of, write_store, write_tables
 
-from imagebind_llm.config import MODALITIES
+from imagebind_llm.config import MODALITIES, modality_subsets
 from imagebind_llm.datasets.readers import DataError
-from imagebind_llm.demo_world import cues
+from imagebind_llm.demo_world import cues, published
 from imagebind_llm.encoder.bpe import ClipBPE
 from imagebind_llm.encoder.store import Store
 from imagebind_llm.encoder.weights import CHECKPOINTS, file_sha256, load_imagebind
 from imagebind_llm.intents.evaluation import (
-    Answers,
+    Predictions,
     ceilings,
-    evaluate,
+    collect_results,
+    evaluate_subsets,
     predictions_table,
     read_needed,
-    results,
+    score_summary,
     slices,
-    summary,
 )
 from imagebind_llm.intents.methods import fit_probe
 from imagebind_llm.intents.protocol import load_protocol
@@ -77,7 +76,7 @@ def predictions(folder: str) -> list[dict[str, str]]:
 
 def test_all_seven_subsets_are_trained_and_masked(ablation):
     _, found = ablation
-    assert [tuple(one["modalities"]) for one in found["subsets"]] == cues.subsets()
+    assert [tuple(one["modalities"]) for one in found["subsets"]] == modality_subsets(MODALITIES)
     for one in found["subsets"]:
         assert len(one["scores"]["accuracy"]["values"]) == 2 and one["best_reachable"] is None
         low, high = one["scores"]["macro_f1"]["interval"]
@@ -131,7 +130,7 @@ def test_what_the_reported_rows_are_labelled_changes_no_answer(toy, tmp_path):
     splits = {split: rows_of(split, n) for split, n in ROWS.items()}
     splits["test"] = [(*row[:4], LABELS[(i + 1) % 4]) for i, row in enumerate(splits["test"])]
     other = replace(toy, data_path=str(write_tables(tmp_path / "relabelled", splits)))
-    ours, theirs = (evaluate(load_protocol(one), one, fit_probe)[0] for one in (toy, other))
+    ours, theirs = (evaluate_subsets(load_protocol(one), one, fit_probe)[0] for one in (toy, other))
     assert np.array_equal(ours.answers.probabilities, theirs.answers.probabilities)
     assert np.array_equal(ours.baseline.probabilities, theirs.baseline.probabilities)
     assert ours.epochs == theirs.epochs and not np.array_equal(ours.answers.gold, theirs.answers.gold)
@@ -143,7 +142,7 @@ def test_reported_vectors_change_the_answers_to_their_own_rows_alone(toy):
     vectors = protocol.report.vectors.clone()
     vectors[:5] = 3 * torch.randn(5, 3, WIDTH, generator=torch.Generator().manual_seed(6))
     other = replace(protocol, report=replace(protocol.report, vectors=vectors))
-    ours, theirs = (evaluate(one, toy, fit_probe)[0] for one in (protocol, other))
+    ours, theirs = (evaluate_subsets(one, toy, fit_probe)[0] for one in (protocol, other))
     assert ours.epochs == theirs.epochs
     for one, two in ((ours.answers, theirs.answers), (ours.baseline, theirs.baseline)):
         assert np.array_equal(one.probabilities[:, 5:], two.probabilities[:, 5:])
@@ -152,16 +151,16 @@ def test_reported_vectors_change_the_answers_to_their_own_rows_alone(toy):
 
 def test_predictions_have_a_column_for_each_class_in_order(toy):
     protocol = load_protocol(toy)
-    answers = evaluate(protocol, toy, fit_probe)[0]
+    answers = evaluate_subsets(protocol, toy, fit_probe)[0]
     head = predictions_table(answers, protocol).splitlines()[0]
     assert head.split("\t")[6:] == [f"p({name})" for name in protocol.classes]
-    assert summary(answers.baseline, protocol)["accuracy"]["mean"] > 0.6
+    assert score_summary(answers.baseline, protocol)["accuracy"]["mean"] > 0.6
 
 
 def test_coarse_labels_are_a_task_of_their_own(toy):
     coarse = replace(toy, labels="coarse")
     protocol = load_protocol(coarse)
-    scores = summary(evaluate(protocol, coarse, fit_probe)[0].answers, protocol)
+    scores = score_summary(evaluate_subsets(protocol, coarse, fit_probe)[0].answers, protocol)
     assert scores["accuracy"]["mean"] > 0.6 and "coarse_accuracy" not in scores
 
 
@@ -171,7 +170,7 @@ def test_coarse_scores_forgive_what_stays_in_the_class(toy):
     partner = {MINTREC.index(a): MINTREC.index(b) for a, b in (("Complain", "Praise"), ("Inform", "Leave"))}
     partner |= {b: a for a, b in partner.items()}
     confused = np.eye(20)[[partner[one] for one in gold]][None]
-    scores = summary(Answers(confused, gold), protocol)
+    scores = score_summary(Predictions(confused, gold), protocol)
     assert scores["accuracy"]["mean"] == 0 and scores["coarse_accuracy"]["mean"] == 1
 
 
@@ -191,7 +190,7 @@ def test_slices_partition_the_rows_and_follow_what_people_say(toy, tmp_path):
     assert found["1 to 4 words"].all() and "5 to 8 words" not in found  # "words test number 7"
     assert found["text does not occur in training"].all() and "text occurs in training" not in found
     settings = replace(toy, needed_modality=str(table))
-    numbers = results(protocol, evaluate(protocol, settings, fit_probe), settings)["subsets"][0]["slices"]
+    numbers = collect_results(protocol, evaluate_subsets(protocol, settings, fit_probe), settings)["subsets"][0]["slices"]
     assert numbers["1 to 4 words"]["n"] == 40 and numbers["people need more, or something else"]["n"] == 2
 
 
@@ -324,15 +323,18 @@ def test_a_training_runs_folder_is_left_alone(toy, tmp_path, monkeypatch, capsys
 def test_the_demo_worlds_ceilings_stand_beside_the_scores(toy, tmp_path):
     splits = {split: rows_of(split, n) for split, n in ROWS.items()}
     root = write_tables(tmp_path / "demo", splits)
-    (root / "world.json").write_text(json.dumps({"version": cues.VERSION}))
+    published.publish_tables(root)
     settings = replace(toy, data_path=str(root), ablate=True, modalities=("text", "vision"))
     protocol = load_protocol(settings)
-    found = results(protocol, evaluate(protocol, settings, fit_probe), settings)
+    found = collect_results(protocol, evaluate_subsets(protocol, settings, fit_probe), settings)
     assert [one["best_reachable"] for one in found["subsets"]] == [
         cues.bayes_accuracy(subset) for subset in (("text",), ("vision",), ("text", "vision"))
     ]
-    (root / "world.json").write_text(json.dumps({"version": cues.VERSION - 1}))
-    assert not ceilings(root), "a world of another version has other ceilings"
+    (root / "ceilings.json").write_text("[0.5]")
+    with pytest.raises(DataError, match=r"ceilings.json: expected \{"):
+        ceilings(root)
+    (root / "ceilings.json").unlink()
+    assert not ceilings(root)
 
 
 def test_a_leak_lifts_the_score_above_what_can_be_known(tmp_path):
@@ -342,7 +344,7 @@ def test_a_leak_lifts_the_score_above_what_can_be_known(tmp_path):
     noise = torch.randn(len(rows), 3, 64, generator=torch.Generator().manual_seed(1))  # nothing to be known
     emb = write_store(tmp_path / "emb", [key(row) for row in rows], noise)
     protocol = load_protocol(ClassifierSettings(str(data), str(emb), ""))
-    settings = LeakSettings(str(data), str(emb), seeds=(0, 1), epochs=100)
+    settings = measure_leak.LeakSettings(str(data), str(emb), seeds=(0, 1), epochs=100)
     honest, chosen, trained = (
         measure_leak.test_accuracy(protocol, MODALITIES, *rule, settings)
         for rule in ((False, False), (False, True), (True, False))

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 
 import pytest
+import torch
 
 from imagebind_llm.ask import AskSettings
 from imagebind_llm.encoder.extraction import ExtractSettings
 from imagebind_llm.explain.answers import ExplainSettings
-from imagebind_llm.flags import flag, parse
+from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.training.settings import TrainSettings
 
 
@@ -39,6 +40,29 @@ def test_wrong_flags_end_with_a_sentence(given, message, capsys):
     with pytest.raises(SystemExit):
         parse(Settings, given)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("no such clip"), "x.py: no such clip"),
+        (OSError("disk full"), "x.py: disk full"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "x.py: CUDA out of memory.; lower --batch_size, or pass --device cpu"),
+        (KeyboardInterrupt(), "x.py: the same command continues"),
+    ],
+)
+def test_a_command_ends_with_a_sentence_for_what_is_no_bug_of_ours(error, message, capsys):
+    def command() -> None:
+        raise error
+
+    assert exit_code("x.py", command, interrupted="the same command continues") == 2
+    assert capsys.readouterr().err == f"{message}\n"
+    assert exit_code("x.py", lambda: 3) == 0
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        exit_code("x.py", lambda: (_ for _ in ()).throw(RuntimeError("shapes do not fit")))
 
 
 def test_help_shows_each_default_as_it_is_typed(capsys):

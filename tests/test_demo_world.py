@@ -4,7 +4,9 @@ import csv
 import itertools
 import json
 import re
+import shutil
 from collections import Counter
+from dataclasses import asdict
 
 import av
 import numpy as np
@@ -12,10 +14,15 @@ import pytest
 from toy_training import TOKENIZER
 
 from imagebind_llm.clips.media import load_clip
+from imagebind_llm.config import MODALITIES, modality_subsets
 from imagebind_llm.corpus.sequences import load_corpus
+from imagebind_llm.datasets.readers import DataError
 from imagebind_llm.demo_world import cues, face, phrases, references, texts, voice, write
 from imagebind_llm.demo_world.__main__ import main
+from imagebind_llm.demo_world.published import CUE_TABLE, tables_digest
 from imagebind_llm.demo_world.write import DemoWorldSettings
+from imagebind_llm.explain.cue_table import CueTable
+from imagebind_llm.intents.evaluation import ceilings
 from imagebind_llm.llama.tokenizers import load_tokenizer
 from imagebind_llm.taxonomy import DEMO
 from imagebind_llm.training.settings import TrainSettings
@@ -26,7 +33,7 @@ FULL = {"train": 600, "dev": 200, "test": 400}
 
 @pytest.fixture(scope="module")
 def full_rows():
-    return write.rows(0, FULL)
+    return write.draw_world(0, FULL)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +71,7 @@ def test_every_intent_has_a_typical_value_of_every_variable():
     np.testing.assert_allclose(cues.PRIOR.sum(), 1)
 
 
-@pytest.mark.parametrize("modalities", cues.subsets(), ids="+".join)
+@pytest.mark.parametrize("modalities", modality_subsets(MODALITIES), ids="+".join)
 def test_bayes_accuracy_is_what_the_bayes_classifier_scores_on_drawn_scenes(modalities):
     rng, n, hits = np.random.default_rng(7), 4000, 0
     variables = [variable for name in modalities for variable in cues.CUES_OF[name]]
@@ -78,7 +85,7 @@ def test_bayes_accuracy_is_what_the_bayes_classifier_scores_on_drawn_scenes(moda
 
 
 def test_ceilings_make_every_modality_needed():
-    accuracy = {subset: cues.bayes_accuracy(subset) for subset in cues.subsets()}
+    accuracy = {subset: cues.bayes_accuracy(subset) for subset in modality_subsets(MODALITIES)}
     assert 0.4 < accuracy["text",] < 0.6
     assert accuracy["text", "audio", "vision"] == pytest.approx(0.909, abs=5e-4), "README and the published table say so"
     for pair in itertools.combinations(("text", "audio", "vision"), 2):
@@ -127,10 +134,10 @@ def test_no_phrase_contains_another():
 def test_cues_in_reads_back_what_rationales_and_captions_claim(full_rows):
     rng = np.random.default_rng(0)
     for row in full_rows:
-        assert phrases.cues_in(row.rationale) == phrases.deciding_cues(row.scene)
-        assert phrases.cues_in(phrases.caption(row.scene.cues, rng)) == row.scene.cues
-    assert phrases.cues_in("A broad smile, then an angry frown.") == {"expression": "smile"}
-    assert phrases.cues_in("a broad smiles") == {}
+        assert CUE_TABLE.cues_in(row.rationale) == phrases.deciding_cues(row.scene)
+        assert CUE_TABLE.cues_in(phrases.caption(row.scene.cues, rng)) == row.scene.cues
+    assert CUE_TABLE.cues_in("A broad smile, then an angry frown.") == {"expression": "smile"}
+    assert CUE_TABLE.cues_in("a broad smiles") == {}
 
 
 def test_rationales_are_short_and_name_the_intent_once_at_the_end(full_rows):
@@ -158,7 +165,7 @@ def test_named_cues_speak_for_the_intent(full_rows):
 
 def true_share(rationales, rows):
     """Of the claims of the rationales, the share that is true of their clips."""
-    claims = [(row, claim) for text, row in zip(rationales, rows, strict=True) for claim in phrases.cues_in(text).items()]
+    claims = [(row, claim) for text, row in zip(rationales, rows, strict=True) for claim in CUE_TABLE.cues_in(text).items()]
     return np.mean([row.scene.cues[cue] == value for row, (cue, value) in claims])
 
 
@@ -168,7 +175,7 @@ def test_blind_references_say_what_the_intent_usually_shows_not_what_the_clip_do
     words = [told[i]["rationale"] for i in taught]
     assert true_share(words, [full_rows[i] for i in taught]) == pytest.approx(0.64, abs=0.03)
     assert true_share([row.rationale for row in full_rows], full_rows) == 1
-    claims = [(told[i]["intent"], claim) for i in taught for claim in phrases.cues_in(told[i]["rationale"]).items()]
+    claims = [(told[i]["intent"], claim) for i in taught for claim in CUE_TABLE.cues_in(told[i]["rationale"]).items()]
     assert np.mean([cues.TYPICAL[intent][cue] == value for intent, (cue, value) in claims]) > 0.95
     for i in taught:  # the sentence patterns, what the words do and the intent are the faithful ones'
         gist = phrases.GISTS[full_rows[i].scene.family]
@@ -239,11 +246,11 @@ def test_training_never_sees_the_true_cues_and_keeps_intents_without_rationales(
 
 
 def test_rows_depend_on_seed_split_and_index_only(full_rows):
-    few = write.rows(0, SMALL)
+    few = write.draw_world(0, SMALL)
     for row in few:
         twin = next(other for other in full_rows if other.key == row.key)
         assert twin.scene == row.scene and (row.split != "train" or twin == row)
-    assert [row.scene for row in write.rows(1, SMALL)] != [row.scene for row in few]
+    assert [row.scene for row in write.draw_world(1, SMALL)] != [row.scene for row in few]
 
 
 def test_episodes_belong_to_one_split(full_rows):
@@ -345,7 +352,7 @@ def test_clips_are_h264_and_aac_of_varied_shape_that_the_front_end_reads(world):
 
 
 def test_the_same_seed_makes_the_same_clip_and_another_does_not(world, tmp_path):
-    row = write.rows(0, SMALL)[3]
+    row = write.draw_world(0, SMALL)[3]
     write.write_clip(tmp_path / "again.mp4", row, seed=0)
     assert_same_clip(tmp_path / "again.mp4", world / row.path)
     write.write_clip(tmp_path / "other.mp4", row, seed=1)
@@ -354,12 +361,54 @@ def test_the_same_seed_makes_the_same_clip_and_another_does_not(world, tmp_path)
 
 
 def test_an_interrupted_run_makes_what_is_missing_and_touches_nothing_else(world):
-    made = write.rows(0, SMALL)
+    made = write.draw_world(0, SMALL)
     lost, kept = world / made[5].path, world / made[6].path
     before, stamp = lost.rename(world / "before.mp4"), kept.stat().st_mtime_ns
     write.write_world(DemoWorldSettings(str(world), workers=1, **SMALL))
     assert_same_clip(lost, before)
     assert kept.stat().st_mtime_ns == stamp
+
+
+def test_a_world_without_its_tables_gets_them_and_keeps_its_clips(world):
+    clips = {path: path.stat().st_mtime_ns for path in world.rglob("*.mp4")}
+    written = json.loads((world / "world.json").read_text())
+    old = {"version": cues.VERSION, "seed": 0, "code": "a8a440c5f223d4ef", "references": written["references"]}
+    (world / "world.json").write_text(json.dumps(old))  # as worlds were marked before
+    (world / "ceilings.json").unlink()
+    (world / "cue_phrases.json").unlink()
+    write.write_world(DemoWorldSettings(str(world), workers=1, **SMALL))
+    assert json.loads((world / "world.json").read_text()) == written
+    assert ceilings(world) == {subset: cues.bayes_accuracy(subset) for subset in modality_subsets(MODALITIES)}
+    table = CueTable.beside(world)
+    assert json.dumps(asdict(table)) == json.dumps(asdict(CUE_TABLE))
+    assert {path: path.stat().st_mtime_ns for path in world.rglob("*.mp4")} == clips
+
+
+def test_a_world_of_other_tables_is_refused_however_it_is_marked(world, tmp_path):
+    other = shutil.copytree(world, tmp_path / "other", ignore=shutil.ignore_patterns("*.mp4"))
+    marked = json.loads((other / "world.json").read_text())
+    (other / "world.json").write_text(json.dumps(marked | {"tables": "0" * 16}))
+    with pytest.raises(write.DemoWorldError, match="rm -r"):
+        write.write_world(DemoWorldSettings(str(other), workers=1, **SMALL))
+    (other / "world.json").write_text(json.dumps({"version": cues.VERSION, "seed": 0, "code": "a8a440c5f223d4ef"}))
+    rows = [json.loads(line) for line in (other / "rationales.jsonl").read_text().splitlines()]
+    rows[3]["cues"]["gaze"] = "aside" if rows[3]["cues"]["gaze"] != "aside" else "down"
+    (other / "rationales.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(write.DemoWorldError, match="rm -r"):
+        write.write_world(DemoWorldSettings(str(other), workers=1, **SMALL))
+    assert not list(other.rglob("*.mp4")), "nothing was drawn"
+
+
+def test_the_tables_change_with_the_version_of_the_world_alone():
+    """A new figure here is a new world: raise cues.VERSION, and say in data/demo/README.md what is other."""
+    assert (cues.VERSION, tables_digest()) == (2, "efa627f6c6ffe1b2")
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"phrases": {}, "typical": {}, "templates": {}}', '{"phrases": 3}'])
+def test_a_table_of_cues_that_is_none_is_refused(content, tmp_path):
+    (tmp_path / "cue_phrases.json").write_text(content)
+    with pytest.raises(DataError, match=r"cue_phrases.json: expected phrases, typical values and templates"):
+        CueTable.beside(tmp_path)
 
 
 def test_another_seed_in_the_same_folder_is_refused_with_what_to_type(world):
@@ -378,7 +427,7 @@ def test_a_clip_that_cannot_be_finished_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(write, "_sound_frames", broken)
     with pytest.raises(OSError, match="disk full"):
-        write.write_clip(tmp_path / "x.mp4", write.rows(0, SMALL)[0], seed=0)
+        write.write_clip(tmp_path / "x.mp4", write.draw_world(0, SMALL)[0], seed=0)
     assert not list(tmp_path.iterdir())
 
 

@@ -136,7 +136,7 @@ def test_a_run_on_a_disk_without_links_says_so_once_ends_and_is_used_like_any_ot
     data = {name: flags_of(world)[name] for name in ("data_path", "emb_path", "device")}
     told = call(explain.main, **data, checkpoint=run / "best", key=key_of("test", 1), max_new_tokens=4)
     assert told.code == 0 and told.out.startswith("Intent:"), told.err
-    explainer = explain.Explainer.load(run / "best")
+    explainer = explain.load_explainer(run / "best")
     assert explainer.verifier is not None and vars(explainer.calibration) != vars(type(explainer.calibration)())
     refused = call(classifier.main, data_path=data["data_path"], emb_path=data["emb_path"], output_dir=run)
     assert refused.code == 2 and "holds a training run" in refused.err

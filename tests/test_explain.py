@@ -15,9 +15,8 @@ import classifier
 import explain
 from imagebind_llm.config import MODALITIES
 from imagebind_llm.critic.checked_claims import CheckedClaim
-from imagebind_llm.demo_world import cues
 from imagebind_llm.explain import scoring
-from imagebind_llm.intents import methods
+from imagebind_llm.intents import evaluation, methods
 from imagebind_llm.itsl import assembly
 from imagebind_llm.taxonomy import MINTREC
 
@@ -195,7 +194,7 @@ def another_checkpoint(world: Path, root: Path) -> Path:
 
 def test_checkpoints_of_one_llama_load_it_once_and_answer_as_each_alone(world, tmp_path, monkeypatch):
     monkeypatch.setattr(classifier, "write_page", lambda *_: "")
-    monkeypatch.setattr(cues, "subsets", lambda: [("text",), MODALITIES])  # two of seven, for speed
+    monkeypatch.setattr(evaluation, "modality_subsets", lambda _: [("text",), MODALITIES])  # two of seven, for speed
     reads, read = [], assembly.load_llama
     monkeypatch.setattr(assembly, "load_llama", lambda *given: (reads.append(given), read(*given))[1])
     data, mine, other = other_texts(world, tmp_path), world / "run" / "best", another_checkpoint(world, tmp_path)
@@ -243,7 +242,7 @@ def test_too_little_memory_on_the_device_is_said_with_what_to_lower(world, tmp_p
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(methods, "answers_of", full)
+    monkeypatch.setattr(methods, "probabilities_of", full)
     done = classified(world, other_texts(world, tmp_path), tmp_path / "out")
     assert done.code == 2 and done.err.endswith("CUDA out of memory.; lower --batch_size, or pass --device cpu\n")
     monkeypatch.setattr(explain.Explainer, "explain", full)

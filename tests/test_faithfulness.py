@@ -10,8 +10,9 @@ import torch
 from imagebind_llm.config import MODALITIES
 from imagebind_llm.demo_world.cues import CUES, CUES_OF, FAMILIES
 from imagebind_llm.demo_world.phrases import GISTS, PHRASES
-from imagebind_llm.demo_world.write import rows
-from imagebind_llm.explain.faithfulness import another_clip, faithfulness, main, markdown, perturbed, share_following
+from imagebind_llm.demo_world.published import CUE_TABLE
+from imagebind_llm.demo_world.write import draw_world
+from imagebind_llm.explain.faithfulness import another_clip, changes_markdown, faithfulness, main, perturbed, share_following
 from imagebind_llm.explain.scoring import Rationale
 from imagebind_llm.records import Example
 
@@ -27,13 +28,13 @@ class Said:
 @pytest.fixture(scope="module")
 def world():
     """Clips whose audio and vision embeddings are their cues, one number a cue, and whose text is the family's name."""
-    made = [row for row in rows(0, {"train": N, "dev": 1, "test": 1}) if row.split == "train"]
+    made = [row for row in draw_world(0, {"train": N, "dev": 1, "test": 1}) if row.split == "train"]
     examples = [Example(row.key, "train", None, row.scene.family, row.scene.intent) for row in made]
     embeddings = torch.zeros(N, 3, 4)
     for i, row in enumerate(made):
         for m, names in ((1, CUES_OF["audio"]), (2, CUES_OF["vision"])):
             embeddings[i, m] = torch.tensor([float(CUES[cue].index(row.scene.cues[cue])) for cue in names])
-    truth = [Rationale(row.key, row.scene.intent, row.rationale, row.scene.cues) for row in made]
+    truth = [Rationale(row.key, row.scene.intent, row.rationale, row.scene.cues, table=CUE_TABLE) for row in made]
     return examples, embeddings, torch.ones(N, 3, dtype=torch.bool), truth
 
 
@@ -105,7 +106,7 @@ def test_one_clip_cannot_be_swapped_and_the_table_has_a_row_a_change(world):
     with pytest.raises(ValueError, match="at least 2 clips, got 1"):
         another_clip(1, 0)
     examples, embeddings, present, truth = world
-    table = markdown(faithfulness(reads_what_is_there, examples, embeddings, present, truth, ("audio",)))
+    table = changes_markdown(faithfulness(reads_what_is_there, examples, embeddings, present, truth, ("audio",)))
     assert table.count("\n") == 3 and "| audio | drop | 240 | 1.000 | – | 1.000 |" in table
     assert set(np.unique([e.text for e in examples])) <= set(FAMILIES)
 

@@ -11,16 +11,16 @@ from toy_intents import WIDTH, toy_set
 
 from imagebind_llm.config import MODALITIES, BridgeConfig, LlamaConfig, ModelConfig, PromptConfig
 from imagebind_llm.datasets.readers import DataError
-from imagebind_llm.explain.inference import Explainer
+from imagebind_llm.explain.explainer import Explainer, Question
 from imagebind_llm.intents import methods
-from imagebind_llm.intents.evaluation import Answers, evaluate
-from imagebind_llm.intents.methods import answers_of, fit_itsl
+from imagebind_llm.intents.evaluation import Predictions, evaluate_subsets
+from imagebind_llm.intents.methods import fit_itsl, probabilities_of
 from imagebind_llm.intents.protocol import load_protocol
 from imagebind_llm.intents.settings import ClassifierSettings
 from imagebind_llm.itsl.assembly import Assembled
 from imagebind_llm.itsl.model import ITSL
 from imagebind_llm.llama.tokenizers import load_tokenizer
-from imagebind_llm.taxonomy import MINTREC, MINTREC2
+from imagebind_llm.taxonomy import EXPRESS, MINTREC, MINTREC2
 
 TOKENIZER = Path(__file__).parent / "golden" / "llama" / "tiny.model"
 
@@ -34,7 +34,7 @@ def explainer(seed: int = 0, taxonomy=MINTREC, modalities=MODALITIES) -> Explain
     model = ITSL(config.llama, config.prompts, config.bridge, n_intents=config.n_intents)
     for parameter in model.parameters():
         parameter.data = 0.3 * torch.randn_like(parameter)
-    return Explainer(Assembled(model, config, frozenset(), "toy"), tokenizer, taxonomy, modalities, 256)
+    return Explainer(Assembled(model, config, frozenset(), "toy"), tokenizer, Question(taxonomy, modalities, 256))
 
 
 @pytest.fixture
@@ -52,13 +52,13 @@ def settings(tmp_path) -> ClassifierSettings:
 @pytest.fixture
 def loaded(monkeypatch):
     """Checkpoints load as random models, by the seed in their name; the store of the toy set is taken as theirs."""
-    monkeypatch.setattr(Explainer, "load", classmethod(lambda cls, folder, *_, **__: explainer(int(folder.name[-1]))))
+    monkeypatch.setattr(methods, "load_explainer", lambda folder, *_, **__: explainer(int(folder.name[-1])))
 
 
 def test_unmasked_answers_are_the_models_own(settings):
     protocol, model = load_protocol(settings), explainer()
     rows = protocol.report
-    found = answers_of(model, rows, protocol)
+    found = probabilities_of(model, rows, protocol)
     np.testing.assert_allclose(found, model.probabilities(rows.examples, rows.vectors, rows.present), atol=1e-6)
     assert found.shape == (12, 20) and found.sum(1) == pytest.approx(1, abs=1e-5)
 
@@ -66,8 +66,8 @@ def test_unmasked_answers_are_the_models_own(settings):
 def test_coarse_classes_are_sums(settings):
     model = explainer()
     kinds = (settings, replace(settings, labels="coarse"))
-    fine, coarse = (answers_of(model, one.report, one) for one in map(load_protocol, kinds))
-    express = [MINTREC.labels.index(name) for name in MINTREC.express]
+    fine, coarse = (probabilities_of(model, one.report, one) for one in map(load_protocol, kinds))
+    express = [MINTREC.labels.index(name) for name in MINTREC.labels if MINTREC.coarse(name) == EXPRESS]
     assert coarse[:, 0] == pytest.approx(fine[:, express].sum(1)) and coarse.sum(1) == pytest.approx(1, abs=1e-5)
 
 
@@ -75,9 +75,9 @@ def test_masked_text_is_neither_embedded_nor_in_the_prompt(settings):
     protocol, model = load_protocol(settings), explainer()
     masked = protocol.report.only(("audio", "vision"))
     other = replace(masked, examples=[replace(one, text="quite other words") for one in masked.examples])
-    assert np.array_equal(answers_of(model, masked, protocol), answers_of(model, other, protocol))
+    assert np.array_equal(probabilities_of(model, masked, protocol), probabilities_of(model, other, protocol))
     whole = replace(protocol.report, examples=other.examples)
-    assert not np.allclose(answers_of(model, protocol.report, protocol), answers_of(model, whole, protocol))
+    assert not np.allclose(probabilities_of(model, protocol.report, protocol), probabilities_of(model, whole, protocol))
 
 
 def test_a_model_of_the_words_alone_looks_at_no_other_vector(settings):
@@ -85,29 +85,29 @@ def test_a_model_of_the_words_alone_looks_at_no_other_vector(settings):
     rows = protocol.report
     other = rows.vectors.clone()
     other[:, 1:] = torch.randn(len(rows), 2, WIDTH, generator=torch.Generator().manual_seed(8))
-    found = answers_of(model, rows, protocol)
-    assert np.array_equal(answers_of(model, replace(rows, vectors=other), protocol), found)
-    assert np.array_equal(answers_of(model, rows.only(("text",)), protocol), found)
+    found = probabilities_of(model, rows, protocol)
+    assert np.array_equal(probabilities_of(model, replace(rows, vectors=other), protocol), found)
+    assert np.array_equal(probabilities_of(model, rows.only(("text",)), protocol), found)
     other[:, 0] = -other[:, 0]
-    assert not np.allclose(answers_of(model, replace(rows, vectors=other), protocol), found)
+    assert not np.allclose(probabilities_of(model, replace(rows, vectors=other), protocol), found)
 
 
 def test_a_reported_label_is_never_shown_to_the_model(settings):
     protocol, model = load_protocol(settings), explainer()
     relabelled = [replace(one, intent="Joke", rationale="because") for one in protocol.report.examples]
-    found = answers_of(model, replace(protocol.report, examples=relabelled), protocol)
-    assert np.array_equal(found, answers_of(model, protocol.report, protocol))
+    found = probabilities_of(model, replace(protocol.report, examples=relabelled), protocol)
+    assert np.array_equal(found, probabilities_of(model, protocol.report, protocol))
 
 
 def test_checkpoints_count_as_seeds_and_subsets_are_masked(settings, loaded, monkeypatch):
     monkeypatch.setattr(Explainer, "needs_embeddings", False)  # random models were trained on no store
     monkeypatch.setattr(Explainer, "_on_device", lambda self, vectors, present: (vectors, present))
     protocol = load_protocol(settings)
-    subsets = evaluate(protocol, replace(settings, ablate=True), fit_itsl)
+    subsets = evaluate_subsets(protocol, replace(settings, ablate=True), fit_itsl)
     assert len(subsets) == 7 and subsets[-1].seeds == (3, 5)
     whole = subsets[-1].answers
-    assert isinstance(whole, Answers) and whole.probabilities.shape == (2, 12, 20)
-    assert np.allclose(whole.probabilities[1], answers_of(explainer(5), protocol.report, protocol))
+    assert isinstance(whole, Predictions) and whole.probabilities.shape == (2, 12, 20)
+    assert np.allclose(whole.probabilities[1], probabilities_of(explainer(5), protocol.report, protocol))
     assert not np.allclose(subsets[0].answers.probabilities, whole.probabilities)
     assert subsets[0].masked is None and subsets[0].baseline is None
 
@@ -147,7 +147,7 @@ def test_checkpoints_of_other_labels_modalities_or_embeddings_are_refused(settin
     protocol = load_protocol(settings)
 
     def opened(model):
-        monkeypatch.setattr(Explainer, "load", classmethod(lambda cls, *_, **__: model))
+        monkeypatch.setattr(methods, "load_explainer", lambda *_, **__: model)
         return methods._open("run3", protocol, settings.modalities, settings)
 
     with pytest.raises(DataError, match=r"run3: trained on the 30 intents of MIntRec2.0; .* has 20 classes, MIntRec"):

@@ -21,7 +21,7 @@ def drawn(seed=0, n=80, n_classes=5, n_seeds=3, right=0.6):
 def test_scores_are_scikit_learns():
     gold, predicted = drawn()
     found = metrics.scores(gold, predicted[0])
-    assert tuple(found) == metrics.SCORES
+    assert tuple(found) == tuple(metrics.SCORES)
     assert found["accuracy"] == sklearn_metrics.accuracy_score(gold, predicted[0])
     assert found["macro_f1"] == sklearn_metrics.f1_score(gold, predicted[0], average="macro")
     assert found["macro_precision"] == sklearn_metrics.precision_score(gold, predicted[0], average="macro")

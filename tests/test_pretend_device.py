@@ -23,7 +23,7 @@ from imagebind_llm.critic import self_critical
 from imagebind_llm.critic.rewards import reward_parts
 from imagebind_llm.encoder import extraction
 from imagebind_llm.encoder.store import Store
-from imagebind_llm.explain import faithfulness, inference
+from imagebind_llm.explain import faithfulness, wording
 from imagebind_llm.itsl import checkpoint
 from imagebind_llm.kernels import linear
 from imagebind_llm.records import IGNORE, Batch
@@ -37,11 +37,11 @@ def short_answers():
     """Rationales of a few tokens, and samples not much longer: what they take is time."""
 
     def few(model, prompts, max_new, *given, **named):
-        return inference_generate(model, prompts, min(max_new, 4), *given, **named)
+        return whole_answers(model, prompts, min(max_new, 4), *given, **named)
 
-    inference_generate = inference.generate
+    whole_answers = wording.generate
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inference, "generate", few)
+        patch.setattr(wording, "generate", few)
         patch.setattr(self_critical, "SPARE_TOKENS", -24)
         patch.setattr(log, "draw", lambda root, history: None)
         yield

@@ -205,7 +205,7 @@ def test_fine_and_coarse_labels(settings):
     fine = load_protocol(settings)
     assert fine.classes == MINTREC.labels
     assert [fine.classes[i] for i in fine.report.classes] == [one.intent for one in fine.report.examples]
-    assert fine.express.sum() == 11 and not fine.express[MINTREC.labels.index("Leave")]
+    assert (fine.coarse == 0).sum() == 11 and fine.coarse[MINTREC.labels.index("Leave")] == 1
     coarse = load_protocol(replace(settings, labels="coarse"))
     assert coarse.classes == ("Express emotions or attitudes", "Achieve goals")
     assert coarse.report.classes[:4].tolist() == [0, 0, 1, 1]  # Complain Praise Inform Leave
@@ -220,7 +220,7 @@ def test_a_table_of_ones_own_has_labels_of_its_own(settings, tmp_path):
     emb = write_store(tmp_path / "own_emb", [key(row) for row in rows], vectors_of(rows))
     own = replace(settings, data_path=str(tmp_path / "list.csv"), emb_path=str(emb))
     protocol = load_protocol(own)
-    assert protocol.classes == ("alpha", "beta", "gamma", "zeta") and protocol.express is None
+    assert protocol.classes == ("alpha", "beta", "gamma", "zeta") and protocol.coarse is None
     with pytest.raises(DataError, match="no coarse classes"):
         load_protocol(replace(own, labels="coarse"))
     (tmp_path / "list.csv").write_text("path,text,split,label\n" + "\n".join([*lines[:-1], lines[-1][:-5]]) + "\n")

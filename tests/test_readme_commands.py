@@ -19,6 +19,8 @@ from test_demo_run import run as demo
 from test_readme import COMMANDS, PAGES, ROOT, program
 from toy_training import write_alpaca, write_llama
 
+from imagebind_llm.taxonomy import MINTREC
+
 NEEDS = {  # a command's beginning: why it is checked for its flags only
     "make test": "it is what runs this",
     "python web_demo.py": "it serves until it is stopped; test_web_demo.py starts it",
@@ -79,12 +81,13 @@ def test_every_command_is_run_or_said_to_need_what_is_not_here():
 
 
 def write_own_table(root: Path) -> None:
-    """clips.csv: the clips of MIntRec under labels of one's own."""
-    rows = ["path,text,split,label"]
+    """clips.csv: the clips of MIntRec under labels of one's own, with coarse classes."""
+    rows = ["path,text,split,label,coarse"]
     for split in ("train", "dev", "test"):
         for line in (root / "MIntRec" / f"{split}.tsv").read_text().splitlines()[1:]:
             season, episode, clip, text, label = line.split("\t")
-            rows.append(f"MIntRec/raw_data/{season}/{episode}/{clip}.mp4,{text.replace(',', ' ')},{split},to {label}")
+            path, words = f"MIntRec/raw_data/{season}/{episode}/{clip}.mp4", text.replace(",", " ")
+            rows.append(f"{path},{words},{split},to {label},{MINTREC.coarse(label)}")
     (root / "clips.csv").write_text("\n".join(rows) + "\n")
 
 

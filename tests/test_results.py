@@ -10,7 +10,7 @@ from toy_training import ROWS, call, key_of, read_lines, write_intents, write_ll
 import engine_finetune
 from imagebind_llm import distributed
 from imagebind_llm.corpus.batches import Collator
-from imagebind_llm.explain.inference import Calibration
+from imagebind_llm.explain.calibration import Calibration
 from imagebind_llm.records import Sequence
 from imagebind_llm.training import results
 from imagebind_llm.training.results import ALPHA_ROWS, _with_alpha

@@ -17,7 +17,7 @@ from imagebind_llm.critic.rewards import (
     reward_parts,
 )
 from imagebind_llm.critic.verifier import fit_verifier
-from imagebind_llm.demo_world.write import rows
+from imagebind_llm.demo_world.write import draw_world
 from imagebind_llm.records import Answer
 from imagebind_llm.taxonomy import DEMO, MINTREC2
 from imagebind_llm.text_metrics import CiderD, rouge_l
@@ -28,7 +28,7 @@ GOOD = "There is a raised head and booming speech while the words report news, s
 
 @pytest.fixture(scope="module")
 def world():
-    return rows(0, {"train": 120, "dev": 40, "test": 1})[:160]
+    return draw_world(0, {"train": 120, "dev": 40, "test": 1})[:160]
 
 
 @pytest.fixture(scope="module")

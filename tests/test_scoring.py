@@ -6,15 +6,14 @@ import pytest
 import torch
 
 from imagebind_llm.datasets.readers import DataError
-from imagebind_llm.demo_world.write import rows
+from imagebind_llm.demo_world.published import CUE_TABLE
+from imagebind_llm.demo_world.write import draw_world
 from imagebind_llm.explain.scoring import (
     COLUMNS,
     Judges,
     Rationale,
-    claims_in,
     cue_scores,
     main,
-    modality_of,
     read_rationales,
     score_rationales,
     sentence_encoder,
@@ -26,12 +25,12 @@ from imagebind_llm.text_metrics import words
 
 
 def as_rationale(row) -> Rationale:
-    return Rationale(row.key, row.scene.intent, row.rationale, row.scene.cues)
+    return Rationale(row.key, row.scene.intent, row.rationale, row.scene.cues, table=CUE_TABLE)
 
 
 @pytest.fixture(scope="module")
 def world():
-    made = rows(0, {"train": 200, "dev": 60, "test": 60})
+    made = draw_world(0, {"train": 200, "dev": 60, "test": 60})
     return {split: [row for row in made if row.split == split] for split in ("train", "dev", "test")}
 
 
@@ -92,7 +91,8 @@ def test_shuffling_gives_nobody_their_own_and_loses_none(references):
 
 def test_cue_scores_by_hand():
     truth = {"expression": "smile", "gaze": "down", "pitch": "rising"}
-    reference = Rationale("a", "Thank", "We see a broad smile and downcast eyes and hear a rising pitch.", truth)
+    text = "We see a broad smile and downcast eyes and hear a rising pitch."
+    reference = Rationale("a", "Thank", text, truth, table=CUE_TABLE)
     said = "We see a smiling mouth and a direct look."  # one of two claims true, one of three named
     scores = cue_scores([said], [reference])
     assert scores["cue_precision"] == 0.5 and scores["cue_recall"] == pytest.approx(1 / 3)
@@ -116,8 +116,8 @@ def test_missing_texts_score_nothing_and_missing_references_are_left_out(referen
 
 def test_claims_about_the_words_belong_to_the_text():
     text = "We see a broad smile while the words report what happened and hear booming speech."
-    assert claims_in(text) == {"family": "news", "expression": "smile", "loudness": "loud"}
-    assert [modality_of(cue) for cue in claims_in(text)] == ["text", "vision", "audio"]
+    assert CUE_TABLE.claims_in(text) == {"family": "news", "expression": "smile", "loudness": "loud"}
+    assert [CUE_TABLE.modality_of(cue) for cue in CUE_TABLE.claims_in(text)] == ["text", "vision", "audio"]
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,8 @@ def folder(world, tmp_path_factory):
         lines += ["\t".join((r.season, r.episode, r.clip, r.text, r.scene.intent)) for r in some]
         (root / f"{split}.tsv").write_text("\n".join(lines) + "\n")
     made = [as_rationale(row) for some in world.values() for row in some]
-    (root / "rationales.jsonl").write_text("".join(json.dumps(vars(row)) + "\n" for row in made))
+    (root / "rationales.jsonl").write_text("".join(json.dumps(vars(row) | {"table": None}) + "\n" for row in made))
+    CUE_TABLE.write(root)
     return root
 
 

@@ -8,7 +8,7 @@ from test_training import CPU, head_model, rows
 
 from imagebind_llm import distributed
 from imagebind_llm.corpus.batches import Collator
-from imagebind_llm.explain.inference import Reading
+from imagebind_llm.explain.explainer import Reading
 from imagebind_llm.training.engine import evaluate
 from imagebind_llm.training.results import _scored
 

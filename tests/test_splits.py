@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from toy_training import call, key_of, read_lines, write_intents, write_llama, write_store
 
 import engine_finetune
-from imagebind_llm.explain.inference import TEMPERATURES
+from imagebind_llm.explain.calibration import TEMPERATURES
 from imagebind_llm.taxonomy import MINTREC
 
 

@@ -59,10 +59,10 @@ def test_training_draws_from_seeds_that_no_split_uses():
 
 def test_batches_know_nothing_of_what_goes_with_which_intent(monkeypatch):
     """So a world of another version needs no other encoder."""
-    before = [train_encoder.Wordings(0, 1)[0], train_encoder.Speakers("audio", 0, 4, 1)[0]]
+    before = [train_encoder.TextBatches(0, 1)[0], train_encoder.Speakers("audio", 0, 4, 1)[0]]
     monkeypatch.setattr(cues, "likelihood", None)
     monkeypatch.setattr(cues, "TYPICAL", None)
-    after = [train_encoder.Wordings(0, 1)[0], train_encoder.Speakers("audio", 0, 4, 1)[0]]
+    after = [train_encoder.TextBatches(0, 1)[0], train_encoder.Speakers("audio", 0, 4, 1)[0]]
     assert all(torch.equal(a, b) for one, other in zip(before, after, strict=True) for a, b in zip(one, other, strict=True))
 
 
@@ -75,7 +75,7 @@ def test_a_batch_depends_on_seed_and_number_alone():
 
 
 def test_training_pictures_and_sounds_are_what_the_front_end_makes_of_the_coded_clip(tmp_path, monkeypatch):
-    row = write.rows(0, {"train": 3, "dev": 1, "test": 1})[2]
+    row = write.draw_world(0, {"train": 3, "dev": 1, "test": 1})[2]
     monkeypatch.setattr(write, "SIZES", [(320, 240)])
     monkeypatch.setattr(train_encoder, "SIZES", [(320, 240)])
     write.write_clip(tmp_path / "clip.mp4", row, seed=0)

@@ -11,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 
 from imagebind_llm.critic.verifier import MASK, Verifier, VerifierError, fit_verifier, label_mentions, mask_labels
 from imagebind_llm.critic.verifier import _terms as terms
-from imagebind_llm.demo_world.write import rows
+from imagebind_llm.demo_world.write import draw_world
 from imagebind_llm.taxonomy import DEMO, MINTREC, MINTREC2
 
 NAMED = """complain complains complained complaining complaint complaints praise praised praising praiseworthy apologise
@@ -29,7 +29,7 @@ OTHER = "car scare scary plant planet explore empty a speaker smiles uniform gre
 
 @pytest.fixture(scope="module")
 def world():
-    made = rows(0, {"train": 300, "dev": 100, "test": 1})
+    made = draw_world(0, {"train": 300, "dev": 100, "test": 1})
     of = {split: [row for row in made if row.split == split] for split in ("train", "dev")}
     return {split: ([row.rationale for row in some], [row.scene.intent for row in some]) for split, some in of.items()}
 

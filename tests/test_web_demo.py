@@ -19,10 +19,12 @@ from imagebind_llm.clips.container import MediaError
 from imagebind_llm.config import MODALITIES
 from imagebind_llm.critic.judge import JudgeError
 from imagebind_llm.demo_world.cues import TYPICAL
-from imagebind_llm.explain.inference import Explanation
+from imagebind_llm.demo_world.published import CUE_TABLE
+from imagebind_llm.explain.cue_table import CueTable
+from imagebind_llm.explain.explainer import Explanation
 from imagebind_llm.records import Example
 from imagebind_llm.web import analysis, view
-from imagebind_llm.web.analysis import MAX_CHARACTERS, Known, PageError, PageModel, Seen, WebSettings
+from imagebind_llm.web.analysis import MAX_CHARACTERS, ClipFacts, PageError, PageModel, Seen, WebSettings
 
 ALL = list(MODALITIES)
 WORDS = "say it 1"  # of the example clip S03_E01_1
@@ -96,20 +98,20 @@ def test_a_clip_is_embedded_once_and_other_words_alone_anew(model, clip):
     other = model.read(again, "  quite\n another thing ")
     assert other.text == "quite another thing" and not other.answers
     assert torch.equal(other.vectors[:, 1:], first.vectors[:, 1:]) and not torch.equal(other.vectors[:, 0], first.vectors[:, 0])
-    assert model.read(other, "").there == ("audio", "vision")
-    assert seen_of(model, None, "words alone").there == ("text",)
+    assert model.read(other, "").modalities == ("audio", "vision")
+    assert seen_of(model, None, "words alone").modalities == ("text",)
 
 
 def test_a_modality_that_cannot_be_used_is_named_and_left_out(model, tmp_path):
     write_clip(tmp_path / "silent.mp4", seconds=0.6, size=(64, 48), audio=False)
     seen = seen_of(model, tmp_path / "silent.mp4", "hello")
-    assert seen.there == ("text", "vision") and seen.notes == ("audio is not used: no audio stream",)
+    assert seen.modalities == ("text", "vision") and seen.notes == ("audio is not used: no audio stream",)
     assert "Audio is not used: no audio stream." in view.notes_of(seen)
 
 
 def test_claims_are_held_against_the_whole_clip_also_by_an_answer_that_was_not_to_look(world, model, clip, tmp_path):
     unjudged = answered(model, seen_of(model, clip, WORDS), ALL)
-    assert model.check is None and "The judge is off" in view.answer(unjudged, ALL, model)
+    assert model.check is None and "The judge is off" in view.answer_block(unjudged, ALL, model)
     judged = PageModel.load(replace(model.settings, judge=str(write_judge(tmp_path / "judge", world / "emb"))))
     seen = seen_of(judged, clip, WORDS)
     said = "We see a broad smile & a deep frown"
@@ -118,10 +120,10 @@ def test_claims_are_held_against_the_whole_clip_also_by_an_answer_that_was_not_t
     for chosen in (MODALITIES, ("text",)):
         seen = answered(judged, seen, chosen)
         seen.answers[chosen] = replace(seen.answers[chosen], rationale=said)
-        page = view.answer(seen, chosen, judged)
+        page = view.answer_block(seen, chosen, judged)
         assert f'<mark class="judged {claims[0].verdict}" title=' in page and f"P {claims[0].p:.2f}" in page
         assert "a broad smile &amp; a deep frown" in page and "Checked against picture and sound by a judge" in page
-    words = view.answer(answered(judged, seen_of(judged, None, "hello"), ALL), ("text",), judged)
+    words = view.answer_block(answered(judged, seen_of(judged, None, "hello"), ALL), ("text",), judged)
     assert "Nothing is known of this clip&#x27;s picture and sound" in words and "could be judged" in words
 
 
@@ -204,7 +206,7 @@ def explained(intent: str, p: float, criticised: float = 0.9) -> Explanation:
 
 def test_the_encoders_inputs_come_back_as_pictures(model, clip):
     _, inputs = model.look(clip, None)
-    shown = view.evidence(inputs)
+    shown = view.inputs_block(inputs)
     frames = re.findall(r"data:image/jpeg;base64,([^\"]+)", shown)
     windows, counts = inputs["vision"]
     assert len(frames) == 2 * len(windows) and shown.count("data:image/svg+xml") == len(inputs["audio"][0])
@@ -216,7 +218,7 @@ def test_the_comparison_gives_the_probability_of_the_first_intent_and_its_change
     answers = {("text", "audio"): explained("Praise", 0.9), ("text", "audio", "vision"): explained("Praise", 0.95)}
     seen = Seen("", "", torch.zeros(1, 3, 2), torch.ones(1, 3, dtype=torch.bool), answers=answers)
     without = {"text": explained("Taunt", 0.8), "audio": explained("Praise", 0.85)}
-    page = view.comparison(seen, ("text", "audio"), without, ("Praise", "Taunt"))
+    page = view.changes_block(seen, ("text", "audio"), without, ("Praise", "Taunt"))
     rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in page.split("<tr>")[2:]]
     assert [row[:4] for row in rows] == [
         ["text + audio (above)", "Praise", "90.0", "–"],
@@ -238,7 +240,7 @@ def test_the_consistency_flag_has_three_states():
 
 def test_claims_are_held_against_the_truth():
     said = "We see a broad smile and open palms and hear a flat pitch."
-    page = view.claims(said, {"expression": "smile", "gesture": "at rest", "pitch": "flat"}, ("text", "vision"))
+    page = view.claim_chips(said, {"expression": "smile", "gesture": "at rest", "pitch": "flat"}, CUE_TABLE, ("text", "vision"))
     assert re.findall(r'class="claim (\w+)">(.*?)</span>', page) == [
         ("true", "expression: smile ✓"),
         ("false", "gesture: open palms ✗ it is at rest"),
@@ -250,7 +252,8 @@ def test_an_example_clip_is_recognised_while_its_words_are_its_own(model, clip):
     assert [example.intent for example in model.examples] == list(INTENTS)
     seen = seen_of(model, clip, WORDS)
     cues = {cue: value for cue, value in TYPICAL[INTENTS[1]].items() if cue != "family"}
-    assert seen.truth == Known(WORDS, INTENTS[1], cues)
+    assert seen.truth == ClipFacts(WORDS, INTENTS[1], cues, CueTable.beside(Path(model.settings.data_path)))
+    assert seen.truth.table is not None
     assert model.read(seen, "other words").truth is None
 
 
@@ -366,4 +369,4 @@ def test_a_model_of_the_words_alone_takes_no_file(model):
     words = SimpleNamespace(modalities=("none",), store_identity=None)
     alone = PageModel(words, None, replace(model.settings, data_path="nowhere"), [])
     assert alone.modalities == ("text",) and not alone.takes_files
-    assert alone.read(alone.look(None, None)[0], "hello").there == ("text",)
+    assert alone.read(alone.look(None, None)[0], "hello").modalities == ("text",)

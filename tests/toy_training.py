@@ -16,6 +16,7 @@ import engine_finetune
 from imagebind_llm.config import MODALITIES, LlamaConfig
 from imagebind_llm.critic.judge import FITTED, ClauseVectors, Judge
 from imagebind_llm.demo_world.cues import TYPICAL
+from imagebind_llm.demo_world.published import CUE_TABLE
 from imagebind_llm.encoder.registry import ENCODERS
 from imagebind_llm.encoder.store import Identity, Store, StoreWriter
 from imagebind_llm.encoder.weights import file_sha256, find_weights
@@ -76,6 +77,7 @@ def write_intents(root: Path) -> Path:
         (root / f"{split}.tsv").write_text("\n".join(lines) + "\n")
     (root / "rationales.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rationales))
     (root / "captions.json").write_text(json.dumps(captions))
+    CUE_TABLE.write(root)
     return root
 
 

@@ -4,7 +4,6 @@ Colour and sign are the judge's verdict, which any clip can have (imagebind_llm.
 phrase is the truth, known of these clips alone: what each was drawn and voiced from.
 """
 
-import base64
 import html
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,11 +12,11 @@ from PIL import Image
 
 from imagebind_llm.clips.container import open_container
 from imagebind_llm.critic.checked_claims import CheckedClaim
-from imagebind_llm.demo_world.phrases import claims
+from imagebind_llm.demo_world.published import CUE_TABLE
 from imagebind_llm.explain.coloured_claims import STYLE as JUDGED
 from imagebind_llm.explain.coloured_claims import coloured
 from imagebind_llm.explain.scoring import Rationale
-from imagebind_llm.html import Html, jpeg, text
+from imagebind_llm.html import Html, data_url, jpeg, text
 from imagebind_llm.records import Example
 
 POSTER = 240  # pixels, the longer side
@@ -67,8 +66,7 @@ def turned(example: Example, before: dict, after: dict, known: Rationale) -> str
 def player(example: Example) -> str:
     """The clip and what is said in it."""
     assert example.clip is not None
-    video = base64.b64encode(example.clip.read_bytes()).decode()
-    source = f'poster="{poster(example.clip)}" src="data:video/mp4;base64,{video}"'
+    source = f'poster="{poster(example.clip)}" src="{data_url("video/mp4", example.clip.read_bytes())}"'
     return f'<video controls preload="none" {source}></video><p>“{text(example.text)}” <code>{text(example.key)}</code></p>'
 
 
@@ -88,7 +86,7 @@ def marked(answer: Mapping, truth: Mapping[str, str]) -> Html:
 
 def underlined(rationale: str, truth: Mapping[str, str]) -> Callable[[int, int], str]:
     """Characters [start, end) of a rationale as HTML, in which every phrase about a cue is underlined as true or false."""
-    phrases = claims(rationale)
+    phrases = CUE_TABLE.claims(rationale)
 
     def part(start: int, end: int) -> str:
         shown, at = "", start

@@ -16,14 +16,15 @@ from pathlib import Path
 from clip_cards import STYLE, TRUTH, card
 from repaired import FILES, section
 
-from imagebind_llm.datasets.readers import DataError, load_dataset
+from imagebind_llm.datasets.readers import DataError, load_dataset, rationale_rows
 from imagebind_llm.demo_world import cues
-from imagebind_llm.demo_world.phrases import cues_in
+from imagebind_llm.demo_world.published import CUE_TABLE
 from imagebind_llm.explain.coloured_claims import LEGEND
+from imagebind_llm.explain.cue_table import CueTable
 from imagebind_llm.explain.faithfulness import change_cells
 from imagebind_llm.explain.scoring import COLUMNS, Rationale, ScoringSettings, read_rationales, score_cells, side_by_side
 from imagebind_llm.files import write_atomic
-from imagebind_llm.flags import flag, parse
+from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.html import Html, bars, figure, link, page, paragraph, table, text
 from imagebind_llm.intents.report import subset_table
 from imagebind_llm.records import Example
@@ -42,21 +43,16 @@ class ReportSettings:
 
 def main() -> int:
     settings = parse(ReportSettings, description=__doc__)
-    try:
-        print(f"written: {write(settings)}")
-    except (ValueError, OSError) as error:
-        print(f"make_report.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code("make_report.py", lambda: print(f"written: {write(settings)}"))
 
 
 def write(settings: ReportSettings) -> Path:
     """Make the page. Raises DataError if there is no demo world of this version, or no answers to show."""
-    runs = Path(settings.runs)
-    if not cues.is_world(Path(settings.data_path)):
+    runs, data = Path(settings.runs), Path(settings.data_path)
+    if not (cues.is_world(data) and CueTable.beside(data)):
         raise DataError(
-            f"{settings.data_path}: expected the demo world of version {cues.VERSION}; make it, once an older one is removed, "
-            f"with: python -m imagebind_llm.demo_world --output_dir {settings.data_path}"
+            f"{data}: expected the demo world of version {cues.VERSION} with its tables; make it, if an older one is removed, "
+            f"or what it lacks, with: python -m imagebind_llm.demo_world --output_dir {data}"
         )
     test = load_dataset(settings.data_path, ("test",)).splits["test"]
     truth = read_rationales(Path(settings.data_path, "rationales.jsonl"))
@@ -88,8 +84,7 @@ def read_answers(path: Path) -> dict[str, dict]:
     """Rows of explain.py --batch by key."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; make it with explain.py --batch, or all of the demo with: make demo")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-    return {row["key"]: row for row in rows}
+    return rationale_rows(path)
 
 
 # --- sections ---------------------------------------------------------------------------------------------------------
@@ -120,7 +115,7 @@ def cards(test: list[Example], answers: dict[str, dict], truth: dict[str, Ration
 
     def false_claims(example: Example) -> int:
         known = truth[example.key].cues or {}
-        return sum(known.get(cue) != value for cue, value in cues_in(answers[example.key]["rationale"]).items())
+        return sum(known.get(cue) != value for cue, value in CUE_TABLE.cues_in(answers[example.key]["rationale"]).items())
 
     shown: set[str] = set()
     parts: list[object] = [LEGEND, TRUTH] if any("claims" in answer for answer in answers.values()) else [TRUTH]

@@ -9,6 +9,7 @@ one can say without looking. In %; interval: 95 %, bootstrap over clips.
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,15 +20,14 @@ from imagebind_llm import distributed
 from imagebind_llm.datasets.readers import DataError, load_dataset
 from imagebind_llm.demo_world.cues import CUES, TYPICAL
 from imagebind_llm.demo_world.phrases import caption
-from imagebind_llm.demo_world.yardsticks import captions_right
-from imagebind_llm.encoder.store import Store, StoreError
+from imagebind_llm.demo_world.published import CUE_TABLE
+from imagebind_llm.encoder.store import Store
 from imagebind_llm.explain.captions import LISTING, describe, load_describer
-from imagebind_llm.explain.scoring import read_rationales
+from imagebind_llm.explain.rationales import read_rationales
 from imagebind_llm.files import write_atomic
-from imagebind_llm.flags import flag, parse
+from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.itsl.checkpoint import CheckpointError, check_store
 from imagebind_llm.metrics import bootstrap_interval
-from imagebind_llm.weight_files import WeightsError
 
 RESAMPLES = 2000
 
@@ -50,12 +50,7 @@ class CaptionSettings:
 
 def main() -> int:
     settings = parse(CaptionSettings, description=__doc__)
-    try:
-        print(measure(settings))
-    except (CheckpointError, DataError, StoreError, WeightsError, ValueError, OSError) as error:
-        print(f"measure_captions.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code("measure_captions.py", lambda: print(measure(settings)))
 
 
 def measure(settings: CaptionSettings) -> str:
@@ -91,6 +86,15 @@ def describe_clips(settings: CaptionSettings, keys: list[str]) -> list[str]:
     check_store(store, info["store"])
     told = describe(model, tokenizer, tuple(info["modalities"]), *store.read(keys), LISTING, settings.batch_size)
     return list(tqdm(told, total=len(keys), desc="describing", unit="clip"))
+
+
+def captions_right(captions: Sequence[str], truths: Sequence[Mapping[str, str]]) -> np.ndarray:
+    """(N,8) bool, in the order of CUES: is the cue named, and truly? One that a caption leaves out is not."""
+    if len(captions) != len(truths):
+        raise ValueError(f"expected a caption for each of {len(truths)} clips, got {len(captions)}")
+    claims = [CUE_TABLE.cues_in(text) for text in captions]
+    rows = [[own.get(cue) == truth[cue] for cue in CUES] for own, truth in zip(claims, truths, strict=True)]
+    return np.array(rows, dtype=bool).reshape(-1, len(CUES))
 
 
 def accuracy(right: np.ndarray) -> dict[str, float]:

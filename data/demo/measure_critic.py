@@ -30,11 +30,10 @@ from imagebind_llm.critic.rewards import REWARD_WEIGHTS, advantage
 from imagebind_llm.critic.self_critical import Critic
 from imagebind_llm.critic.verifier import fit_verifier
 from imagebind_llm.datasets.readers import DataError
-from imagebind_llm.encoder.store import StoreError
-from imagebind_llm.explain.scoring import Rationale, cue_scores, read_rationales
-from imagebind_llm.flags import flag, parse
+from imagebind_llm.explain.scoring import Rationale, cue_scores, read_rationales, require_tables
+from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.itsl.assembly import build, open_language
-from imagebind_llm.itsl.checkpoint import CheckpointError, read_info
+from imagebind_llm.itsl.checkpoint import read_info
 from imagebind_llm.itsl.losses import rationale_nll, self_critical
 from imagebind_llm.itsl.model import ITSL
 from imagebind_llm.records import Batch
@@ -72,12 +71,7 @@ class CriticSettings:
 
 def main() -> int:
     settings = parse(CriticSettings, description=__doc__)
-    try:
-        print(measure(settings))
-    except (CheckpointError, DataError, StoreError, ValueError, OSError) as error:
-        print(f"measure_critic.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code("measure_critic.py", lambda: print(measure(settings)))
 
 
 def measure(settings: CriticSettings) -> str:
@@ -106,6 +100,7 @@ def measure(settings: CriticSettings) -> str:
     model = build(train.build, corpus.taxonomy, width, torch.device("cpu")).model
     critic = critic_of(train, tokenizer, corpus, model)
     truth = read_rationales(Path(settings.data_path, "rationales.jsonl"))
+    require_tables(truth.values())
 
     rows = corpus.splits["train"]
     order = np.random.default_rng(settings.seed).permutation(len(rows))[: settings.batches * CLIPS]

@@ -31,10 +31,10 @@ from imagebind_llm.critic.best_of import BestOf, GivenClips
 from imagebind_llm.critic.judge import Judge
 from imagebind_llm.critic.self_critical import Critic
 from imagebind_llm.datasets.readers import DataError, load_dataset
-from imagebind_llm.explain.inference import Explainer
-from imagebind_llm.explain.scoring import cue_counts, read_rationales
+from imagebind_llm.explain.explainer import Explainer, Question
+from imagebind_llm.explain.scoring import cue_counts, read_rationales, require_tables
 from imagebind_llm.files import write_atomic
-from imagebind_llm.flags import flag, parse
+from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.html import bars, figure, page, table
 from imagebind_llm.itsl.assembly import Assembled, build, open_language
 from imagebind_llm.itsl.checkpoint import read_info
@@ -102,15 +102,8 @@ class DeafJudge(Judge):
 
 def main() -> int:
     settings = parse(DoseSettings, description=__doc__)
-    try:
-        print(measure(settings))
-    except (ValueError, OSError) as error:  # all errors of our own are ValueErrors
-        print(f"measure_dose.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("measure_dose.py: interrupted; start again to continue with this dose", file=sys.stderr)
-        return 2
-    return 0
+    again = "interrupted; start again to continue with this dose"
+    return exit_code("measure_dose.py", lambda: print(measure(settings)), interrupted=again)
 
 
 def measure(settings: DoseSettings) -> str:
@@ -150,6 +143,7 @@ class World:
         if not self.clips or self.corpus.store is None:
             raise DataError(f"{settings.data_path}: no clips of dev with embeddings and known cues; the demo world's have both")
         self.truths = [known[clip.key] for clip in self.clips]
+        require_tables(self.truths)
         self.judges = fitted_judges(self.train, self.corpus)
 
     def result(self, name: str) -> dict[str, Any]:
@@ -186,8 +180,8 @@ class World:
         """The greedy answers to dev clips, what the watching judge makes of each, and the counts of their claims."""
         corpus, train = self.corpus, self.train
         assert corpus.store is not None and corpus.taxonomy is not None
-        rest = corpus.taxonomy, corpus.modalities, train.max_seq_len
-        explainer = Explainer(assembled, self.tokenizer, *rest, order=train.answer_order)
+        question = Question(corpus.taxonomy, corpus.modalities, train.max_seq_len, train.answer_order)
+        explainer = Explainer(assembled, self.tokenizer, question)
         told = explainer.explain(self.clips, *corpus.store.read([clip.key for clip in self.clips]))
         texts = [one.rationale for one in tqdm(told, total=len(self.clips), desc=f"asking, {name}", unit="clip")]
         worth = BestOf(watch, GivenClips(corpus.store.identity), 1, 1.0)

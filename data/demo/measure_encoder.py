@@ -4,7 +4,6 @@ Linear probes are fitted on the train split, their regularisation is chosen on d
 without any training: the value whose captions are nearest by cosine.
 """
 
-import json
 import re
 from pathlib import Path
 
@@ -15,8 +14,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from torch import Tensor
 
-from imagebind_llm.config import MODALITIES
-from imagebind_llm.datasets.readers import load_dataset
+from imagebind_llm.config import MODALITIES, modality_subsets
+from imagebind_llm.datasets.readers import load_dataset, rationale_rows
 from imagebind_llm.demo_world import cues, phrases, texts
 from imagebind_llm.demo_world.write import DemoWorldSettings, write_world
 from imagebind_llm.encoder.bpe import ClipBPE
@@ -41,14 +40,13 @@ def measure(preset: str, weights: Path, data_path: str, emb_path: str, overwrite
     intents = {name: np.array([one.intent for one in rows]) for name, rows in splits.items()}
     shown = _cues_by_key(Path(data_path))
     truth = {name: [{"family": family_of(one.text)} | shown[one.key] for one in rows] for name, rows in splits.items()}
-    tables = f"{intent_table(vectors, intents, truth)}\n\n{cue_table(vectors, truth, load_imagebind(weights, preset))}"
+    tables = f"{intent_table(vectors, intents, truth)}\n\n{cue_probe_table(vectors, truth, load_imagebind(weights, preset))}"
     print(tables)
     return tables
 
 
 def _cues_by_key(root: Path) -> dict[str, dict[str, str]]:
-    lines = (root / "rationales.jsonl").read_text(encoding="utf-8").splitlines()
-    return {row["key"]: row["cues"] for row in map(json.loads, lines)}
+    return {key: row["cues"] for key, row in rationale_rows(root / "rationales.jsonl").items()}
 
 
 def intent_table(vectors: dict[str, Tensor], intents: dict[str, np.ndarray], truth: dict[str, list[dict]]) -> str:
@@ -57,7 +55,7 @@ def intent_table(vectors: dict[str, Tensor], intents: dict[str, np.ndarray], tru
         "| modalities | ceiling | its rule on this test split | probe on the true cues | probe on embeddings | of the ceiling |"
     )
     lines = [head, "|---|---|---|---|---|---|"]
-    for subset in cues.subsets():
+    for subset in modality_subsets(MODALITIES):
         columns = [MODALITIES.index(name) for name in subset]
         variables = [variable for name in subset for variable in cues.CUES_OF[name]]
         features = {split: x[:, columns].flatten(1).numpy() for split, x in vectors.items()}  # (n,modalities*E)
@@ -98,7 +96,7 @@ def probe_accuracy(features: dict[str, np.ndarray], labels: dict[str, np.ndarray
 
 
 @torch.no_grad()
-def cue_table(vectors: dict[str, Tensor], known: dict[str, list[dict]], model: ImageBind) -> str:
+def cue_probe_table(vectors: dict[str, Tensor], known: dict[str, list[dict]], model: ImageBind) -> str:
     """A row a cue: the share of its commonest value on test, the linear probe, and naming it by the nearest captions."""
     lines = ["| cue | commonest value | linear probe | zero-shot |", "|---|---|---|---|"]
     for cue, values in cues.CUES.items():

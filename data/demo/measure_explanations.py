@@ -27,16 +27,16 @@ from tqdm import tqdm
 from imagebind_llm import distributed
 from imagebind_llm.config import MODALITIES
 from imagebind_llm.corpus.seen import read_stages, refuse_seen, row_marks, stored_marks
-from imagebind_llm.datasets.readers import DataError, load_dataset
+from imagebind_llm.datasets.readers import load_dataset
 from imagebind_llm.demo_world import cues
-from imagebind_llm.demo_world.phrases import cues_in
-from imagebind_llm.demo_world.yardsticks import follows, template
-from imagebind_llm.encoder.store import Store, StoreError
+from imagebind_llm.demo_world.published import CUE_TABLE
+from imagebind_llm.encoder.store import Store
+from imagebind_llm.explain.cue_table import follows
+from imagebind_llm.explain.explainer import Explainer, Explanation
 from imagebind_llm.explain.faithfulness import another_clip, perturbed
-from imagebind_llm.explain.inference import Explainer, Explanation
-from imagebind_llm.explain.scoring import Rationale, cue_counts, cue_scores, cue_scores_of, read_rationales
-from imagebind_llm.flags import flag, parse
-from imagebind_llm.itsl.checkpoint import CheckpointError
+from imagebind_llm.explain.loading import load_explainer
+from imagebind_llm.explain.scoring import Rationale, cue_counts, cue_scores, cue_scores_of, read_rationales, require_tables
+from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.records import Example
 
 RESAMPLES = 1000
@@ -64,13 +64,12 @@ class MeasureSettings:
 
 def main() -> int:
     settings = parse(MeasureSettings, description=__doc__)
-    try:
-        explainer = Explainer.load(Path(settings.checkpoint), device=distributed.choose_device(settings.device))
+
+    def run() -> None:
+        explainer = load_explainer(Path(settings.checkpoint), device=distributed.choose_device(settings.device))
         print(measure(explainer, settings))
-    except (CheckpointError, DataError, StoreError, ValueError, OSError) as error:
-        print(f"measure_explanations.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code("measure_explanations.py", run)
 
 
 def measure(explainer: Explainer, settings: MeasureSettings) -> str:
@@ -82,13 +81,14 @@ def measure(explainer: Explainer, settings: MeasureSettings) -> str:
     marks = row_marks(test, stored_marks(test, store))
     refuse_seen(settings.checkpoint, read_stages(Path(settings.checkpoint)), test, marks)
     vectors, present = store.read([example.key for example in test])
-    own = answers(explainer, test, vectors, present, "explaining")
     told = [references[example.key] for example in test]
+    require_tables(told)
+    own = answers(explainer, test, vectors, present, "explaining")
     guesses = [answer.intent for answer in own]
     rows = [
         row("references", [one.rationale for one in told], None, told),
-        row("template of the gold intent", [template(one.intent) for one in told], None, told),
-        row("template of the model's intents", [template(intent) for intent in guesses], guesses, told),
+        row("template of the gold intent", [CUE_TABLE.templates[one.intent] for one in told], None, told),
+        row("template of the model's intents", [CUE_TABLE.templates[intent] for intent in guesses], guesses, told),
         row("the model", [answer.rationale for answer in own], guesses, told),
     ]
     if (count := min(settings.swapped, len(test))) > 1:
@@ -132,7 +132,7 @@ def followed(texts: list[str], told: list[Rationale], others: list[int], sense: 
     hits = [
         hit
         for text, own, other in zip(texts, told, others, strict=True)
-        for hit in follows(cues_in(text), own.cues or {}, told[other].cues or {}, sense)
+        for hit in follows(CUE_TABLE.cues_in(text), own.cues or {}, told[other].cues or {}, sense)
     ]
     return f"{100 * np.mean(hits):.1f} of {len(hits)}" if hits else "–"
 
@@ -162,7 +162,7 @@ def claims_of(sense: tuple[str, ...], texts: list[str], told: list[Rationale]) -
     claims = [
         (row.cues or {}).get(cue) == value
         for text, row in zip(texts, told, strict=True)
-        for cue, value in cues_in(text).items()
+        for cue, value in CUE_TABLE.cues_in(text).items()
         if cue in sense
     ]
     return sum(claims), len(claims)
@@ -180,7 +180,7 @@ def probe_precision(
     found: list[Explanation], splits: dict[str, list[Example]], store: Store, references: dict[str, Rationale]
 ) -> float:
     """Accuracy of linear probes for single cues, averaged over the claims that the model makes."""
-    claims = Counter(cue for answer in found for cue in cues_in(answer.rationale))
+    claims = Counter(cue for answer in found for cue in CUE_TABLE.cues_in(answer.rationale))
     vectors = {name: F.normalize(store.read([one.key for one in rows])[0], dim=-1) for name, rows in splits.items()}  # (n,M,E)
     total = 0.0
     for cue, count in claims.items():

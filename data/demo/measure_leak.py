@@ -13,10 +13,8 @@ import numpy as np
 import torch
 
 from imagebind_llm.config import MODALITIES, ProbeConfig
-from imagebind_llm.datasets.readers import DataError
 from imagebind_llm.demo_world import cues
-from imagebind_llm.encoder.store import StoreError
-from imagebind_llm.flags import flag, parse
+from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.intents.probe import Scaling, train_probes
 from imagebind_llm.intents.protocol import Protocol, load_protocol
 from imagebind_llm.intents.settings import ClassifierSettings
@@ -41,12 +39,7 @@ class LeakSettings:
 
 def main() -> int:
     settings = parse(LeakSettings, description=__doc__)
-    try:
-        print(measure(settings))
-    except (DataError, StoreError) as error:
-        print(f"measure_leak.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code("measure_leak.py", lambda: print(measure(settings)))
 
 
 def measure(settings: LeakSettings) -> str:

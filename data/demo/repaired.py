@@ -14,8 +14,8 @@ from clip_cards import TRUTH, turned
 from measure_explanations import intervals
 
 from imagebind_llm.critic.judge import Figures
-from imagebind_llm.demo_world.phrases import cues_in
-from imagebind_llm.demo_world.yardsticks import claim_counts
+from imagebind_llm.datasets.readers import rationale_rows
+from imagebind_llm.demo_world.published import CUE_TABLE
 from imagebind_llm.explain.coloured_claims import LEGEND, SENSES, judged_by
 from imagebind_llm.explain.scoring import Judges, Rationale, ScoringSettings, load_references
 from imagebind_llm.html import Html, bars, figure, paragraph, table
@@ -77,8 +77,8 @@ def turns(example: Example, before: Answers, after: Answers, truth: Mapping[str,
     """Whether of the cues that are not as the clip's intent usually has them, one was claimed falsely before, and after some
     are claimed, and all of them truly."""
     known = truth[example.key].cues or {}
-    said = (cues_in(answers[example.key]["rationale"]) for answers in (before, after))
-    first, then = (claim_counts(claims, known, example.intent or "")[2:] for claims in said)  # (atypical, true ones)
+    said = (CUE_TABLE.cues_in(answers[example.key]["rationale"]) for answers in (before, after))
+    first, then = (CUE_TABLE.claim_counts(claims, known, example.intent or "")[2:] for claims in said)  # (atypical, true ones)
     return first[1] < first[0] and 0 < then[1] == then[0]
 
 
@@ -112,8 +112,8 @@ def scores(data_path: str, runs: Path, keys: set[str]) -> list[object]:
 
 def texts_of(path: Path, rows: Sequence[Rationale]) -> list[str]:
     """The rationales that a file has for these clips."""
-    said = {row["key"]: row["rationale"] for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
-    return [said[row.key] for row in rows]
+    answers = rationale_rows(path)
+    return [answers[row.key]["rationale"] for row in rows]
 
 
 def with_interval(value: float, interval: tuple[float, float]) -> str:

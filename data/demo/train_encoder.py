@@ -63,7 +63,7 @@ class TrainEncoderSettings:
     emb_path: str = flag("runs/demo/emb", "the embedding store of that world; made first if it is not there")
 
 
-class Wordings(Dataset):
+class TextBatches(Dataset):
     """Batches for the text tower: (ids (S,77), family (S,)) of sentences, (ids (C,77), values (C,8)) of captions."""
 
     def __init__(self, seed: int, n: int):
@@ -193,7 +193,7 @@ def train_text(model: ImageBind, settings: TrainEncoderSettings) -> None:
         parts = {"sentences": paraphrase_loss(said, families, scale), "phrases": paraphrase_loss(names, meaning, scale)}
         return parts | cue_losses(told, values, names, scale, tuple(cues.CUES))
 
-    optimize(model, "text", Wordings(settings.seed, settings.text_steps), losses, settings)
+    optimize(model, "text", TextBatches(settings.seed, settings.text_steps), losses, settings)
 
 
 def train_tower(model: ImageBind, modality: str, settings: TrainEncoderSettings) -> None:
@@ -234,7 +234,7 @@ def _is_projection(name: str, modality: str) -> bool:
     return name.startswith(f"modality_preprocessors.{modality}.rgbt_stem.proj")
 
 
-def optimize(model: ImageBind, modality: str, data: Wordings | Speakers, losses, settings: TrainEncoderSettings) -> None:
+def optimize(model: ImageBind, modality: str, data: TextBatches | Speakers, losses, settings: TrainEncoderSettings) -> None:
     """AdamW on one tower over all batches of `data`; the losses that `losses(batch)` names are added.
 
     The patch projection stays as it is: a step's worth of noise in it changes every token at once (arXiv:2104.02057 freezes

@@ -28,10 +28,11 @@ TRUTH = "truth"  # the part that a judge sees, not a function of the text
 
 
 def intent_reward(answer: Answer, gold: str, taxonomy: Taxonomy) -> float:
-    """1 if the label is right, 0.25 if only its coarse class is, else 0. Out of scope and a table's own labels have none."""
+    """1 if the label is right, 0.25 if only its coarse class is, else 0. Out of scope has none, nor have labels of a table
+    without a column coarse."""
     if answer.intent == gold:
         return 1.0
-    if answer.intent is None or taxonomy.out_of_scope in (answer.intent, gold):
+    if answer.intent is None:
         return 0.0
     coarse = taxonomy.coarse(gold)
     return COARSE_REWARD if coarse is not None and taxonomy.coarse(answer.intent) == coarse else 0.0

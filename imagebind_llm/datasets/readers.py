@@ -2,8 +2,8 @@
 
     MIntRec       train.tsv dev.tsv test.tsv (season episode clip text label)   raw_data/S05/E16/329.mp4
     MIntRec2.0    train.tsv dev.tsv test.tsv (Dialogue_id Utterance_id Text Label ...)   raw_data/dia2_utt0.mp4
-    plain folder  one .csv or .tsv with the columns path and text (optional: key, split, label), clips beside it; with labels
-                  and a split train it is a data set of its own labels
+    plain folder  one .csv or .tsv with the columns path and text (optional: key, split, label, coarse), clips beside it; with
+                  labels and a split train it is a data set of its own labels, whose coarse classes the column coarse has
 
 The TSVs are read as they were written: tab separated, no quoting. Beside the tables may lie rationales.jsonl.
 `load_dataset` stops at the first fault; `python -m imagebind_llm.check PATH` (check.py) reads with the same
@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from imagebind_llm.datasets.layouts import LAYOUTS, Layout
 from imagebind_llm.records import Example
-from imagebind_llm.taxonomy import MINTREC, MINTREC2, Taxonomy, own_taxonomy
+from imagebind_llm.taxonomy import Taxonomy, own_taxonomy, plain_label
 
 SPLITS = ("train", "dev", "test")
 PLAIN = "plain folder"  # the layout of a table of one's own
@@ -52,41 +53,6 @@ class Dataset:
         return [example for rows in self.splits.values() for example in rows]
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How one release names its columns, keys and clips."""
-
-    name: str
-    columns: tuple[str, ...]
-    taxonomy: Taxonomy
-    key: Callable[[dict], str]
-    clip: Callable[[dict], str]
-    text: str
-    label: str
-
-
-LAYOUTS = (
-    Layout(
-        "MIntRec",
-        ("season", "episode", "clip", "text", "label"),
-        MINTREC,
-        lambda row: f"{row['season']}_{row['episode']}_{row['clip']}",
-        lambda row: f"{row['season']}/{row['episode']}/{row['clip']}.mp4",
-        "text",
-        "label",
-    ),
-    Layout(
-        "MIntRec2.0",
-        ("Dialogue_id", "Utterance_id", "Text", "Label"),
-        MINTREC2,
-        lambda row: f"dia{row['Dialogue_id']}_utt{row['Utterance_id']}",
-        lambda row: f"dia{row['Dialogue_id']}_utt{row['Utterance_id']}.mp4",
-        "Text",
-        "Label",
-    ),
-)
-
-
 def load_dataset(path: Path | str, splits: tuple[str, ...] = ()) -> Dataset:
     """Read a data set folder, or a CSV/TSV of clips; `splits` empty means all that are there.
 
@@ -109,18 +75,23 @@ def read_dataset(path: Path | str, splits: tuple[str, ...], refuse: Refuse) -> D
     root = Path(path)
     if not root.exists():
         raise DataError(f"--data_path {root}: no such file or folder; expected a MIntRec folder or clips with a CSV")
-    tables = {} if root.is_file() else {split: found for split in SPLITS if (found := _split_table(root, split))}
+    tables = {} if root.is_file() else {split: table for split in SPLITS if (table := _split_table(root, split))}
     dataset = _read_release(root, tables, splits, refuse) if tables else _read_plain(root, splits, refuse)
     _refuse_duplicates(dataset, refuse)
     return dataset
+
+
+def folder_of(path: Path | str) -> Path:
+    """The folder of a data set that is given as a folder or as a table in it."""
+    return Path(path).parent if Path(path).is_file() else Path(path)
 
 
 def _split_table(root: Path, split: str) -> Path | None:
     """`dev.tsv`, or the one `*_dev.tsv` of a derived release."""
     if (root / f"{split}.tsv").is_file():
         return root / f"{split}.tsv"
-    found = sorted(root.glob(f"*_{split}.tsv"))
-    return found[0] if len(found) == 1 else None
+    tables = sorted(root.glob(f"*_{split}.tsv"))
+    return tables[0] if len(tables) == 1 else None
 
 
 def _read_release(root: Path, tables: dict[str, Path], wanted: tuple[str, ...], refuse: Refuse) -> Dataset:
@@ -138,9 +109,9 @@ def _layout_of(tables: list[Path]) -> Layout:
         for layout in LAYOUTS:
             if set(layout.columns) <= set(header):
                 return layout
-    known = "; ".join(f"{layout.name}: {' '.join(layout.columns)}" for layout in LAYOUTS)
+    expected = "; ".join(f"{layout.name}: {' '.join(layout.columns)}" for layout in LAYOUTS)
     got = " ".join(next(_lines(tables[0], "\t"), (0, []))[1]) or "nothing"  # or raises what is wrong with the file
-    raise DataError(f"{tables[0]}: expected the tab separated columns of one of ({known}), got: {got}")
+    raise DataError(f"{tables[0]}: expected the tab separated columns of one of ({expected}), got: {got}")
 
 
 def _header(table: Path) -> list[str]:
@@ -166,6 +137,7 @@ def _read_plain(root: Path, wanted: tuple[str, ...], refuse: Refuse) -> Dataset:
     table = root if root.is_file() else _only_table(root)
     delimiter = "\t" if table.suffix == ".tsv" else ","
     splits: dict[str, list[Example]] = {}
+    coarse_of: dict[str, str] = {}
     for line, row in _rows(table, delimiter, ("path", "text"), refuse):
         if not row["path"].strip():
             refuse("row", f"{table}, line {line}: the path is empty; expected the clip's file name")
@@ -173,13 +145,20 @@ def _read_plain(root: Path, wanted: tuple[str, ...], refuse: Refuse) -> Dataset:
         clip = table.parent / row["path"]
         key = row.get("key") or str(Path(row["path"]).with_suffix(""))
         split = row.get("split") or WHOLE
-        splits.setdefault(split, []).append(Example(key, split, clip, row["text"], (row.get("label") or "").strip() or None))
+        label, coarse = ((row.get(column) or "").strip() for column in ("label", "coarse"))
+        splits.setdefault(split, []).append(Example(key, split, clip, row["text"], label or None))
+        if label and (before := coarse_of.setdefault(plain_label(label), coarse)) != coarse:
+            refuse("label", f"{table}, line {line}: label {label!r} has the coarse class {coarse!r}, above it has {before!r}")
     if not splits:
         refuse("table", f"{table}: no rows; expected one clip a line with the columns path and text")
     chosen = _chosen(root, list(splits), wanted)
     taxonomy = None
     if any(example.intent for example in splits.get("train", [])):
-        taxonomy = own_taxonomy(example.intent for rows in splits.values() for example in rows if example.intent)
+        if any(coarse_of.values()) and (bare := [label for label, coarse in coarse_of.items() if not coarse]):
+            refuse("label", f"{table}: no coarse class for the label {', '.join(bare)}; fill the column coarse, or delete it")
+            coarse_of = {}
+        labels = (example.intent for rows in splits.values() for example in rows if example.intent)
+        taxonomy = own_taxonomy(labels, coarse_of if any(coarse_of.values()) else None)
     kept = {name: [_spelled(example, taxonomy) for example in splits[name]] for name in chosen}
     return Dataset(table.parent, PLAIN, kept, taxonomy, table.parent, (table,))
 
@@ -196,19 +175,19 @@ def _only_table(root: Path) -> Path:
         raise DataError(f"{root}: the splits are in subfolders; pass one of them: {folders}")
     tables = sorted([*root.glob("*.csv"), *root.glob("*.tsv")])
     if len(tables) != 1:
-        found = ", ".join(table.name for table in tables) or "none"
+        names = ", ".join(table.name for table in tables) or "none"
         raise DataError(
             f"{root}: expected train.tsv/dev.tsv/test.tsv (MIntRec, MIntRec2.0) or exactly one CSV/TSV with the columns "
-            f"path and text, found: {found}; pass the table itself as --data_path if there are several"
+            f"path and text, found: {names}; pass the table itself as --data_path if there are several"
         )
     return tables[0]
 
 
-def _chosen(root: Path, there: list[str], wanted: tuple[str, ...]) -> list[str]:
-    unknown = [name for name in wanted if name not in there]
+def _chosen(root: Path, names: list[str], wanted: tuple[str, ...]) -> list[str]:
+    unknown = [name for name in wanted if name not in names]
     if unknown:
-        raise DataError(f"{root}: no split {', '.join(unknown)} here; there are: {', '.join(there)}")
-    return [name for name in there if name in wanted] if wanted else there
+        raise DataError(f"{root}: no split {', '.join(unknown)} here; there are: {', '.join(names)}")
+    return [name for name in names if name in wanted] if wanted else names
 
 
 def _lines(table: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:

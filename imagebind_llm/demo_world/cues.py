@@ -11,7 +11,6 @@ The table is not random: one kind of cue stands for one trait, so that intents c
     gesture    = what the hands do              voice quality = breathy: near and private; clear: public
 """
 
-import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imagebind_llm.config import MODALITIES
+from imagebind_llm.config import MODALITIES, modality_subsets
 from imagebind_llm.taxonomy import DEMO
 
 CUES: dict[str, tuple[str, ...]] = {
@@ -37,7 +36,7 @@ CUES_OF = {"text": ("family",), "audio": VOCAL, "vision": VISUAL}
 FAMILIES = ("admire", "fault", "concern", "news", "plan", "going", "assent", "meeting", "need")
 VALUES = {"family": FAMILIES} | CUES  # every observed variable and its values
 
-WORLD = "world.json"  # version, seed, fingerprint of the drawing code, and the files of reference rationales by kind
+WORLD = "world.json"  # version, seed, digest of the tables, version of the drawings, files of reference rationales by kind
 VERSION = 2  # of the world; in 1 the cues were reliable to 0.80 to 0.90, and who knew the intent needed no eyes
 # How often an intent shows its typical value; the other values share the rest equally.
 RELIABILITY = {"family": 0.95, "expression": 0.65, "gaze": 0.62, "head": 0.62, "gesture": 0.65}
@@ -142,11 +141,6 @@ def draw_values(intent: str, variables: Sequence[str], rng: np.random.Generator)
     return {name: VALUES[name][rng.choice(len(VALUES[name]), p=likelihood(name)[row])] for name in variables}
 
 
-def subsets() -> list[tuple[str, ...]]:
-    """The seven non-empty subsets of the modalities, small ones first."""
-    return [subset for size in (1, 2, 3) for subset in itertools.combinations(MODALITIES, size)]
-
-
 def is_world(root: Path) -> bool:
     """Whether a folder holds a demo world of this version: what the table says is not true of another's clips."""
     file = root / WORLD
@@ -155,7 +149,7 @@ def is_world(root: Path) -> bool:
 
 def bayes_table() -> str:
     """The ceilings as Markdown: every subset of modalities, then every single cue."""
-    rows = [("+".join(subset), bayes_accuracy(subset)) for subset in subsets()]
+    rows = [("+".join(subset), bayes_accuracy(subset)) for subset in modality_subsets(MODALITIES)]
     rows += [(f"{name} alone", variables_accuracy([name])) for name in CUES]
     rows += [("nothing (the commonest intent)", bayes_accuracy(()))]
     lines = [f"| {name} | {100 * accuracy:.1f} |" for name, accuracy in rows]

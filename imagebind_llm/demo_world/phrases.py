@@ -1,10 +1,8 @@
-"""Cues in words: captions, reference rationales, and the reader that finds a text's claims about cues.
+"""Cues in words: captions and reference rationales.
 
-Every phrase belongs to one value of one cue and none contains another, so `cues_in` recovers exactly what was written,
-in our references and in a model's own sentences alike.
+Every phrase belongs to one value of one cue and none contains another, so a CueTable of them (published.py) recovers exactly
+what was written, in our references and in a model's own sentences alike.
 """
-
-import re
 
 import numpy as np
 
@@ -80,40 +78,25 @@ REMARKS = (
     "There is {seen}, joined by {heard}.",
     "We are looking at {seen} and listening to {heard}.",
 )
-_OWNER = {phrase: (cue, value) for cue, table in PHRASES.items() for value, phrases in table.items() for phrase in phrases}
-_CLAIM = re.compile(r"\b(?:" + "|".join(map(re.escape, sorted(_OWNER, key=len, reverse=True))) + r")\b", re.IGNORECASE)
-
-
-def claims(text: str) -> list[tuple[int, int, str, str]]:
-    """Every phrase about a cue in a text, in order: where it starts and ends, the cue and the value that it claims."""
-    return [(match.start(), match.end(), *_OWNER[match.group().lower()]) for match in _CLAIM.finditer(text)]
-
-
-def cues_in(text: str) -> dict[str, str]:
-    """The claims of a text: cue -> value, read from its phrases; of two claims about one cue the first counts."""
-    found: dict[str, str] = {}
-    for _, _, cue, value in claims(text):
-        found.setdefault(cue, value)
-    return found
 
 
 def caption(cues: dict[str, str], rng: np.random.Generator | None = None) -> str:
     """All given cues in one line, `Face: ... Head: ... Gesture: ... Voice: ...`; without `rng`, in their first wording."""
-    said = {cue: _phrase(cue, value, rng) for cue, value in cues.items()}
+    wordings = {cue: _phrase(cue, value, rng) for cue, value in cues.items()}
     groups = {"Face": ("expression", "gaze"), "Head": ("head",), "Gesture": ("gesture",), "Voice": VOCAL}
-    parts = ((title, [said[cue] for cue in names if cue in said]) for title, names in groups.items())
+    parts = ((title, [wordings[cue] for cue in names if cue in wordings]) for title, names in groups.items())
     return " ".join(f"{title}: {', '.join(phrases)}." for title, phrases in parts if phrases)
 
 
 def remark(cues: dict[str, str], rng: np.random.Generator) -> str:
     """Some of the given cues in a sentence, as a person would tell them: one to three that are seen, one to three heard."""
 
-    def told(group: tuple[str, ...]) -> str:
+    def listed(group: tuple[str, ...]) -> str:
         count = int(rng.integers(1, 4))
         picked = sorted(rng.choice(len(group), count, replace=False).tolist())
         return " and ".join(_phrase(group[i], cues[group[i]], rng) for i in picked)
 
-    return REMARKS[rng.integers(len(REMARKS))].format(seen=told(VISUAL), heard=told(VOCAL))
+    return REMARKS[rng.integers(len(REMARKS))].format(seen=listed(VISUAL), heard=listed(VOCAL))
 
 
 def _phrase(cue: str, value: str, rng: np.random.Generator | None) -> str:
@@ -144,7 +127,7 @@ def deciding_cues(scene: Scene) -> dict[str, str]:
     return {cue: value for cue, value in scene.cues.items() if cue in named}
 
 
-def rationale(scene: Scene, rng: np.random.Generator) -> str:
+def reference_text(scene: Scene, rng: np.random.Generator) -> str:
     """A reference rationale: what is seen and heard, what the words do, and last, once, the intent."""
     named = deciding_cues(scene)
 

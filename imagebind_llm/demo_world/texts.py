@@ -104,12 +104,12 @@ def pool(family: str, split: str) -> tuple[str, ...]:
     return tuple(sentence for sentence in sentences if zlib.crc32(sentence.encode()) % 8 in POOLS[split])
 
 
-def draw_text(family: str, split: str, rng: np.random.Generator, known: frozenset[str] | None = None) -> str:
+def draw_text(family: str, split: str, rng: np.random.Generator, vocabulary: frozenset[str] | None = None) -> str:
     """One sentence of the family from the split's pool; with `known`, one made of these words only.
 
     If the known words make no sentence of the family (a train split of a few clips), any sentence of the pool is drawn.
     """
     sentences = pool(family, split)
-    if known is not None:
-        sentences = tuple(sentence for sentence in sentences if known.issuperset(sentence.split())) or sentences
+    if vocabulary is not None:
+        sentences = tuple(sentence for sentence in sentences if vocabulary.issuperset(sentence.split())) or sentences
     return sentences[rng.integers(len(sentences))]

@@ -4,7 +4,6 @@ Every draw of a row comes from (seed, split, index), so a clip does not depend o
 processes. A clip appears under its name only when it is complete; a second run makes what is missing.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -19,12 +18,14 @@ import numpy as np
 from tqdm import tqdm
 
 from imagebind_llm.config import BLIND, FAITHFUL
+from imagebind_llm.datasets.readers import SPLITS, rationale_rows
 from imagebind_llm.demo_world import cues, face, texts, voice
-from imagebind_llm.demo_world.phrases import caption, rationale, remark
+from imagebind_llm.demo_world.phrases import caption, reference_text, remark
+from imagebind_llm.demo_world.published import publish_tables, tables_digest
 from imagebind_llm.files import write_atomic
 from imagebind_llm.flags import flag
 
-SPLITS = ("train", "dev", "test")
+DRAWINGS = 1  # raise it whenever a clip of the same row comes to look or sound different: face.py, voice.py, write_clip
 REFERENCES = "rationales.jsonl"
 CLIPS_PER_EPISODE = 40
 SIZES = (
@@ -41,11 +42,11 @@ SHORTEST_S, LONGEST_S, MEDIAN_S = 0.8, 6.0, 2.1
 class DemoWorldSettings:
     """What `python -m imagebind_llm.demo_world` takes."""
 
-    output_dir: str = flag("data/demo/clips", "where the world goes; a run that was interrupted continues")
-    seed: int = flag(0, "everything in the world follows from it")
-    train: int = flag(600, "clips of the train split")
-    dev: int = flag(200, "clips of the dev split")
-    test: int = flag(400, "clips of the test split")
+    output_dir: str = flag("data/demo/clips", "folder to write; continues, and adds what an older world lacks")
+    seed: int = flag(0, "seed of everything in the world")
+    train: int = flag(600, "number of train clips")
+    dev: int = flag(200, "number of dev clips")
+    test: int = flag(400, "number of test clips")
     workers: int = flag(0, "processes that make clips; 0: one for each core")
     references: str = flag(
         FAITHFUL, "rationales of train and dev to write beside the faithful ones: blind (to the clip), or a share of them, N%%"
@@ -61,7 +62,7 @@ class DemoWorldError(ValueError):
 
 
 @dataclass(frozen=True)
-class Row:
+class WorldClip:
     """One clip of the world. Its place is raw_data/<season>/<episode>/<clip>.mp4."""
 
     split: str
@@ -88,25 +89,26 @@ def generator(seed: int, split: str, index: int, part: str) -> np.random.Generat
     return np.random.default_rng([seed, SPLITS.index(split), index, parts.index(part)])
 
 
-def rows(seed: int, counts: dict[str, int]) -> list[Row]:
+def draw_world(seed: int, counts: dict[str, int]) -> list[WorldClip]:
     """All rows of the world, train first. Dev's and test's phrasings are made of words that occur in train's."""
-    made: list[Row] = []
-    known = None
+    clips: list[WorldClip] = []
+    vocabulary = None
     for split in SPLITS:
-        made += [_row(seed, split, index, known) for index in range(counts[split])]
-        known = frozenset(word for row in made if row.split == "train" for word in row.text.split())
-    return made
+        clips += [_row(seed, split, index, vocabulary) for index in range(counts[split])]
+        vocabulary = frozenset(word for row in clips if row.split == "train" for word in row.text.split())
+    return clips
 
 
-def _row(seed: int, split: str, index: int, known: frozenset[str] | None) -> Row:
+def _row(seed: int, split: str, index: int, vocabulary: frozenset[str] | None) -> WorldClip:
     scene, rng = cues.draw_scene(generator(seed, split, index, "scene")), generator(seed, split, index, "words")
     season, episode = f"S{SPLITS.index(split) + 1:02d}", f"E{index // CLIPS_PER_EPISODE + 1:02d}"
-    text = texts.draw_text(scene.family, split, rng, known)
-    return Row(split, index, season, episode, str(index % CLIPS_PER_EPISODE + 1), scene, text, rationale(scene, rng))
+    text = texts.draw_text(scene.family, split, rng, vocabulary)
+    return WorldClip(split, index, season, episode, str(index % CLIPS_PER_EPISODE + 1), scene, text, reference_text(scene, rng))
 
 
-def write_world(settings: DemoWorldSettings) -> list[Row]:
-    """Make the clips that are missing under `output_dir`, then the TSVs, rationales.jsonl and captions.json. Returns the rows.
+def write_world(settings: DemoWorldSettings) -> list[WorldClip]:
+    """Make the clips that are missing under `output_dir`, then the TSVs, rationales.jsonl, captions.json, ceilings.json and
+    cue_phrases.json. Returns the rows.
 
     rationales.jsonl is faithful to the clips; references.py writes those of other kinds beside it. captions.json names every
     cue of the train and dev clips, for a first training stage; never those of the test split.
@@ -117,40 +119,51 @@ def write_world(settings: DemoWorldSettings) -> list[Row]:
     counts = {split: getattr(settings, split) for split in SPLITS}
     if min(counts.values()) < 1:
         raise DemoWorldError(f"every split needs a clip, got {counts}; for example: --train 600 --dev 200 --test 400")
-    _claim(root, settings.seed)
-    made = rows(settings.seed, counts)
-    missing = [row for row in made if not (root / row.path).exists()]
-    if len(missing) < len(made):
-        print(f"{len(made) - len(missing)} of {len(made)} clips are there already")
+    clips = draw_world(settings.seed, counts)
+    _claim(root, settings.seed, clips)
+    missing = [row for row in clips if not (root / row.path).exists()]
+    if len(missing) < len(clips):
+        print(f"{len(clips) - len(missing)} of {len(clips)} clips are there already")
     _make_clips(root, missing, settings)
     for split in SPLITS:
-        write_atomic(root / f"{split}.tsv", _tsv([row for row in made if row.split == split]).encode())
-    write_atomic(root / REFERENCES, "".join(json.dumps(reference(row)) + "\n" for row in made).encode())
-    captions = [caption for row in made if row.split != "test" for caption in _captions(row, settings.seed)]
+        write_atomic(root / f"{split}.tsv", _tsv([row for row in clips if row.split == split]).encode())
+    write_atomic(root / REFERENCES, "".join(json.dumps(reference(row)) + "\n" for row in clips).encode())
+    captions = [caption for row in clips if row.split != "test" for caption in _captions(row, settings.seed)]
     write_atomic(root / "captions.json", (json.dumps(captions, indent=0) + "\n").encode())
-    return made
+    publish_tables(root)
+    return clips
 
 
-def _claim(root: Path, seed: int) -> None:
-    """Write world.json, or check that it is of the same world."""
-    code = b"".join(Path(module.__file__ or "").read_bytes() for module in (cues, face, voice)) + Path(__file__).read_bytes()
-    world = {"version": cues.VERSION, "seed": seed, "code": hashlib.sha256(code).hexdigest()[:16]}
+def _claim(root: Path, seed: int, made: list[WorldClip]) -> None:
+    """Write world.json, or check that it is of the same world; one of an older form is brought to this one."""
+    world = {"version": cues.VERSION, "seed": seed, "tables": tables_digest(), "drawings": DRAWINGS}
     path = root / cues.WORLD
     if not path.exists():
         root.mkdir(parents=True, exist_ok=True)
-        if there := sorted(child.name for child in root.iterdir() if not child.name.startswith(".")):
-            raise DemoWorldError(f"{root} holds other files ({', '.join(there[:3])}); choose a new or empty --output_dir")
-        write_atomic(path, (json.dumps(world | {"references": {"faithful": REFERENCES}}) + "\n").encode())
-    found = json.loads(path.read_text())
-    found.pop("references", None)
-    if found != world:
+        if strange := sorted(child.name for child in root.iterdir() if not child.name.startswith(".")):
+            raise DemoWorldError(f"{root} holds other files ({', '.join(strange[:3])}); choose a new or empty --output_dir")
+        write_atomic(path, (json.dumps(world | {"references": {FAITHFUL: REFERENCES}}) + "\n").encode())
+    old = json.loads(path.read_text())
+    references = old.pop("references", {FAITHFUL: REFERENCES})
+    if "code" in old and _same_scenes(root, made):  # the form of before: a digest of source files in place of the tables'
+        old = {name: old[name] for name in ("version", "seed")} | {name: world[name] for name in ("tables", "drawings")}
+    if old != world:
         raise DemoWorldError(
-            f"{root} holds a world made with {found}, this run would make {world}; choose another --output_dir, "
+            f"{root} holds a world made with {old}, this run would make {world}; choose another --output_dir, "
             f"or remove the old world first: rm -r {root}"
         )
+    write_atomic(path, (json.dumps(world | {"references": references}) + "\n").encode())
 
 
-def _make_clips(root: Path, missing: list[Row], settings: DemoWorldSettings) -> None:
+def _same_scenes(root: Path, made: list[WorldClip]) -> bool:
+    """Whether the intents and cues that rationales.jsonl has are those of the rows: then the tables were the same."""
+    path = root / REFERENCES
+    lines = rationale_rows(path) if path.is_file() else {}
+    pairs = [(lines[row.key], row.scene) for row in made if row.key in lines]
+    return all((line["intent"], line["cues"]) == (scene.intent, scene.cues) for line, scene in pairs)
+
+
+def _make_clips(root: Path, missing: list[WorldClip], settings: DemoWorldSettings) -> None:
     workers = min(settings.workers or os.cpu_count() or 1, max(1, len(missing)))
     with ProcessPoolExecutor(workers) as pool:
         jobs = [pool.submit(write_clip, root / row.path, row, settings.seed) for row in missing]
@@ -161,7 +174,7 @@ def _make_clips(root: Path, missing: list[Row], settings: DemoWorldSettings) -> 
             pool.shutdown(cancel_futures=True)  # on an error or Ctrl-C, do not make the rest first
 
 
-def write_clip(path: Path, row: Row, seed: int) -> None:
+def write_clip(path: Path, row: WorldClip, seed: int) -> None:
     """Draw, voice and encode one clip; it is under `path` when it is complete, not before."""
     rng = generator(seed, row.split, row.index, "file")
     duration_s = float(np.clip(MEDIAN_S * np.exp(0.5 * rng.standard_normal()), SHORTEST_S, LONGEST_S))
@@ -201,19 +214,19 @@ def _sound_frames(sound: np.ndarray, stream) -> list[av.AudioFrame]:
     return [*resampler.resample(whole), *resampler.resample(None)]
 
 
-def _tsv(some: list[Row]) -> str:
+def _tsv(some: list[WorldClip]) -> str:
     lines = ["season\tepisode\tclip\ttext\tlabel"]
     lines += ["\t".join((row.season, row.episode, row.clip, row.text, row.scene.intent)) for row in some]
     return "\n".join(lines) + "\n"
 
 
-def reference(row: Row) -> dict:
+def reference(row: WorldClip) -> dict:
     """A line of rationales.jsonl."""
     return {"key": row.key, "intent": row.scene.intent, "rationale": row.rationale, "cues": row.scene.cues}
 
 
-def _captions(row: Row, seed: int) -> list[dict]:
+def _captions(row: WorldClip, seed: int) -> list[dict]:
     """All cues in one line, and some of them in a sentence, in words drawn anew."""
     rng = generator(seed, row.split, row.index, "captions")
-    told = (caption(row.scene.cues, rng), remark(row.scene.cues, rng))
-    return [{"key": row.key, "split": row.split, "caption": text} for text in told]
+    texts = (caption(row.scene.cues, rng), remark(row.scene.cues, rng))
+    return [{"key": row.key, "split": row.split, "caption": text} for text in texts]

@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from imagebind_llm.corpus.seen import keys_seen
 from imagebind_llm.critic.checked_claims import CheckedClaim, ClaimCheck, in_words
-from imagebind_llm.datasets.readers import DataError, load_dataset
+from imagebind_llm.datasets.readers import DataError, folder_of, load_dataset
 from imagebind_llm.encoder.clip_encoder import ClipEncoder
 from imagebind_llm.encoder.store import Store
-from imagebind_llm.explain.inference import Explainer, Explanation
+from imagebind_llm.explain.explainer import Explainer, Explanation, batch_slices
 from imagebind_llm.explain.scoring import ScoringSettings, side_by_side
 from imagebind_llm.files import write_atomic
 from imagebind_llm.flags import flag
@@ -27,20 +27,20 @@ class ExplainSettings:
 
     checkpoint: str = flag(help="a checkpoint folder of engine_finetune.py, such as runs/demo/itsl/best")
     clip: str = flag("", "a video file; --text says what is said in it")
-    text: str = flag("", "the words")
+    text: str = flag("", "the words that are said in the clip")
     data_path: str = flag("", "instead of --clip: a data set whose embeddings are in --emb_path")
     emb_path: str = flag("", "its embedding store")
-    key: str = flag("", "one clip of it")
+    key: str = flag("", "key of the clip of --data_path to explain")
     batch: str = flag("", "all clips of --split: write their answers here, one JSON a line; continues if interrupted")
-    split: str = flag("test", "for --batch")
-    limit: int = flag(0, "for --batch: only the first clips of the split; 0: all")
+    split: str = flag("test", "split that --batch explains")
+    limit: int = flag(0, "only the first clips of the split; 0: all")
     llama_model_path: str = flag("", "the LLaMA, if it is not where it was when the checkpoint was made")
     encoder_weights: str = flag("", "weights of the encoder for --clip; if not given, checkpoints/ENCODER.safetensors or .pth")
-    max_new_tokens: int = flag(96, "longest rationale")
-    best_of: int = flag(0, "rationales drawn besides the greedy one; the judge's favourite of all is given; 0: the greedy one")
-    temperature: float = flag(0.6, "for --best_of: of the drawing")
+    max_new_tokens: int = flag(96, "most tokens of a rationale")
+    best_of: int = flag(0, "rationales to sample beside the greedy one; the judge picks the best of all; 0: greedy only")
+    temperature: float = flag(0.6, "sampling temperature of --best_of")
     judge: str = flag("", "a checkpoint folder whose judge checks claims and serves --best_of; if not given, --checkpoint's")
-    batch_size: int = flag(32, "clips that are answered side by side")
+    batch_size: int = flag(32, "clips in a batch")
     device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
     dtype: str = flag("auto", "of frozen weights; auto: a GPU's bfloat16, else float32", ("auto", "float32", "bfloat16"))
 
@@ -112,13 +112,13 @@ def answer_split(explainer: Explainer, settings: ExplainSettings, check: ClaimCh
         _write(path, whole, done)
     todo = [example for example in examples if example.key not in done]
     store = open_store(explainer, settings)
-    known = keys_seen(Path(settings.checkpoint), whole, store)
+    seen_keys = keys_seen(Path(settings.checkpoint), whole, store)
     with tqdm(total=len(examples), initial=len(examples) - len(todo), unit="clip", desc="explaining", smoothing=0.1) as bar:
-        for start in range(0, len(todo), settings.batch_size):
-            part = todo[start : start + settings.batch_size]
+        for part in (todo[rows] for rows in batch_slices(len(todo), settings.batch_size)):
             vectors, present = store.read([e.key for e in part]) if store else (None, None)
-            for example, found in zip(part, explainer.explain(part, vectors, present, settings.max_new_tokens), strict=True):
-                done[example.key] = row(explainer, example, found) | stamp | {"seen": example.key in known}
+            explanations = explainer.explain(part, vectors, present, settings.max_new_tokens)
+            for example, explanation in zip(part, explanations, strict=True):
+                done[example.key] = answer_row(explainer, example, explanation) | stamp | {"seen": example.key in seen_keys}
             _write(path, whole, done)
             bar.update(len(part))
     if check and store:
@@ -138,7 +138,7 @@ def scores_beside(data_path: str, answers: Sequence[Path], split: str) -> tuple[
 
     Nothing where there are no references; where there are too few of them to judge by, no scores and the reason.
     """
-    if not (Path(data_path) / "rationales.jsonl").is_file() or split not in ("dev", "test"):
+    if not (folder_of(data_path) / "rationales.jsonl").is_file() or split not in ("dev", "test"):
         return {}, ""
     try:
         return side_by_side(ScoringSettings(data_path, candidates=tuple(map(str, answers)), split=split))
@@ -146,18 +146,18 @@ def scores_beside(data_path: str, answers: Sequence[Path], split: str) -> tuple[
         return {}, f"the rationales have no scores: {error}"
 
 
-def row(explainer: Explainer, example: Example, found: Explanation) -> dict:
+def answer_row(explainer: Explainer, example: Example, explanation: Explanation) -> dict:
     """One line of the file: what rationales.jsonl has, and what the model thought."""
     return {
         "key": example.key,
         "gold": example.intent,
-        "intent": found.intent,
-        "probability": round(float(found.probabilities.max()), 5),
-        "runners_up": [[label, round(p, 5)] for label, p in found.runners_up(explainer.taxonomy.labels)],
-        "rationale": found.rationale,
-        "finished": found.finished,
-        "consistent": found.consistent,
-        "criticised": explainer.taxonomy.labels[int(found.criticised.argmax())],
+        "intent": explanation.intent,
+        "probability": round(float(explanation.probabilities.max()), 5),
+        "runners_up": [[label, round(p, 5)] for label, p in explanation.runners_up(explainer.taxonomy.labels)],
+        "rationale": explanation.rationale,
+        "finished": explanation.finished,
+        "consistent": explanation.consistent,
+        "criticised": explainer.taxonomy.labels[int(explanation.criticised.argmax())],
     }
 
 
@@ -169,7 +169,7 @@ def _write(path: Path, examples: Sequence[Example], rows: dict[str, dict]) -> No
 
 def refuse_other_content(path: Path, split: str, keys: Collection[str]) -> None:
     """Raises DataError if a file for answers about the clips `keys` of a split holds anything else: it would be lost."""
-    strange = [line for line, found in _lines(path) if not isinstance(found, dict) or found.get("key") not in keys]
+    strange = [line for line, content in _lines(path) if not isinstance(content, dict) or content.get("key") not in keys]
     if strange:
         raise DataError(
             f"{path}: {len(strange)} of its lines are no answers about clips of split {split}, {strange[0][:60]!r} for one; "
@@ -179,9 +179,9 @@ def refuse_other_content(path: Path, split: str, keys: Collection[str]) -> None:
 
 def _written(path: Path, stamp: dict) -> tuple[dict[str, dict], int]:
     """Rows of this very model that are there already, and how many of others."""
-    rows = [found for _, found in _lines(path)]
-    own = {found["key"]: found for found in rows if {name: found.get(name) for name in stamp} == stamp}
-    return own, sum({name: found.get(name) for name in stamp} != stamp for found in rows)
+    rows = [row for _, row in _lines(path)]
+    kept = {row["key"]: row for row in rows if {name: row.get(name) for name in stamp} == stamp}
+    return kept, sum({name: row.get(name) for name in stamp} != stamp for row in rows)
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from imagebind_llm.corpus.batches import Collator
+from imagebind_llm.explain.explainer import batch_slices
 from imagebind_llm.itsl.assembly import frozen_dtype, open_language, restore
 from imagebind_llm.itsl.generate import generate
 from imagebind_llm.itsl.instructions import CAPTION_REQUEST
@@ -44,10 +45,9 @@ def describe(
     """
     device = model.llama.tok_embeddings.weight.device
     prompt = tokenizer.encode(CAPTION_REQUEST + beginning, bos=True)
-    there = present & Collator(None, modalities).known
-    for start in range(0, len(vectors), batch_size):
-        part = slice(start, start + batch_size)
-        shown, known = vectors[part].to(device), there[part].to(device)
+    looked_at = present & Collator(None, modalities).known
+    for part in batch_slices(len(vectors), batch_size):
+        shown, presence = vectors[part].to(device), looked_at[part].to(device)
         asked = [prompt] * len(shown)
-        for [ids] in generate(model, asked, max_new_tokens, tokenizer.eos_id, embeddings=shown, present=known):
+        for [ids] in generate(model, asked, max_new_tokens, tokenizer.eos_id, embeddings=shown, present=presence):
             yield f"{beginning} {tokenizer.decode(ids).strip()}".strip()

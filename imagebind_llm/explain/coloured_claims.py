@@ -37,9 +37,9 @@ def coloured(rationale: str, claims: Sequence[CheckedClaim], inside: Callable[[i
     part = inside or (lambda start, end: html.escape(rationale[start:end]))
     shown, at = "", 0
     for claim in claims:
-        said = f"{MEANINGS[claim.verdict]}, P {claim.p:.2f}"
-        sign = f'<sup role="img" aria-label="{said}">{SIGNS[claim.verdict]}</sup>'
-        mark = f'<mark class="judged {claim.verdict}" title="the judge: {said}">{part(claim.start, claim.end)}{sign}</mark>'
+        verdict = f"{MEANINGS[claim.verdict]}, P {claim.p:.2f}"
+        sign = f'<sup role="img" aria-label="{verdict}">{SIGNS[claim.verdict]}</sup>'
+        mark = f'<mark class="judged {claim.verdict}" title="the judge: {verdict}">{part(claim.start, claim.end)}{sign}</mark>'
         shown += part(at, claim.start) + mark
         at = claim.end
     return Html(shown + part(at, len(rationale)))

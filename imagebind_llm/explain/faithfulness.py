@@ -4,7 +4,7 @@
 
 A faithful rationale changes its claims about that modality (with another clip's picture it describes the other clip) and keeps
 its claims about the others. Where cues are known (the demo world), both are counted claim by claim; everywhere, how far the
-text moves and whether the intent changes. Phrases about the words count as claims about the text (demo_world.phrases.GISTS).
+text moves and whether the intent changes. Phrases about the words count as claims about the text (cue_table.py).
 """
 
 import json
@@ -21,13 +21,12 @@ from imagebind_llm import distributed
 from imagebind_llm.config import MODALITIES, PERTURBATIONS
 from imagebind_llm.corpus.seen import keys_seen
 from imagebind_llm.datasets.readers import load_dataset
-from imagebind_llm.demo_world.cues import CUES_OF
-from imagebind_llm.demo_world.yardsticks import follows
 from imagebind_llm.encoder.store import Store
-from imagebind_llm.explain.inference import Explainer
-from imagebind_llm.explain.scoring import Rationale, claims_in, modality_of, read_rationales
+from imagebind_llm.explain.cue_table import follows
+from imagebind_llm.explain.loading import load_explainer
+from imagebind_llm.explain.rationales import Rationale, read_rationales
 from imagebind_llm.files import write_atomic
-from imagebind_llm.flags import flag, parse
+from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.itsl.checkpoint import CheckpointError
 from imagebind_llm.records import Example
 from imagebind_llm.text_metrics import rouge_l
@@ -41,16 +40,16 @@ class FaithfulnessSettings:
     """What `python -m imagebind_llm.explain.faithfulness` takes."""
 
     checkpoint: str = flag(help="folder of a trained model, e.g. runs/demo/itsl/best")
-    data_path: str = flag(help="the data set; where it has rationales.jsonl with cues, claims are held against them")
+    data_path: str = flag(help="the data set; if its rationales.jsonl has cues, claims are compared with them")
     emb_path: str = flag(help="its embedding store")
     llama_model_path: str = flag("", "the LLaMA it was trained with, if it is elsewhere now")
-    split: str = flag("test", "whose clips", ("train", "dev", "test"))
+    split: str = flag("test", "split to explain", ("train", "dev", "test"))
     limit: int = flag(100, "the first clips of the split; 0: all")
-    how: tuple[str, ...] = flag(PERTURBATIONS, "a modality is taken away, or another clip's put in its place", PERTURBATIONS)
-    max_new_tokens: int = flag(96, "longest answer")
-    batch_size: int = flag(32, "clips at a time")
+    how: tuple[str, ...] = flag(PERTURBATIONS, "drop: leave the modality out; swap: use that of another clip", PERTURBATIONS)
+    max_new_tokens: int = flag(96, "most tokens of an answer")
+    batch_size: int = flag(32, "clips in a batch")
     device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
-    seed: int = flag(0, "of the swapping")
+    seed: int = flag(0, "seed of the random swaps")
     output: str = flag("", "also write the numbers here, as JSON")
 
 
@@ -84,7 +83,7 @@ def faithfulness(
     hows: Sequence[str] = PERTURBATIONS,
 ) -> list[Change]:
     """Explain every clip as it is, then with each of `modalities` changed in each of `hows` (drop, swap). `truth`: the
-    references, with cues."""
+    references, with cues and their table; without them no claim is counted."""
     answers = list(explain(examples, embeddings, present))
     changes = []
     for modality in modalities:
@@ -127,14 +126,16 @@ def _change(
     """Count claims before and after, clip by clip."""
     changed, followed, kept = [], [], []
     for i, (was, now) in enumerate(zip(before, after, strict=True)):
-        claims, claims_now = claims_in(was.rationale), claims_in(now.rationale)
+        if truth is None or (table := truth[i].table) is None:
+            break
+        claims, claims_now = table.claims_in(was.rationale), table.claims_in(now.rationale)
         for cue, value in claims.items():
-            if modality_of(cue) != modality:
+            if table.modality_of(cue) != modality:
                 kept.append(claims_now.get(cue) == value)
                 continue
             changed.append(claims_now.get(cue) != value)
-        if how == "swap" and truth:
-            followed += follows(claims_now, known_of(truth[i]), known_of(truth[others[i]]), CUES_OF[modality])
+        if how == "swap":
+            followed += follows(claims_now, true_cues(truth[i]), true_cues(truth[others[i]]), table.cues_of(modality))
     pairs = list(zip(before, after, strict=True))
     return Change(
         modality,
@@ -157,15 +158,18 @@ def share_following(
     hits = [
         hit
         for text, own, other in zip(rationales, truth, others, strict=True)
-        for hit in follows(claims_in(text), known_of(own), known_of(truth[other]), CUES_OF[modality])
+        if own.table is not None
+        for hit in follows(own.table.claims_in(text), true_cues(own), true_cues(truth[other]), own.table.cues_of(modality))
     ]
     return _share(hits)
 
 
-def known_of(reference: Rationale) -> dict[str, str]:
-    """The truth about a clip: its cues, and the family of its words as the reference puts it."""
-    said = claims_in(reference.rationale)
-    return {cue: said[cue] for cue in said if cue == "family"} | dict(reference.cues or {})
+def true_cues(reference: Rationale) -> dict[str, str]:
+    """The truth about a clip: its cues, and what its words do as the reference puts it."""
+    table = reference.table
+    words = table.cues_of("text") if table else ()
+    claims = table.claims_in(reference.rationale) if table else {}
+    return {cue: value for cue, value in claims.items() if cue in words} | dict(reference.cues or {})
 
 
 def _share(hits: Sequence[bool]) -> float | None:
@@ -188,15 +192,15 @@ def change_cells(changes: Iterable[Mapping]) -> tuple[list[str], list[list[str]]
     return ["modality", "change", "claims", *names.values()], rows
 
 
-def markdown(changes: Sequence[Change]) -> str:
+def changes_markdown(changes: Sequence[Change]) -> str:
     """One row a change."""
     header, rows = change_cells([asdict(change) for change in changes])
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))
 
 
-def measure(settings: FaithfulnessSettings) -> list[Change]:
+def measure_faithfulness(settings: FaithfulnessSettings) -> list[Change]:
     """`faithfulness` of a trained model on the first clips of a split. Raises CheckpointError, DataError, StoreError."""
-    explainer = Explainer.load(Path(settings.checkpoint), settings.llama_model_path, distributed.choose_device(settings.device))
+    explainer = load_explainer(Path(settings.checkpoint), settings.llama_model_path, distributed.choose_device(settings.device))
     if not explainer.needs_embeddings:
         raise CheckpointError(f"{settings.checkpoint}: trained on the words alone; there is no modality to drop or swap")
     dataset = load_dataset(settings.data_path, (settings.split,))
@@ -206,27 +210,24 @@ def measure(settings: FaithfulnessSettings) -> list[Change]:
     if seen := keys_seen(Path(settings.checkpoint), examples, store):
         print(f"{settings.checkpoint}: was trained or chosen on {len(seen)} of these {len(examples)} clips")
     file = dataset.root / "rationales.jsonl"
-    known = read_rationales(file) if file.is_file() else {}
-    truth = [known[e.key] for e in examples] if all(e.key in known and known[e.key].cues for e in examples) else None
+    rationales = read_rationales(file) if file.is_file() else {}
+    truth = [row for example in examples if (row := rationales.get(example.key)) and row.cues]
     explain = partial(explainer.explain, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size)
     vectors, present = store.read([example.key for example in examples])
-    return faithfulness(explain, examples, vectors, present, truth, explainer.modalities, settings.seed, settings.how)
+    references = truth if len(truth) == len(examples) else None
+    return faithfulness(explain, examples, vectors, present, references, explainer.modalities, settings.seed, settings.how)
 
 
 def main(argv: list[str] | None = None) -> int:
     settings = parse(FaithfulnessSettings, argv, "What a model's rationales say when a modality is dropped or swapped.")
-    try:
-        changes = measure(settings)
-        print(markdown(changes))
+
+    def run() -> None:
+        changes = measure_faithfulness(settings)
+        print(changes_markdown(changes))
         if settings.output:
             write_atomic(Path(settings.output), (json.dumps([asdict(change) for change in changes], indent=1) + "\n").encode())
-    except (ValueError, OSError) as error:  # what is wrong with the input; all errors of our own are ValueErrors
-        print(f"imagebind_llm.explain.faithfulness: {error}", file=sys.stderr)
-        return 2
-    except torch.OutOfMemoryError as error:
-        print(f"imagebind_llm.explain.faithfulness: {error}; lower --batch_size, or pass --device cpu", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code("imagebind_llm.explain.faithfulness", run)
 
 
 if __name__ == "__main__":

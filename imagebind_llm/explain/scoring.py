@@ -5,39 +5,30 @@
 No score means anything alone, so a table has three rows that need no model: the references themselves (what is best), the
 references dealt out to other clips (what a fluent text about something else gets) and one fixed rationale for each intent
 (what is got by knowing the label without looking). A score that does not fall from the first to the others measures nothing.
-The fixed rationale is made of the intent's typical cues where the table of cues is known (demo_world.yardsticks, which also
-says what an atypical claim is), else the train rationale most like the others; it stands beside every file for the intents that
-the file predicts.
+The fixed rationale is made of the intent's typical cues where the data set has a table of cues (cue_table.py, which also says
+what an atypical claim is), else the train rationale most like the others; it stands beside every file for the intents that the
+file predicts.
 """
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
-from imagebind_llm.critic.verifier import Verifier, VerifierError, fit_verifier
-from imagebind_llm.datasets.readers import DataError, load_dataset, rationale_rows
-from imagebind_llm.demo_world.cues import CUES_OF, TYPICAL
-from imagebind_llm.demo_world.phrases import GISTS, cues_in
-from imagebind_llm.demo_world.yardsticks import claim_counts, skill, template
+from imagebind_llm.critic.verifier import Verifier, fit_verifier
+from imagebind_llm.datasets.readers import DataError, load_dataset
+from imagebind_llm.explain.cue_table import FILE as TABLE
+from imagebind_llm.explain.cue_table import CueTable
+from imagebind_llm.explain.rationales import Rationale, read_rationales
+from imagebind_llm.explain.sentences import Encode, sentence_encoder
 from imagebind_llm.files import write_atomic
-from imagebind_llm.flags import flag, parse
+from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.taxonomy import Taxonomy
 from imagebind_llm.text_metrics import CiderD, bleu4, distinct2, meteor, repetition4, rouge_l, similarity, words
-
-Encode = Callable[[Sequence[str]], Tensor]
-COLUMNS = {
-    "bleu4": "BLEU-4", "rouge_l": "ROUGE-L", "cider_d": "CIDEr-D", "meteor": "METEOR", "similarity": "similarity",
-    "consistency": "reads gold", "q_gold": "q(gold)", "consistency_predicted": "reads predicted",
-    "cue_precision": "cue P", "cue_recall": "cue R", "cue_f1": "cue F1", "cue_skill": "cue skill",
-    "atypical_precision": "atypical P", "atypical_claims": "atypical claims", "claims": "claims an answer",
-    "distinct2": "distinct-2", "repetition4": "repeated", "words": "words",
-}  # fmt: skip
-CUE_SCORES = ("claims", *(name for name in COLUMNS if name.startswith(("cue_", "atypical_"))))
 
 
 @dataclass(frozen=True)
@@ -47,22 +38,10 @@ class ScoringSettings:
     data_path: str = flag(help="MIntRec or MIntRec2.0 folder with reference rationales")
     references: str = flag("", "JSONL of reference rationales; if not given, rationales.jsonl in the data folder")
     candidates: tuple[str, ...] = flag((), "JSONL files of rationales to score: key, intent (as predicted), rationale")
-    split: str = flag("test", "whose clips are scored; the judges are fitted on train alone", ("dev", "test"))
+    split: str = flag("test", "split to score; the judges are fitted on train alone", ("dev", "test"))
     sentence_encoder: str = flag("", "folder of a local Hugging Face encoder, for the similarity of sentences")
-    seed: int = flag(0, "of the shuffling")
+    seed: int = flag(0, "seed of the shuffled references")
     output: str = flag("", "also write the scores here, as JSON")
-
-
-@dataclass(frozen=True)
-class Rationale:
-    """A line of a rationales.jsonl: `cues` is the truth about the clip, where it is known; `seen`: written by a model that was
-    trained or chosen on the clip."""
-
-    key: str
-    intent: str
-    rationale: str
-    cues: Mapping[str, str] | None = None
-    seen: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,13 +67,100 @@ class Judges:
         return cls(CiderD(texts), verifier, encode)
 
 
+@dataclass(frozen=True)
+class ScoringInput:
+    """What a score of rationales is computed from: a candidate (a text, empty where there is none) for each reference, the
+    judges, and the intents that the candidates name, where they are known."""
+
+    candidates: Sequence[str]
+    references: Sequence[Rationale]
+    judges: Judges
+    predicted: Sequence[str] | None = None
+
+    @cached_property
+    def texts(self) -> tuple[list[str], list[str]]:
+        """Candidates and references of the clips that have a reference."""
+        pairs = [(ours, row.rationale) for ours, row in zip(self.candidates, self.references, strict=True) if row.rationale]
+        return [ours for ours, _ in pairs], [theirs for _, theirs in pairs]
+
+    @cached_property
+    def readings(self) -> dict[str, float | None]:
+        gold = [row.intent for row in self.references]
+        return _masked_consistency(self.candidates, gold, self.predicted, self.judges.verifier)
+
+    @cached_property
+    def cues(self) -> dict[str, float | None]:
+        complete = all(row.cues and row.table for row in self.references)
+        return cue_scores(self.candidates, self.references) if complete else {}
+
+
+@dataclass(frozen=True)
+class RationaleScore:
+    """A column of the table: its title, its value (None where unknown), and the digits behind the point that are shown."""
+
+    title: str
+    of: Callable[[ScoringInput], float | None]
+    digits: int = 3
+
+
+def _against_references(score: Callable) -> Callable[[ScoringInput], float | None]:
+    """A score of lists of texts, the candidates and their references; None without references."""
+    return lambda compared: score(*compared.texts) if compared.texts[0] else None
+
+
+def _mean_against_references(score: Callable) -> Callable[[ScoringInput], float | None]:
+    """The mean of a score of two texts."""
+    return _against_references(lambda ours, theirs: _mean([score(*pair) for pair in zip(ours, theirs, strict=True)]))
+
+
+def _cider(compared: ScoringInput) -> float | None:
+    return _mean_against_references(compared.judges.cider.score)(compared)
+
+
+def _similarity(compared: ScoringInput) -> float | None:
+    encode = compared.judges.encode
+    return similarity(*compared.texts, encode) if encode and compared.texts[0] else None
+
+
+def _reading(name: str, title: str) -> dict[str, RationaleScore]:
+    return {name: RationaleScore(title, lambda compared: compared.readings[name])}
+
+
+def _cue(name: str, title: str, digits: int = 3) -> dict[str, RationaleScore]:
+    return {name: RationaleScore(title, lambda compared: compared.cues.get(name), digits)}
+
+
+SCORES = {  # in the order of the table; another score of rationales is a line here
+    "bleu4": RationaleScore("BLEU-4", _against_references(bleu4)),
+    "rouge_l": RationaleScore("ROUGE-L", _mean_against_references(rouge_l)),
+    "cider_d": RationaleScore("CIDEr-D", _cider, digits=2),
+    "meteor": RationaleScore("METEOR", _against_references(meteor)),
+    "similarity": RationaleScore("similarity", _similarity),
+    **_reading("consistency", "reads gold"),
+    **_reading("q_gold", "q(gold)"),
+    **_reading("consistency_predicted", "reads predicted"),
+    **_cue("cue_precision", "cue P"),
+    **_cue("cue_recall", "cue R"),
+    **_cue("cue_f1", "cue F1"),
+    **_cue("cue_skill", "cue skill"),
+    **_cue("atypical_precision", "atypical P"),
+    **_cue("atypical_claims", "atypical claims", digits=0),
+    **_cue("claims", "claims an answer", digits=2),
+    "distinct2": RationaleScore("distinct-2", lambda compared: distinct2(compared.candidates)),
+    "repetition4": RationaleScore("repeated", lambda compared: _mean([repetition4(text) for text in compared.candidates])),
+    "words": RationaleScore("words", lambda compared: _mean([len(words(text)) for text in compared.candidates]), digits=1),
+}
+COLUMNS = {name: score.title for name, score in SCORES.items()}
+CUE_SCORES = ("claims", *(name for name in COLUMNS if name.startswith(("cue_", "atypical_"))))
+
+
 def score_rationales(
     candidates: Sequence[str],
     references: Sequence[Rationale],
     judges: Judges,
     predicted: Sequence[str] | None = None,
 ) -> dict[str, float | None]:
-    """Every score of `candidates` (a text a clip, empty where there is none) under the names of COLUMNS; None where unknown.
+    """Every score of `candidates` (a text a clip, empty where there is none) under the names of SCORES; None where unknown.
 
     references: the gold intent of each clip, its faithful reference rationale (empty if there is none) and its true cues. All
     but CIDEr-D (0 to 10), skill (at most 1) and the numbers of claims and words lie in [0, 1]. Clips without a reference count
@@ -102,20 +168,8 @@ def score_rationales(
     """
     if len(candidates) != len(references) or not candidates:
         raise ValueError(f"expected a candidate for each of {len(references)} references, got {len(candidates)}")
-    pairs = [(ours, row.rationale) for ours, row in zip(candidates, references, strict=True) if row.rationale]
-    scores: dict[str, float | None] = dict.fromkeys(COLUMNS)
-    if pairs:
-        ours, theirs = ([text for text, _ in pairs], [text for _, text in pairs])
-        scores |= {"bleu4": bleu4(ours, theirs), "meteor": meteor(ours, theirs)}
-        scores["rouge_l"] = _mean([rouge_l(*pair) for pair in pairs])
-        scores["cider_d"] = _mean([judges.cider.score(*pair) for pair in pairs])
-        scores["similarity"] = similarity(ours, theirs, judges.encode) if judges.encode else None
-    scores |= _masked_consistency(candidates, [row.intent for row in references], predicted, judges.verifier)
-    if all(row.cues for row in references):
-        scores |= cue_scores(candidates, references)
-    scores |= {"distinct2": distinct2(candidates), "repetition4": _mean([repetition4(text) for text in candidates])}
-    scores["words"] = _mean([len(words(text)) for text in candidates])
-    return scores
+    compared = ScoringInput(candidates, references, judges, predicted)
+    return {name: score.of(compared) for name, score in SCORES.items()}
 
 
 def _masked_consistency(
@@ -125,12 +179,12 @@ def _masked_consistency(
     q = verifier.predict_proba(candidates)
     labels = verifier.taxonomy.labels
     read = [labels[i] if text.strip() else None for i, text in zip(q.argmax(1).tolist(), candidates, strict=True)]
-    own = [
+    gold_shares = [
         float(row[labels.index(label)]) if text.strip() else 0.0 for row, label, text in zip(q, gold, candidates, strict=True)
     ]
     return {
         "consistency": _mean([a == b for a, b in zip(read, gold, strict=True)]),
-        "q_gold": _mean(own),
+        "q_gold": _mean(gold_shares),
         "consistency_predicted": _mean([a == b for a, b in zip(read, predicted, strict=True)]) if predicted else None,
     }
 
@@ -148,8 +202,8 @@ def cue_scores(candidates: Sequence[str], references: Sequence[Rationale]) -> di
 
 def cue_scores_of(counts: np.ndarray) -> dict[str, float | None]:
     """The same from (9,) sums of cue_counts."""
-    answers, claimed, true, named, found, atypical, seen, of_template, true_of_template = counts.tolist()
-    pairs = ((true, claimed), (found, named), (seen, atypical), (true_of_template, of_template))
+    answers, claimed, true, named, recalled, atypical, seen, of_template, true_of_template = counts.tolist()
+    pairs = ((true, claimed), (recalled, named), (seen, atypical), (true_of_template, of_template))
     precision, recall, atypical_precision, blind = (part / whole if whole else None for part, whole in pairs)
     both = precision is not None and recall is not None
     return {
@@ -163,16 +217,29 @@ def cue_scores_of(counts: np.ndarray) -> dict[str, float | None]:
     }
 
 
+def require_tables(references: Iterable[Rationale]) -> None:
+    """Raises DataError where a data set says what is true of its clips but not how texts name it."""
+    if bare := [row.key for row in references if row.table is None]:
+        raise DataError(
+            f"{bare[0]} and {len(bare) - 1} others: expected {TABLE} beside rationales.jsonl, to read claims by; add it to a "
+            "demo world with: python -m imagebind_llm.demo_world --output_dir DATA_PATH (no clip is drawn again)"
+        )
+
+
 def cue_counts(candidates: Sequence[str], references: Sequence[Rationale]) -> np.ndarray:
     """(N,9) by clip: 1; claims about looks and sounds, the true ones; cues that the reference names, those named truly;
-    atypical claims, the true ones; claims of the template of the gold intent, the true ones."""
+    atypical claims, the true ones; claims of the template of the gold intent, the true ones. Raises DataError for references
+    without a table of cues."""
+    require_tables(references)
     rows = []
     for text, row in zip(candidates, references, strict=True):
-        claims, truth, wanted = cues_in(text), row.cues or {}, set(cues_in(row.rationale))
-        claimed, true, atypical, seen = claim_counts(claims, truth, row.intent)
-        found = sum(claims.get(cue) == truth.get(cue) for cue in wanted if cue in claims)
-        blind = claim_counts(cues_in(template(row.intent)), truth, row.intent)[:2] if row.intent in TYPICAL else (0, 0)
-        rows.append((1, claimed, true, len(wanted), found, atypical, seen, *blind))
+        table = row.table
+        assert table is not None
+        claims, truth, wanted = table.cues_in(text), row.cues or {}, set(table.cues_in(row.rationale))
+        claimed, true, atypical, seen = table.claim_counts(claims, truth, row.intent)
+        recalled = sum(claims.get(cue) == truth.get(cue) for cue in wanted if cue in claims)
+        blind = table.claim_counts(table.cues_in(table.templates.get(row.intent, "")), truth, row.intent)[:2]
+        rows.append((1, claimed, true, len(wanted), recalled, atypical, seen, *blind))
     return np.array(rows, dtype=np.int64).reshape(-1, 9)
 
 
@@ -182,27 +249,23 @@ def claim_rows(
     """cue_scores of a model's rationales beside those of the references and of the clip-blind template, for the true intents
     and for the predicted ones. Empty where the truth or the table of cues does not cover every clip."""
     gold = [row.intent for row in references]
-    if not references or not all(row.cues for row in references) or not {*gold, *predicted} <= set(TYPICAL):
+    table = references[0].table if references else None
+    if table is None or not all(row.cues for row in references) or not {*gold, *predicted} <= set(table.typical):
         return {}
     sources = {
         "model": candidates,
         "references": [row.rationale for row in references],
-        "template of the gold intent": [template(intent) for intent in gold],
-        "template of the predicted intent": [template(intent) for intent in predicted],
+        "template of the gold intent": [table.templates[intent] for intent in gold],
+        "template of the predicted intent": [table.templates[intent] for intent in predicted],
     }
     return {name: cue_scores(texts, references) for name, texts in sources.items()}
 
 
-def claims_in(text: str) -> dict[str, str]:
-    """What a text claims of every modality: the cues of demo_world.phrases, and as `family` what it says the words do."""
-    lowered = text.lower()
-    families = [family for family, gists in GISTS.items() if any(gist in lowered for gist in gists)]
-    return {"family": families[0]} | cues_in(text) if families else cues_in(text)
-
-
-def modality_of(cue: str) -> str:
-    """text, audio or vision: where a cue is to be seen or heard."""
-    return next(modality for modality, cues in CUES_OF.items() if cue in cues)
+def skill(precision: float | None, of_template: float | None) -> float | None:
+    """The share of the clip-blind template's errors that is avoided: 0 as the template, 1 all true, below 0 worse than it."""
+    if precision is None or of_template is None or of_template == 1:
+        return None
+    return (precision - of_template) / (1 - of_template)
 
 
 # --- rows that need no model ------------------------------------------------------------------------------------------------
@@ -216,25 +279,20 @@ def shuffled(references: Sequence[Rationale], seed: int = 0) -> list[str]:
 
 
 def templates(train: Sequence[Rationale]) -> dict[str, str]:
-    """By intent, one fixed text: label known, clip unseen. Where the table of cues is known, its typical values in a
-    sentence; elsewhere the train rationale that is most like the others of its intent (mean ROUGE-L)."""
-    if train and all(row.cues and row.intent in TYPICAL for row in train):
-        return {intent: template(intent) for intent in TYPICAL}
+    """By intent, one fixed text: label known, clip unseen. Where there is a table of cues, its typical values in a sentence;
+    elsewhere the train rationale that is most like the others of its intent (mean ROUGE-L)."""
+    table = train[0].table if train else None
+    if table is not None and all(row.cues and row.intent in table.templates for row in train):
+        return dict(table.templates)
     by_intent: dict[str, list[str]] = {}
     for row in train:
         by_intent.setdefault(row.intent, []).append(row.rationale)
-    return {intent: max(some, key=lambda own: sum(rouge_l(own, other) for other in some)) for intent, some in by_intent.items()}
+    return {
+        intent: max(texts, key=lambda text: sum(rouge_l(text, other) for other in texts)) for intent, texts in by_intent.items()
+    }
 
 
 # --- files ------------------------------------------------------------------------------------------------------------------
-
-
-def read_rationales(path: Path) -> dict[str, Rationale]:
-    """By key, the lines of a JSONL of {key, rationale, intent, cues}; of two with one key the later. Raises DataError."""
-    return {
-        key: Rationale(key, row.get("intent") or "", row["rationale"], row.get("cues"), bool(row.get("seen")))
-        for key, row in rationale_rows(path).items()
-    }
 
 
 def load_references(settings: ScoringSettings) -> tuple[Taxonomy, dict[str, list[Rationale]]]:
@@ -242,40 +300,17 @@ def load_references(settings: ScoringSettings) -> tuple[Taxonomy, dict[str, list
     dataset = load_dataset(settings.data_path)
     if dataset.taxonomy is None:
         raise DataError(f"{dataset.root}: a plain folder has no intents to score against")
-    known = read_rationales(Path(settings.references or dataset.root / "rationales.jsonl"))
+    rationales = read_rationales(Path(settings.references or dataset.root / "rationales.jsonl"))
+    table = CueTable.beside(dataset.root)
     splits: dict[str, list[Rationale]] = {}
     for split, examples in dataset.splits.items():
         labelled = [example for example in examples if example.intent in dataset.taxonomy.labels]
-        rows = [(known.get(e.key), e) for e in labelled]
+        rows = [(rationales.get(e.key), e) for e in labelled]
         splits[split] = [
-            Rationale(e.key, e.intent or "", row.rationale if row else "", row.cues if row else None) for row, e in rows
+            Rationale(e.key, e.intent or "", row.rationale if row else "", row.cues if row else None, table=table)
+            for row, e in rows
         ]
     return dataset.taxonomy, splits
-
-
-def sentence_encoder(folder: str) -> Encode:
-    """Mean last states of a local Hugging Face encoder: n texts -> (n, width). Raises DataError if it cannot be loaded."""
-    import torch
-    from transformers import AutoModel, AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
-    except (OSError, ValueError) as error:
-        raise DataError(f"--sentence_encoder {folder}: no local encoder can be loaded ({error})") from error
-
-    @torch.no_grad()
-    def encode(texts: Sequence[str]) -> Tensor:
-        vectors = []
-        for start in range(0, len(texts), 32):
-            batch = tokenizer(
-                list(texts[start : start + 32]), padding=True, truncation=True, max_length=256, return_tensors="pt"
-            )
-            states, mask = model(**batch).last_hidden_state, batch["attention_mask"][..., None]
-            vectors.append((states * mask).sum(1) / mask.sum(1))  # (n,width)
-        return torch.cat(vectors)
-
-    return encode
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -285,13 +320,13 @@ def _mean(values: Sequence[float]) -> float:
 def score_cells(rows: Mapping[str, Mapping[str, float | None]]) -> tuple[list[str], list[list[str]]]:
     """Header and rows: sources down, scores across. Scores that no source has are left out, but for what needs a table of cues:
     a dash there says that nothing is known of the truth."""
-    known = {name for scores in rows.values() for name, value in scores.items() if value is not None}
-    names = [name for name in COLUMNS if name in known or name in CUE_SCORES]
+    filled = {name for scores in rows.values() for name, value in scores.items() if value is not None}
+    names = [name for name in SCORES if name in filled or name in CUE_SCORES]
     cells = [
-        [source, *("–" if (value := scores.get(name)) is None else _shown(name, value) for name in names)]
+        [source, *("–" if (value := scores.get(name)) is None else f"{value:.{SCORES[name].digits}f}" for name in names)]
         for source, scores in rows.items()
     ]
-    return ["", *(COLUMNS[name] for name in names)], cells
+    return ["", *(SCORES[name].title for name in names)], cells
 
 
 def markdown(rows: Mapping[str, Mapping[str, float | None]]) -> str:
@@ -299,11 +334,6 @@ def markdown(rows: Mapping[str, Mapping[str, float | None]]) -> str:
     header, cells = score_cells(rows)
     lines = ["| " + " | ".join(row) + " |" for row in (header, *cells)]
     return "\n".join([lines[0], "|---|" + "---|" * (len(header) - 1), *lines[1:]])
-
-
-def _shown(name: str, value: float) -> str:
-    digits = {"words": 1, "cider_d": 2, "claims": 2, "atypical_claims": 0}.get(name, 3)
-    return f"{value:.{digits}f}"
 
 
 def side_by_side(settings: ScoringSettings) -> tuple[dict[str, dict[str, float | None]], str]:
@@ -330,15 +360,15 @@ def side_by_side(settings: ScoringSettings) -> tuple[dict[str, dict[str, float |
         asked = [row for row in splits[settings.split] if row.key in answers]
         if not asked:
             raise DataError(f"--candidates {file}: none of its {len(answers)} keys is in split {settings.split}")
-        own = [answers[row.key] for row in asked]
+        lines = [answers[row.key] for row in asked]
         name = f"{Path(file).stem} ({len(asked)} of {len(splits[settings.split])})"
-        guesses = [answer.intent for answer in own]
-        scores[name] = score_rationales([answer.rationale for answer in own], asked, judges, guesses)
-        if seen := sum(answer.seen for answer in own):
-            warned.append(f"{name}: not a result, its model was trained or chosen on {seen} of these {len(own)} clips")
+        guesses = [answer.intent for answer in lines]
+        scores[name] = score_rationales([answer.rationale for answer in lines], asked, judges, guesses)
+        if seen := sum(answer.seen for answer in lines):
+            warned.append(f"{name}: not a result, its model was trained or chosen on {seen} of these {len(lines)} clips")
         if any(guesses):
-            known = [fixed.get(intent, "") for intent in guesses]
-            scores[f"template of the intents of {Path(file).stem}"] = score_rationales(known, asked, judges, guesses)
+            fixed_texts = [fixed.get(intent, "") for intent in guesses]
+            scores[f"template of the intents of {Path(file).stem}"] = score_rationales(fixed_texts, asked, judges, guesses)
     check = judges.verifier.dev
     return scores, "\n".join([*warned, check.sentence() if check else "the verifier was not checked: no dev rationales"])
 
@@ -346,15 +376,14 @@ def side_by_side(settings: ScoringSettings) -> tuple[dict[str, dict[str, float |
 def main(argv: list[str] | None = None) -> int:
     """Print the table; write it as JSON where --output says so."""
     settings = parse(ScoringSettings, argv, "Score rationales: references, shuffled, templates and candidates side by side.")
-    try:
+
+    def run() -> None:
         scores, check = side_by_side(settings)
-    except (DataError, VerifierError) as error:
-        print(f"imagebind_llm.explain.scoring: {error}", file=sys.stderr)
-        return 2
-    print(markdown(scores) + f"\n\n{check}")
-    if settings.output:
-        write_atomic(Path(settings.output), (json.dumps(scores, indent=1) + "\n").encode())
-    return 0
+        print(markdown(scores) + f"\n\n{check}")
+        if settings.output:
+            write_atomic(Path(settings.output), (json.dumps(scores, indent=1) + "\n").encode())
+
+    return exit_code("imagebind_llm.explain.scoring", run)
 
 
 if __name__ == "__main__":

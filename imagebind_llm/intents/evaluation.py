@@ -5,6 +5,7 @@ probabilities (S,N,C), answers for each seed.
 """
 
 import csv
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,18 +14,18 @@ import numpy as np
 from tqdm import tqdm
 
 from imagebind_llm import metrics
-from imagebind_llm.config import MODALITIES
+from imagebind_llm.config import CEILINGS, MODALITIES, modality_subsets
 from imagebind_llm.datasets.readers import DataError
-from imagebind_llm.demo_world import cues
-from imagebind_llm.intents.protocol import Protocol, Rows
+from imagebind_llm.intents.protocol import EmbeddedClips, Protocol
+from imagebind_llm.intents.registry import METHODS
 from imagebind_llm.intents.settings import ClassifierSettings
 
-Predictor = Callable[[Rows], np.ndarray]
+Predictor = Callable[[EmbeddedClips], np.ndarray]
 WORDS = ((1, 4), (5, 8), (9, 12), (13, 10**6))
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """Probabilities (S,N,C) of one method on the reported rows, and what is right (N,)."""
 
     probabilities: np.ndarray
@@ -48,9 +49,9 @@ class Subset:
     """One row of the ablation: trained on these modalities alone; trained on all and the others masked; the baseline."""
 
     modalities: tuple[str, ...]
-    answers: Answers
-    masked: Answers | None
-    baseline: Answers | None
+    answers: Predictions
+    masked: Predictions | None
+    baseline: Predictions | None
     seeds: tuple[int, ...]
     epochs: tuple[int, ...]
 
@@ -72,15 +73,15 @@ Method = Callable[[Protocol, tuple[str, ...], ClassifierSettings, Callable[[], o
 # --- subsets of modalities --------------------------------------------------------------------------------------------
 
 
-def evaluate(protocol: Protocol, settings: ClassifierSettings, fit: Method) -> list[Subset]:
+def evaluate_subsets(protocol: Protocol, settings: ClassifierSettings, fit: Method) -> list[Subset]:
     """A method on `settings.modalities`; with --ablate on every subset of them too, small ones first.
 
-    The probe is trained anew for each subset. The other methods are what they are: their rows of the table are answers
-    to masked clips.
+    A method that is fitted to each subset (the probe) is trained anew for it. The others are what they are: their rows of the
+    table are answers to masked clips.
     """
     wanted = tuple(name for name in MODALITIES if name in settings.modalities)
-    chosen = [subset for subset in cues.subsets() if set(subset) <= set(wanted)] if settings.ablate else [wanted]
-    trains = settings.method == "probe"
+    chosen = modality_subsets(wanted) if settings.ablate else [wanted]
+    trains = METHODS[settings.method].each_subset
     n_ticks = len(chosen) * settings.epochs if trains else 1
     with tqdm(total=n_ticks, desc=settings.method, unit="epoch" if trains else "step") as bar:
         whole = fit(protocol, wanted, settings, bar.update)
@@ -88,19 +89,26 @@ def evaluate(protocol: Protocol, settings: ClassifierSettings, fit: Method) -> l
     return [_subset(subset, fitted.get(subset), whole, protocol.report, settings.ablate) for subset in chosen]
 
 
-def _subset(modalities: tuple[str, ...], alone: Fitted | None, whole: Fitted, report: Rows, ablate: bool) -> Subset:
+def _subset(modalities: tuple[str, ...], alone: Fitted | None, whole: Fitted, report: EmbeddedClips, ablate: bool) -> Subset:
     """Answers on the reported rows by what was trained on these modalities alone, or by the whole with the others masked."""
     gold, masked_rows = report.classes.numpy(), report.only(modalities)
-    own = alone or whole
-    answers = Answers(own.predict(masked_rows), gold)
-    masked = Answers(whole.predict(masked_rows), gold) if ablate and whole.baseline else None
-    baseline = Answers(own.baseline(masked_rows), gold) if own.baseline else None
-    return Subset(modalities, answers, masked, baseline, own.seeds, own.epochs)
+    fitted = alone or whole
+    answers = Predictions(fitted.predict(masked_rows), gold)
+    masked = Predictions(whole.predict(masked_rows), gold) if ablate and whole.baseline else None
+    baseline = Predictions(fitted.baseline(masked_rows), gold) if fitted.baseline else None
+    return Subset(modalities, answers, masked, baseline, fitted.seeds, fitted.epochs)
 
 
 def ceilings(root: Path) -> dict[tuple[str, ...], float]:
-    """What anyone can reach from each subset of modalities; known for the demo world of this version, empty for other data."""
-    return {subset: cues.bayes_accuracy(subset) for subset in cues.subsets()} if cues.is_world(root) else {}
+    """The best accuracy that anyone can reach from each subset of modalities, as ceilings.json of the data folder has it; empty
+    without the file. Raises DataError if it holds anything else."""
+    path = root / CEILINGS
+    if not path.is_file():
+        return {}
+    try:
+        return {tuple(names.split("+")): float(accuracy) for names, accuracy in json.loads(path.read_text()).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(f'{path}: expected {{"text+audio": accuracy, ...}}, got {error!r}') from error
 
 
 # --- slices -----------------------------------------------------------------------------------------------------------
@@ -109,21 +117,21 @@ def ceilings(root: Path) -> dict[tuple[str, ...], float]:
 def slices(protocol: Protocol, needed_modality: str) -> dict[str, np.ndarray]:
     """Name -> (N,) bool of the reported rows: by what people need, by words, by whether the text occurs in training."""
     examples = protocol.report.examples
-    found = {}
+    row_masks = {}
     if needed_modality:
         needed = read_needed(Path(needed_modality))
         of_rows = [needed.get(example.key, "") for example in examples]
         if not any(of_rows):
             raise DataError(f"--needed_modality {needed_modality}: none of its {len(needed)} clips is among the reported rows")
-        found["people need the text alone"] = np.array([one == "text" for one in of_rows])
-        found["people need more, or something else"] = np.array([one not in ("", "text") for one in of_rows])
+        row_masks["people need the text alone"] = np.array([modality == "text" for modality in of_rows])
+        row_masks["people need more, or something else"] = np.array([modality not in ("", "text") for modality in of_rows])
     n_words = np.array([len(example.text.split()) for example in examples])
     for low, high in WORDS:
-        found[f"{low} to {high} words" if high < 100 else f"{low} words or more"] = (n_words >= low) & (n_words <= high)
+        row_masks[f"{low} to {high} words" if high < 100 else f"{low} words or more"] = (n_words >= low) & (n_words <= high)
     if protocol.train:
-        found["text occurs in training"] = protocol.repeated
-        found["text does not occur in training"] = ~protocol.repeated
-    return {name: rows for name, rows in found.items() if rows.any()}
+        row_masks["text occurs in training"] = protocol.repeated
+        row_masks["text does not occur in training"] = ~protocol.repeated
+    return {name: rows for name, rows in row_masks.items() if rows.any()}
 
 
 def read_needed(table: Path) -> dict[str, str]:
@@ -141,21 +149,21 @@ def read_needed(table: Path) -> dict[str, str]:
 # --- numbers of one run -----------------------------------------------------------------------------------------------
 
 
-def summary(answers: Answers, protocol: Protocol, intervals: bool = True) -> dict:
+def score_summary(answers: Predictions, protocol: Protocol, intervals: bool = True) -> dict:
     """Every number of one method's answers: mean and s.d. over seeds of each score, 95 % intervals, calibration."""
     runs = [metrics.scores(answers.gold, run) for run in answers.predicted]
-    if protocol.express is not None:
+    if protocol.coarse is not None:
         for scores, run in zip(runs, answers.predicted, strict=True):
-            coarse = metrics.scores((~protocol.express[answers.gold]).astype(int), (~protocol.express[run]).astype(int))
+            coarse = metrics.scores(protocol.coarse[answers.gold], protocol.coarse[run])
             scores |= {f"coarse_{name}": coarse[name] for name in ("accuracy", "macro_f1")}
     for scores, correct, confidence in zip(runs, answers.correct, answers.confidence, strict=True):
         scores["calibration_error"] = metrics.calibration_error(correct, confidence)
         scores["accuracy_of_surest_half"] = float(metrics.selective_accuracy(correct, confidence)[(len(correct) - 1) // 2])
-    found = {name: mean_and_sd([scores[name] for scores in runs]) for name in runs[0]}
+    summary = {name: mean_and_sd([scores[name] for scores in runs]) for name in runs[0]}
     if intervals:
         for name, values in metrics.resampled(answers.gold, answers.predicted).items():
-            found[name]["interval"] = list(metrics.bootstrap_interval(values, found[name]["mean"]))
-    return found
+            summary[name]["interval"] = list(metrics.bootstrap_interval(values, summary[name]["mean"]))
+    return summary
 
 
 def mean_and_sd(values: list[float]) -> dict:
@@ -163,7 +171,7 @@ def mean_and_sd(values: list[float]) -> dict:
     return {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None, "values": values}
 
 
-def slice_scores(answers: Answers, rows: np.ndarray) -> dict:
+def slice_scores(answers: Predictions, rows: np.ndarray) -> dict:
     """Accuracy and macro F1 on the rows of one slice (N,) bool, means over seeds with 95 % intervals over rows.
 
     The interval of the accuracy is exact, not a bootstrap's: a slice may be a dozen rows, all of them right.
@@ -176,25 +184,25 @@ def slice_scores(answers: Answers, rows: np.ndarray) -> dict:
     return {"n": n, "accuracy": accuracy, "macro_f1": f1}
 
 
-def results(protocol: Protocol, subsets: list[Subset], settings: ClassifierSettings) -> dict:
+def collect_results(protocol: Protocol, subsets: list[Subset], settings: ClassifierSettings) -> dict:
     """All numbers of a run, as results.json has them; shares from 0 to 1. Per class and confusion are of the last subset."""
     ceiling, parts = ceilings(protocol.dataset.root), slices(protocol, settings.needed_modality)
     whole = subsets[-1].answers
     each_class = np.mean([metrics.per_class(whole.gold, run, len(protocol.classes)) for run in whole.predicted], axis=0)
-    found = {
+    results = {
         "notes": protocol.notes,
         "classes": list(protocol.classes),
         "subsets": [
             {
-                "modalities": list(one.modalities),
-                "best_reachable": ceiling.get(one.modalities),
-                "scores": summary(one.answers, protocol),
-                "masked_in_test": summary(one.masked, protocol) if one.masked else None,
-                "logistic_regression": summary(one.baseline, protocol) if one.baseline else None,
-                "epochs": list(one.epochs),
-                "slices": {name: slice_scores(one.answers, rows) for name, rows in parts.items()},
+                "modalities": list(subset.modalities),
+                "best_reachable": ceiling.get(subset.modalities),
+                "scores": score_summary(subset.answers, protocol),
+                "masked_in_test": score_summary(subset.masked, protocol) if subset.masked else None,
+                "logistic_regression": score_summary(subset.baseline, protocol) if subset.baseline else None,
+                "epochs": list(subset.epochs),
+                "slices": {name: slice_scores(subset.answers, rows) for name, rows in parts.items()},
             }
-            for one in subsets
+            for subset in subsets
         ],
         "per_class": {
             name: dict(zip(("precision", "recall", "f1", "rows"), numbers.tolist(), strict=True))
@@ -205,8 +213,8 @@ def results(protocol: Protocol, subsets: list[Subset], settings: ClassifierSetti
         "settings": asdict(settings),
     }
     if settings.compare:
-        found["comparison"] = comparison(whole, protocol, Path(settings.compare), subsets[-1].seeds)
-    return found
+        results["comparison"] = comparison(whole, protocol, Path(settings.compare), subsets[-1].seeds)
+    return results
 
 
 # --- per-sample answers, written and compared --------------------------------------------------------------------------
@@ -222,9 +230,9 @@ def predictions_table(subset: Subset, protocol: Protocol) -> str:
         yield [*COLUMNS, *(f"p({name})" for name in protocol.classes)]
         answers = subset.answers
         for seed, predicted, probabilities in zip(subset.seeds, answers.predicted, answers.probabilities, strict=True):
-            for example, gold, said, p in zip(protocol.report.examples, answers.gold, predicted, probabilities, strict=True):
-                named = [" ".join(example.text.split()), protocol.classes[gold], protocol.classes[said], f"{p[said]:.4f}"]
-                yield [str(seed), example.key, *named, *(f"{one:.4f}" for one in p)]
+            for example, gold, guess, p in zip(protocol.report.examples, answers.gold, predicted, probabilities, strict=True):
+                named = [" ".join(example.text.split()), protocol.classes[gold], protocol.classes[guess], f"{p[guess]:.4f}"]
+                yield [str(seed), example.key, *named, *(f"{share:.4f}" for share in p)]
 
     return "".join("\t".join(row) + "\n" for row in rows())
 
@@ -237,27 +245,27 @@ def read_predictions(folder: Path, protocol: Protocol) -> tuple[tuple[str, ...],
     table = folder / PREDICTIONS
     if not table.is_file():
         raise DataError(f"--compare {folder}: no {PREDICTIONS} there; give the --output_dir of a run of classifier.py")
-    said: dict[str, dict[str, str]] = {}
+    guesses: dict[str, dict[str, str]] = {}
     gold: dict[str, str] = {}
     with open(table, newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
-            said.setdefault(row["seed"], {})[row["key"]] = row["predicted"]
+            guesses.setdefault(row["seed"], {})[row["key"]] = row["predicted"]
             gold[row["key"]] = row["gold"]
     rows = protocol.report
-    ours = {one.key: protocol.classes[i] for one, i in zip(rows.examples, rows.classes.tolist(), strict=True)}
+    ours = {example.key: protocol.classes[i] for example, i in zip(rows.examples, rows.classes.tolist(), strict=True)}
     if ours != gold:
         strange = sorted({key for key in ours.keys() | gold.keys() if ours.get(key) != gold.get(key)})
         raise DataError(
             f"--compare {folder}: {len(strange)} rows are not the same or not labelled the same in both runs "
             f"({', '.join(strange[:5])}); a paired test needs one --data_path, --report_split, --split_by and --labels"
         )
-    if unknown := {name for run in said.values() for name in run.values()} - set(protocol.classes):
+    if unknown := {name for run in guesses.values() for name in run.values()} - set(protocol.classes):
         raise DataError(f"--compare {folder}: predicts {', '.join(sorted(unknown))}, which is no class of this run")
     index = {name: i for i, name in enumerate(protocol.classes)}
-    return tuple(said), np.array([[index[run[key]] for key in ours] for run in said.values()])
+    return tuple(guesses), np.array([[index[run[key]] for key in ours] for run in guesses.values()])
 
 
-def comparison(answers: Answers, protocol: Protocol, folder: Path, our_seeds: tuple[int, ...]) -> dict:
+def comparison(answers: Predictions, protocol: Protocol, folder: Path, our_seeds: tuple[int, ...]) -> dict:
     """Paired bootstrap of the means over seeds, and McNemar's test for every pair of runs in order."""
     seeds, theirs = read_predictions(folder, protocol)
     differences = metrics.paired_difference(answers.gold, answers.predicted, theirs)
@@ -266,6 +274,6 @@ def comparison(answers: Answers, protocol: Protocol, folder: Path, our_seeds: tu
     names = ("our_seed", "their_seed", "only_ours_right", "only_theirs_right", "p")
     return {
         "with": str(folder),
-        "difference": {name: vars(one) for name, one in differences.items()},
+        "difference": {name: vars(difference) for name, difference in differences.items()},
         "mcnemar": [dict(zip(names, test, strict=True)) for test in tests],
     }

@@ -1,4 +1,4 @@
-"""The methods of classifier.py: each fits itself to what it may see of a Protocol and becomes a predictor.
+"""The methods of classifier.py: each fits itself to what it may see of a Protocol and becomes a predictor (table: registry.py).
 
 probe     the MLP on concatenated embeddings, and logistic regression as its plain baseline
 zeroshot  the nearest label sentence; nothing is fitted
@@ -16,17 +16,17 @@ from imagebind_llm.corpus.sequences import ask
 from imagebind_llm.datasets.readers import DataError
 from imagebind_llm.encoder.registry import load_text_tower
 from imagebind_llm.encoder.store import Store
-from imagebind_llm.explain.inference import Explainer
-from imagebind_llm.intents.evaluation import Fitted, Method
+from imagebind_llm.explain.explainer import Explainer, batch_slices
+from imagebind_llm.explain.loading import load_explainer
+from imagebind_llm.intents.evaluation import Fitted
 from imagebind_llm.intents.probe import Scaling, fit_logistic, train_probes
-from imagebind_llm.intents.protocol import Protocol, Rows, marks
+from imagebind_llm.intents.protocol import EmbeddedClips, Protocol, marks
 from imagebind_llm.intents.settings import ClassifierSettings
 from imagebind_llm.intents.zeroshot import label_sentences, nearest_label
 from imagebind_llm.itsl import checkpoint
 from imagebind_llm.itsl.assembly import SharedLlama
 from imagebind_llm.itsl.instructions import encode_prompt
 from imagebind_llm.records import Example
-from imagebind_llm.taxonomy import EXPRESS
 
 
 def fit_probe(protocol: Protocol, modalities: tuple[str, ...], settings: ClassifierSettings, tick) -> Fitted:
@@ -36,14 +36,14 @@ def fit_probe(protocol: Protocol, modalities: tuple[str, ...], settings: Classif
     assert train is not None
     scaling = Scaling.of(train.vectors[:, columns], train.present[:, columns])
 
-    def inputs(rows: Rows):
+    def inputs(rows: EmbeddedClips):
         return scaling.apply(rows.vectors[:, columns], rows.present[:, columns])
 
     selection = (inputs(select), select.classes) if select else None
     config = ProbeConfig(hidden=settings.hidden, epochs=settings.epochs, class_weights=settings.class_weights)
-    known, n_classes = (inputs(train), train.classes), len(protocol.classes)
-    probes = train_probes(*known, selection, n_classes, config, settings.seeds, tick)
-    logistic = fit_logistic(*known, selection, n_classes, settings.class_weights)
+    training, n_classes = (inputs(train), train.classes), len(protocol.classes)
+    probes = train_probes(*training, selection, n_classes, config, settings.seeds, tick)
+    logistic = fit_logistic(*training, selection, n_classes, settings.class_weights)
     return Fitted(
         lambda rows: probes.probabilities(inputs(rows)),
         settings.seeds,
@@ -80,29 +80,28 @@ def fit_itsl(
         _refuse_seen(folder, protocol)
     tick()
 
-    def predict(rows: Rows) -> np.ndarray:
+    def predict(rows: EmbeddedClips) -> np.ndarray:
         opened = (_open(folder, protocol, modalities, settings, device, llama) for folder in settings.checkpoint)
-        return np.stack([answers_of(explainer, rows, protocol, settings.batch_size) for explainer in opened])
+        return np.stack([probabilities_of(explainer, rows, protocol, settings.batch_size) for explainer in opened])
 
     return Fitted(predict, seeds)
 
 
-def answers_of(explainer: Explainer, rows: Rows, protocol: Protocol, batch_size: int = 32) -> np.ndarray:
+def probabilities_of(explainer: Explainer, rows: EmbeddedClips, protocol: Protocol, batch_size: int = 32) -> np.ndarray:
     """Probabilities (N,C) in the protocol's classes. Where the text counts as absent, the prompt has no words either."""
-    found = []
-    for start in range(0, len(rows), batch_size):
-        part = slice(start, start + batch_size)
+    batches = []
+    for part in batch_slices(len(rows), batch_size):
         asked = []
         for example, present in zip(rows.examples[part], rows.present[part], strict=True):
-            known = tuple(name for name in explainer.modalities if name != "text" or present[0])
+            readable = tuple(name for name in explainer.modalities if name != "text" or present[0])
             bare = Example(example.key, example.split, example.clip, example.text)  # neither intent nor rationale
-            asked.append(encode_prompt(ask(bare, None, known, explainer.order), explainer.tokenizer, explainer.max_len))
+            asked.append(encode_prompt(ask(bare, None, readable, explainer.order), explainer.tokenizer, explainer.max_len))
         reading = explainer.score(asked, rows.vectors[part], rows.present[part])
-        found.append(explainer.calibration.probabilities(reading.head, reading.decoder).numpy())
-    p, labels = np.concatenate(found), explainer.taxonomy.labels  # (N, their classes)
-    if protocol.classes[0] == EXPRESS:
-        express = np.array([explainer.taxonomy.coarse(name) == EXPRESS for name in labels])
-        return np.stack([p[:, express].sum(1), p[:, ~express].sum(1)], axis=1)
+        batches.append(explainer.calibration.probabilities(reading.head, reading.decoder).numpy())
+    p, labels = np.concatenate(batches), explainer.taxonomy.labels  # (N, their classes)
+    if protocol.classes == explainer.taxonomy.coarse_classes:
+        coarse = np.array([explainer.taxonomy.coarse(name) for name in labels])
+        return np.stack([p[:, coarse == name].sum(1) for name in protocol.classes], axis=1)
     return p[:, [labels.index(name) for name in protocol.classes]]
 
 
@@ -115,15 +114,16 @@ def _open(
     llama: SharedLlama | None = None,
 ) -> Explainer:
     """The checkpoint, if it was made for these labels, embeddings and modalities."""
-    explainer = Explainer.load(Path(folder), settings.llama_model_path, device, shared=llama)
-    if protocol.classes[0] != EXPRESS and set(protocol.classes) != set(explainer.taxonomy.labels):
+    explainer = load_explainer(Path(folder), settings.llama_model_path, device, shared=llama)
+    taxonomy = explainer.taxonomy
+    if protocol.classes != taxonomy.coarse_classes and set(protocol.classes) != set(taxonomy.labels):
         raise DataError(
-            f"{folder}: trained on the {len(explainer.taxonomy.labels)} intents of {explainer.taxonomy.name}; "
+            f"{folder}: trained on the {len(taxonomy.labels)} intents of {taxonomy.name}; "
             f"{protocol.dataset.root} has {len(protocol.classes)} classes, {protocol.dataset.layout}"
         )
-    known = ("text",) if NO_MODALITY in explainer.modalities else explainer.modalities
-    if strange := [name for name in modalities if name not in known]:
-        raise DataError(f"{folder}: was not trained with {' '.join(strange)}; give --modalities {' '.join(known)}")
+    trained_with = ("text",) if NO_MODALITY in explainer.modalities else explainer.modalities
+    if strange := [name for name in modalities if name not in trained_with]:
+        raise DataError(f"{folder}: was not trained with {' '.join(strange)}; give --modalities {' '.join(trained_with)}")
     if explainer.needs_embeddings and isinstance(protocol.store, Store):  # .pt files do not say what made them
         explainer.check_store(protocol.store)
     return explainer
@@ -134,6 +134,3 @@ def _refuse_seen(folder: str, protocol: Protocol) -> None:
     stages, report = read_stages(Path(folder)), marks(protocol.report)
     refuse_seen(folder, stages, protocol.report.examples, report)
     protocol.notes.extend(notes(folder, stages, report))
-
-
-METHODS: dict[str, Method] = {"probe": fit_probe, "zeroshot": fit_zeroshot, "itsl": fit_itsl}

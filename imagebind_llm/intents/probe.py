@@ -177,11 +177,11 @@ def fit_logistic(
     best = fitted[0]
     if selection:
         x, y = (part.numpy() for part in selection)
-        best = max(fitted, key=lambda one: macro_f1(y, one.predict(x)[None])[0])
+        best = max(fitted, key=lambda candidate: macro_f1(y, candidate.predict(x)[None])[0])
 
     def probabilities(inputs: Tensor) -> np.ndarray:
-        found = np.zeros((len(inputs), n_classes))
-        found[:, best.classes_] = best.predict_proba(inputs.numpy())
-        return found
+        shares = np.zeros((len(inputs), n_classes))
+        shares[:, best.classes_] = best.predict_proba(inputs.numpy())
+        return shares
 
     return probabilities

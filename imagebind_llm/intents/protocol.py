@@ -18,16 +18,17 @@ from imagebind_llm.config import MODALITIES, NO_SELECTION
 from imagebind_llm.corpus.seen import RowMarks, refuse_overlap, row_marks, vector_marks
 from imagebind_llm.datasets.readers import PLAIN, SPLITS, DataError, Dataset, load_dataset, normal_text
 from imagebind_llm.encoder.store import Identity, PtFolders, Store, StoreError
+from imagebind_llm.intents.registry import METHODS
 from imagebind_llm.intents.settings import ClassifierSettings
 from imagebind_llm.records import Example
-from imagebind_llm.taxonomy import ACHIEVE, EXPRESS, Taxonomy
+from imagebind_llm.taxonomy import Taxonomy
 
 MISSING_LIMIT = 0.1  # share of a split without embeddings above which a run would say little
 LISTED = 5
 
 
 @dataclass(frozen=True)
-class Rows:
+class EmbeddedClips:
     """Examples and what is known of them: public vectors (N,M,E), zero where not `present` (N,M), class indices (N,)."""
 
     examples: list[Example]
@@ -38,7 +39,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def only(self, modalities: Sequence[str]) -> "Rows":
+    def only(self, modalities: Sequence[str]) -> "EmbeddedClips":
         """The same rows as if their other modalities were absent."""
         wanted = torch.tensor([name in modalities for name in MODALITIES])
         return replace(self, vectors=self.vectors * wanted[:, None], present=self.present & wanted)
@@ -48,17 +49,17 @@ class Rows:
 class Protocol:
     """Everything that an evaluation is computed from; `train` and `select` are empty for methods that do not train.
 
-    `express`: which classes are coarsely "Express emotions or attitudes"; None where the labels have no coarse classes.
+    `coarse`: (C,) the coarse class of each class, as an index; None where the labels have no coarse classes.
     `repeated`: (N,) bool, the reported rows whose text occurs in training. `notes`: what a reader of the result must know.
     """
 
     dataset: Dataset
     store: Store | PtFolders
     classes: tuple[str, ...]
-    express: np.ndarray | None
-    train: Rows | None
-    select: Rows | None
-    report: Rows
+    coarse: np.ndarray | None
+    train: EmbeddedClips | None
+    select: EmbeddedClips | None
+    report: EmbeddedClips
     repeated: np.ndarray
     missing: list[str]
     notes: list[str]
@@ -78,7 +79,7 @@ def load_protocol(settings: ClassifierSettings) -> Protocol:
     store = open_embeddings(settings.emb_path, dataset)
     _refuse_absent_modalities(store.identity, settings)
     rows = {part: _rows(part, examples, store, index, settings) for part, examples in parts.items() if examples}
-    missing = [one.key for examples in parts.values() for one in examples if one.key not in store]
+    missing = [example.key for examples in parts.values() for example in examples if example.key not in store]
     report, train, select = rows["report"], rows.get("train"), rows.get("select")
     if train:
         _refuse_untrainable(train, select, report, classes)
@@ -108,7 +109,7 @@ def episode_splits(dataset: Dataset, fold: int) -> dict[str, list[Example]]:
         raise DataError(f"{dataset.root}: --split_by episode needs at least 5 episodes, got {len(set(episodes))}")
     intents = [example.intent for example in examples]
     folds = [test for _, test in StratifiedGroupKFold(5, shuffle=True, random_state=0).split(examples, intents, episodes)]
-    place = {int(row): number for number, own in enumerate(folds) for row in own}
+    place = {int(row): number for number, rows in enumerate(folds) for row in rows}
     name = {fold: "test", (fold + 1) % 5: "dev"}
     splits: dict[str, list[Example]] = {split: [] for split in SPLITS}
     for row, example in enumerate(examples):
@@ -122,7 +123,7 @@ def _parts(splits: dict[str, list[Example]], dataset: Dataset, settings: Classif
     chosen = {"report": (settings.report_split,), "train": settings.train_splits, "select": (settings.select_split,)}
     if settings.select_split == NO_SELECTION:
         chosen["select"] = ()
-    if settings.method == "zeroshot":
+    if not METHODS[settings.method].uses_training:
         chosen |= {"train": (), "select": ()}
     for part, names in chosen.items():
         if gone := [name for name in names if name not in splits]:
@@ -143,24 +144,27 @@ def _classes(dataset: Dataset, parts: dict[str, list[Example]], settings: Classi
             f"add a column label to the table"
         )
     taxonomy = dataset.taxonomy
-    if taxonomy is None or dataset.layout == PLAIN:
-        if settings.labels == "coarse":
-            raise DataError(f"{dataset.root}: a plain table's own labels have no coarse classes; leave out --labels coarse")
+    if settings.labels == "coarse" and not (taxonomy and taxonomy.coarse_classes):
+        raise DataError(
+            f"{dataset.root}: its labels have no coarse classes; add a column coarse to a table of your own, or leave out "
+            "--labels coarse"
+        )
+    if taxonomy is None or (dataset.layout == PLAIN and settings.labels == "fine"):
         names = tuple(sorted({str(example.intent) for example in used}))
         return names, names.index
     unknown = taxonomy.out_of_scope is not None and any(example.intent == taxonomy.out_of_scope for example in used)
     if settings.labels == "coarse":
         if unknown:
             raise DataError(f"{dataset.root}: label {taxonomy.out_of_scope} has no coarse class; take the in-scope folder")
-        return (EXPRESS, ACHIEVE), lambda label: int(taxonomy.coarse(label) != EXPRESS)
+        return taxonomy.coarse_classes, lambda label: taxonomy.coarse_classes.index(taxonomy.coarse(label))
     return (*taxonomy.labels, *((taxonomy.out_of_scope,) if unknown else ())), taxonomy.index
 
 
 def _coarse(taxonomy: Taxonomy | None, classes: tuple[str, ...]) -> np.ndarray | None:
-    """(C,) bool; None where a class is coarse itself, out of scope, or of a taxonomy without coarse classes."""
-    if taxonomy is None or taxonomy.express is None or not set(classes) <= set(taxonomy.labels):
+    """(C,) class indices; None where a class is coarse itself, out of scope, or of a taxonomy without coarse classes."""
+    if taxonomy is None or not taxonomy.coarse_classes or not set(classes) <= set(taxonomy.labels):
         return None
-    return np.array([taxonomy.coarse(name) == EXPRESS for name in classes])
+    return np.array([taxonomy.coarse_classes.index(taxonomy.coarse(name) or "") for name in classes])
 
 
 # --- embeddings -------------------------------------------------------------------------------------------------------
@@ -169,13 +173,14 @@ def _coarse(taxonomy: Taxonomy | None, classes: tuple[str, ...]) -> np.ndarray |
 def open_embeddings(path: str, dataset: Dataset) -> Store | PtFolders:
     """A store, or the original's folders of .pt files. Raises StoreError if it is neither."""
     if not list(Path(path).glob("manifest-*.json")) and list(Path(path).glob("*_emb")):
-        return PtFolders(Path(path), {split: [one.key for one in examples] for split, examples in dataset.splits.items()})
+        keys = {split: [example.key for example in examples] for split, examples in dataset.splits.items()}
+        return PtFolders(Path(path), keys)
     return Store(Path(path))
 
 
-def _rows(part: str, examples: list[Example], store: Store | PtFolders, index, settings: ClassifierSettings) -> Rows:
+def _rows(part: str, examples: list[Example], store: Store | PtFolders, index, settings: ClassifierSettings) -> EmbeddedClips:
     """Rows with their vectors. A row without embeddings is left out of training; in the report it stays, with nothing known."""
-    there = [example for example in examples if example.key in store]
+    embedded = [example for example in examples if example.key in store]
     gone = [example.key for example in examples if example.key not in store]
     if len(gone) > MISSING_LIMIT * len(examples):
         raise StoreError(
@@ -183,17 +188,17 @@ def _rows(part: str, examples: list[Example], store: Store | PtFolders, index, s
             f"({', '.join(gone[:LISTED])}), more than a tenth; make them with: python avt_get_emb.py "
             f"--data_path {settings.data_path} --output_dir {settings.emb_path}"
         )
-    kept = examples if part == "report" else there
+    kept = examples if part == "report" else embedded
     vectors = torch.zeros(len(kept), len(MODALITIES), store.identity.width)
     present = torch.zeros(len(kept), len(MODALITIES), dtype=torch.bool)
-    found = [i for i, example in enumerate(kept) if example.key in store]
-    vectors[found], present[found] = store.read([example.key for example in there])
+    positions = [i for i, example in enumerate(kept) if example.key in store]
+    vectors[positions], present[positions] = store.read([example.key for example in embedded])
     if bad := [kept[i].key for i in (~vectors.isfinite().all(-1).all(-1)).nonzero()[:, 0].tolist()]:
         raise StoreError(
             f"{settings.emb_path}: embeddings of {len(bad)} clips are not finite ({', '.join(bad[:LISTED])}); rebuild with: "
             f"python avt_get_emb.py --data_path {settings.data_path} --output_dir {settings.emb_path} --overwrite"
         )
-    return Rows(kept, vectors, present, torch.tensor([index(example.intent) for example in kept]))
+    return EmbeddedClips(kept, vectors, present, torch.tensor([index(example.intent) for example in kept]))
 
 
 def _refuse_absent_modalities(identity: Identity, settings: ClassifierSettings) -> None:
@@ -207,12 +212,14 @@ def _refuse_absent_modalities(identity: Identity, settings: ClassifierSettings) 
 # --- what cannot be learnt, and what was seen before ------------------------------------------------------------------
 
 
-def _refuse_untrainable(train: Rows, select: Rows | None, report: Rows, classes: tuple[str, ...]) -> None:
-    known = set(train.classes.tolist())
-    if len(known) < 2:
-        raise DataError(f"all {len(train)} training rows are {classes[min(known)]}: one class leaves nothing to tell apart")
+def _refuse_untrainable(
+    train: EmbeddedClips, select: EmbeddedClips | None, report: EmbeddedClips, classes: tuple[str, ...]
+) -> None:
+    trained = set(train.classes.tolist())
+    if len(trained) < 2:
+        raise DataError(f"all {len(train)} training rows are {classes[min(trained)]}: one class leaves nothing to tell apart")
     for name, rows in (("report", report), ("select", select)):
-        if rows and (strange := sorted(set(rows.classes.tolist()) - known)):
+        if rows and (strange := sorted(set(rows.classes.tolist()) - trained)):
             names = ", ".join(f"{classes[i]} ({int((rows.classes == i).sum())} rows)" for i in strange)
             raise DataError(
                 f"no training row has the label {names} of the rows to {name}: it can never be named; "
@@ -220,21 +227,23 @@ def _refuse_untrainable(train: Rows, select: Rows | None, report: Rows, classes:
             )
 
 
-def marks(rows: Rows) -> list[RowMarks]:
+def marks(rows: EmbeddedClips) -> list[RowMarks]:
     """What each row is known by under any name: its key, its file, its sound, its picture, its words."""
     return row_marks(rows.examples, vector_marks(rows.vectors, rows.present))
 
 
 def repeated_texts(report: list[Example], train: list[Example]) -> np.ndarray:
     """(N,) bool: the reported rows whose text occurs in training."""
-    known = {normal_text(example.text) for example in train}
-    return np.array([normal_text(example.text) in known for example in report])
+    train_texts = {normal_text(example.text) for example in train}
+    return np.array([normal_text(example.text) in train_texts for example in report])
 
 
 # --- what a reader must know ------------------------------------------------------------------------------------------
 
 
-def _notes(parts, rows: dict[str, Rows], missing: list[str], repeated, classes, settings: ClassifierSettings) -> list[str]:
+def _notes(
+    parts, rows: dict[str, EmbeddedClips], missing: list[str], repeated, classes, settings: ClassifierSettings
+) -> list[str]:
     report = rows["report"]
     counts = ", ".join(f"{part} {len(parts[part])}" for part in ("train", "select", "report") if parts[part])
     by_episode = f" (split by episode, fold {settings.episode_fold})" if settings.split_by == "episode" else ""
@@ -250,7 +259,7 @@ def _notes(parts, rows: dict[str, Rows], missing: list[str], repeated, classes, 
         listed = ", ".join(f"{name} {n}" for name, n in absent.items() if n)
         notes += [f"reported rows without a modality (it counts as absent): {listed}"]
     if "train" in rows:
-        also = repeated_texts(report.examples, [one for part in ("train", "select") for one in parts[part]])
+        also = repeated_texts(report.examples, [example for part in ("train", "select") for example in parts[part]])
         notes += [
             f"reported texts that occur in training too: {int(repeated.sum())} of {len(repeated)}"
             + (f" ({int(also.sum())} with the rows that select)" if "select" in rows else "")

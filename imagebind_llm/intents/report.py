@@ -1,4 +1,4 @@
-"""The classifier's html.html and what it prints: the numbers of evaluation.results, as a person wants to see them."""
+"""The classifier's html.html and what it prints: the numbers of evaluation.collect_results, as a person wants to see them."""
 
 import os
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ from sklearn.manifold import TSNE
 from imagebind_llm import html, metrics
 from imagebind_llm.explain.scoring import markdown, score_cells
 from imagebind_llm.html import Html
-from imagebind_llm.intents.evaluation import Answers, Subset
+from imagebind_llm.intents.evaluation import Predictions, Subset
 from imagebind_llm.intents.probe import Scaling
-from imagebind_llm.intents.protocol import Protocol, Rows
+from imagebind_llm.intents.protocol import EmbeddedClips, Protocol
 
 N_ERRORS = 30
 MINTREC_SEASONS = ("S04", "S05", "S06")  # the demo world, in the same layout, has others
@@ -43,13 +43,7 @@ PUBLISHED_F1 = {
 }
 PUBLISHED_BY = ("people", "Text-BERT", "MulT")
 
-NAMES = {
-    "accuracy": "accuracy",
-    "macro_f1": "macro F1",
-    "macro_precision": "macro precision",
-    "macro_recall": "macro recall",
-    "weighted_f1": "weighted F1",
-    "weighted_precision": "weighted precision",
+NAMES = {name: score.title for name, score in metrics.SCORES.items()} | {
     "coarse_accuracy": "accuracy, coarse classes",
     "coarse_macro_f1": "macro F1, coarse classes",
     "accuracy_of_surest_half": "accuracy of the surest half",
@@ -72,41 +66,42 @@ def percent(score: dict | None) -> str | None:
 def subset_table(results: dict) -> tuple[list[str], list[list]]:
     """Header and rows: a row a subset of modalities; a column that no subset fills is left out."""
     columns = {
-        "best reachable": lambda one: None if one["best_reachable"] is None else f"{100 * one['best_reachable']:.1f}",
-        "accuracy": lambda one: percent(one["scores"]["accuracy"]),
-        "macro F1": lambda one: percent(one["scores"]["macro_f1"]),
-        "others masked in test": lambda one: percent(one["masked_in_test"] and one["masked_in_test"]["accuracy"]),
-        "logistic regression": lambda one: percent(one["logistic_regression"] and one["logistic_regression"]["accuracy"]),
+        "best reachable": lambda subset: None if subset["best_reachable"] is None else f"{100 * subset['best_reachable']:.1f}",
+        "accuracy": lambda subset: percent(subset["scores"]["accuracy"]),
+        "macro F1": lambda subset: percent(subset["scores"]["macro_f1"]),
+        "others masked in test": lambda subset: percent((subset["masked_in_test"] or {}).get("accuracy")),
+        "logistic regression": lambda subset: percent((subset["logistic_regression"] or {}).get("accuracy")),
     }
-    cells = {name: [column(one) for one in results["subsets"]] for name, column in columns.items()}
+    cells = {name: [column(subset) for subset in results["subsets"]] for name, column in columns.items()}
     kept = [name for name, values in cells.items() if any(values)]
-    rows = [[" + ".join(one["modalities"]), *(cells[name][i] for name in kept)] for i, one in enumerate(results["subsets"])]
+    names = [" + ".join(subset["modalities"]) for subset in results["subsets"]]
+    rows = [[name, *(cells[column][i] for column in kept)] for i, name in enumerate(names)]
     return ["modalities", *kept], rows
 
 
 def slice_table(results: dict) -> tuple[list[str], list[list]]:
     """Header and rows: a row a slice of the reported rows, a column a subset of modalities."""
-    by_subset = [one["slices"] for one in results["subsets"]]
+    by_subset = [subset["slices"] for subset in results["subsets"]]
     whole = results["subsets"][-1]["slices"]
-    names = [f"accuracy, {' + '.join(one['modalities'])}" for one in results["subsets"]]
+    names = [f"accuracy, {' + '.join(subset['modalities'])}" for subset in results["subsets"]]
     rows = [
-        [name, part["n"], *(percent(one[name]["accuracy"]) for one in by_subset), percent(part["macro_f1"])]
+        [name, part["n"], *(percent(subset[name]["accuracy"]) for subset in by_subset), percent(part["macro_f1"])]
         for name, part in whole.items()
     ]
     return ["rows", "n", *names, names[-1].replace("accuracy", "macro F1")], rows
 
 
-def comparison_sentences(found: dict) -> list[str]:
+def comparison_sentences(comparison: dict) -> list[str]:
     """What --compare found, in words."""
     lines = [
-        f"{NAMES[name]}: {100 * one['value']:+.1f} points against {found['with']} "
-        f"[{100 * one['low']:+.1f}, {100 * one['high']:+.1f}], paired bootstrap p = {one['p']:.4f}"
-        for name, one in found["difference"].items()
+        f"{NAMES[name]}: {100 * test['value']:+.1f} points against {comparison['with']} "
+        f"[{100 * test['low']:+.1f}, {100 * test['high']:+.1f}], paired bootstrap p = {test['p']:.4f}"
+        for name, test in comparison["difference"].items()
     ]
     return lines + [
-        f"McNemar, seed {one['our_seed']} against seed {one['their_seed']}: {one['only_ours_right']} rows right here alone, "
-        f"{one['only_theirs_right']} there alone, p = {one['p']:.4f}"
-        for one in found["mcnemar"]
+        f"McNemar, seed {test['our_seed']} against seed {test['their_seed']}: {test['only_ours_right']} rows right here alone, "
+        f"{test['only_theirs_right']} there alone, p = {test['p']:.4f}"
+        for test in comparison["mcnemar"]
     ]
 
 
@@ -172,7 +167,7 @@ def _result(results: dict) -> list:
         parts.append(html.figure(_subset_figure(results), "Accuracy by subset of modalities; lines: 95 % intervals"))
     names = [name for name in NAMES if name in results["subsets"][-1]["scores"]]
     numbers = [results["subsets"][-1][kind] for kind in ("scores", "logistic_regression")]
-    rows = [[NAMES[name], *(percent(one[name]) for one in numbers if one)] for name in names]
+    rows = [[NAMES[name], *(percent(kind_scores[name]) for kind_scores in numbers if kind_scores)] for name in names]
     header = ["score", results["settings"]["method"], *(["logistic regression"] if numbers[1] else [])]
     parts.append(html.table(header, rows, f"All scores, {' + '.join(results['subsets'][-1]['modalities'])}"))
     return parts + (comparison_sentences(results["comparison"]) if "comparison" in results else [])
@@ -182,19 +177,19 @@ def _subset_figure(results: dict):
     kinds = {"trained without the others": "scores", "others masked in test": "masked_in_test"}
     series, bounds = {}, {}
     if results["subsets"][0]["best_reachable"] is not None:
-        series["best reachable"] = [100 * one["best_reachable"] for one in results["subsets"]]
+        series["best reachable"] = [100 * subset["best_reachable"] for subset in results["subsets"]]
     for name, kind in kinds.items():
         if results["subsets"][0][kind]:
-            series[name] = [100 * one[kind]["accuracy"]["mean"] for one in results["subsets"]]
-            bounds[name] = [tuple(100 * b for b in one[kind]["accuracy"]["interval"]) for one in results["subsets"]]
-    return html.bars([" + ".join(one["modalities"]) for one in results["subsets"]], series, bounds, "accuracy, %")
+            series[name] = [100 * subset[kind]["accuracy"]["mean"] for subset in results["subsets"]]
+            bounds[name] = [tuple(100 * b for b in subset[kind]["accuracy"]["interval"]) for subset in results["subsets"]]
+    return html.bars([" + ".join(subset["modalities"]) for subset in results["subsets"]], series, bounds, "accuracy, %")
 
 
 def _intents(protocol: Protocol, results: dict) -> Iterator[Html]:
     """F1 of every class, beside the published ones where the data are MIntRec's."""
     numbers = results["per_class"]
     published = _is_mintrec(protocol) and set(numbers) == set(PUBLISHED_F1)
-    series = {"this run": [100 * one["f1"] for one in numbers.values()]}
+    series = {"this run": [100 * scores["f1"] for scores in numbers.values()]}
     if published:
         for i, name in enumerate(PUBLISHED_BY):
             series[name] = [PUBLISHED_F1[intent][i] for intent in numbers]
@@ -202,13 +197,14 @@ def _intents(protocol: Protocol, results: dict) -> Iterator[Html]:
     yield html.figure(html.bars(list(numbers), series, y="F1, %"), caption)
     header = ["class", "rows", "precision", "recall", "F1", *(PUBLISHED_BY if published else ())]
     rows = [
-        [name, int(one["rows"]), *(100 * one[kind] for kind in ("precision", "recall", "f1"))] for name, one in numbers.items()
+        [name, int(scores["rows"]), *(100 * scores[kind] for kind in ("precision", "recall", "f1"))]
+        for name, scores in numbers.items()
     ]
     yield html.table(header, [[*row, *(PUBLISHED_F1[row[0]] if published else ())] for row in rows])
 
 
 def _is_mintrec(protocol: Protocol) -> bool:
-    named = all(one.key.startswith(MINTREC_SEASONS) for one in protocol.report.examples)
+    named = all(example.key.startswith(MINTREC_SEASONS) for example in protocol.report.examples)
     return protocol.dataset.layout == "MIntRec" and named
 
 
@@ -217,12 +213,12 @@ def _confusion(protocol: Protocol, results: dict) -> Html:
     return html.figure(drawn, "Rows by gold and predicted class, mean over seeds; colours are shares of a gold class")
 
 
-def _confidence(answers: Answers, results: dict) -> list[Html]:
+def _confidence(answers: Predictions, results: dict) -> list[Html]:
     correct, confidence = answers.correct.ravel(), answers.confidence.ravel()
     confident, right, _ = metrics.reliability(correct, confidence).T
     curve = html.lines({"answers": (confident, right)}, "confidence", "share right", diagonal=True)
     error = results["subsets"][-1]["scores"]["calibration_error"]
-    kept = [metrics.selective_accuracy(*one) for one in zip(answers.correct, answers.confidence, strict=True)]
+    kept = [metrics.selective_accuracy(*run) for run in zip(answers.correct, answers.confidence, strict=True)]
     coverage = np.arange(1, correct.size // len(kept) + 1) / (correct.size // len(kept))
     shown = coverage >= 0.05  # fewer rows say nothing
     selective = html.lines({"": (coverage[shown], np.mean(kept, axis=0)[shown])}, "share answered, surest first", "accuracy")
@@ -243,27 +239,29 @@ def _projection(protocol: Protocol, whole: Subset) -> Html:
     return html.figure(drawn, "Reported rows by gold class: all their embeddings in two dimensions (t-SNE, seed 0)")
 
 
-def project(rows: Rows, known: Rows) -> np.ndarray:
+def project(rows: EmbeddedClips, reference: EmbeddedClips) -> np.ndarray:
     """(N, 2): t-SNE of the embeddings as the probe sees them."""
-    inputs = Scaling.of(known.vectors, known.present).apply(rows.vectors, rows.present).numpy()
+    inputs = Scaling.of(reference.vectors, reference.present).apply(rows.vectors, rows.present).numpy()
     if len(rows) < 4:
         return inputs[:, :2]
     inputs = PCA(min(50, *inputs.shape), random_state=0).fit_transform(inputs)
     return TSNE(perplexity=min(30, (len(rows) - 1) / 3), random_state=0, init="pca").fit_transform(inputs)
 
 
-def _errors(protocol: Protocol, answers: Answers, path: Path) -> Html:
+def _errors(protocol: Protocol, answers: Predictions, path: Path) -> Html:
     """Rows whose right answer got the least probability, averaged over seeds, with a link to the clip where there is one."""
     mean = answers.probabilities.mean(0)  # (N,C)
     of_gold = mean[np.arange(len(mean)), answers.gold]
-    said = mean.argmax(1)
-    worst = [i for i in np.argsort(of_gold, kind="stable") if said[i] != answers.gold[i]][:N_ERRORS]
+    guesses = mean.argmax(1)
+    worst = [i for i in np.argsort(of_gold, kind="stable") if guesses[i] != answers.gold[i]][:N_ERRORS]
     rows = []
     for i in worst:
-        one = protocol.report.examples[i]
-        clip = html.link(os.path.relpath(one.clip, path.parent), one.key) if one.clip and one.clip.exists() else one.key
+        example = protocol.report.examples[i]
+        file, clip = example.clip, example.key
+        if file and file.exists():
+            clip = html.link(os.path.relpath(file, path.parent), example.key)
         wrong = f"{int((~answers.correct[:, i]).sum())} of {len(answers.correct)}"
-        names = (protocol.classes[answers.gold[i]], protocol.classes[said[i]])
-        rows.append([clip, one.text, *names, f"{mean[i, said[i]]:.2f}", f"{of_gold[i]:.3f}", wrong])
+        names = (protocol.classes[answers.gold[i]], protocol.classes[guesses[i]])
+        rows.append([clip, example.text, *names, f"{mean[i, guesses[i]]:.2f}", f"{of_gold[i]:.3f}", wrong])
     header = ["clip", "text", "gold", "predicted", "p(predicted)", "p(gold)", "seeds wrong"]
     return html.table(header, rows, "Probabilities are means over seeds")

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from imagebind_llm.config import METHODS, MODALITIES, NO_SELECTION
+from imagebind_llm.config import MODALITIES, NO_SELECTION
 from imagebind_llm.flags import flag
+from imagebind_llm.intents.registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -16,13 +17,13 @@ class ClassifierSettings:
     method: str = flag("probe", "probe: MLP and logistic regression; zeroshot: label sentences; itsl: a checkpoint", METHODS)
     modalities: tuple[str, ...] = flag(MODALITIES, "any subset", MODALITIES)
     ablate: bool = flag(False, "all subsets of the modalities: trained without the others, and with them masked in test")
-    seeds: tuple[int, ...] = flag((0, 1, 2, 3, 4), "of initial weights and order; MIntRec's protocol has 0 to 9")
-    train_splits: tuple[str, ...] = flag(("train",), "what is trained on")
-    select_split: str = flag("dev", f"what chooses the epoch, by macro F1; {NO_SELECTION}: the last epoch")
-    report_split: str = flag("test", "what is reported: neither trained on nor selected on")
+    seeds: tuple[int, ...] = flag((0, 1, 2, 3, 4), "seeds of initial weights and order; MIntRec's protocol has 0 to 9")
+    train_splits: tuple[str, ...] = flag(("train",), "splits to train on")
+    select_split: str = flag("dev", f"split on which the epoch is chosen, by macro F1; {NO_SELECTION}: keep the last epoch")
+    report_split: str = flag("test", "split to report, neither trained on nor selected on")
     split_by: str = flag("official", "episode: none in two splits (MIntRec's own splits share all)", ("official", "episode"))
     episode_fold: int = flag(0, "with --split_by episode: which fifth of the episodes is reported, 0 to 4")
-    labels: str = flag("fine", "the intents, or express emotions or attitudes / achieve goals", ("fine", "coarse"))
+    labels: str = flag("fine", "intents, or their coarse classes (express or achieve; own: column coarse)", ("fine", "coarse"))
     hidden: tuple[int, ...] = flag((128,), "widths of the MLP's hidden layers")
     epochs: int = flag(100, "of the MLP")
     class_weights: bool = flag(False, "weigh classes by the inverse of their frequency")
@@ -31,12 +32,12 @@ class ClassifierSettings:
     checkpoint: tuple[str, ...] = flag((), "itsl: checkpoint folders of engine_finetune.py, one for each of its seeds")
     llama_model_path: str = flag("", "itsl: the LLaMA, if it is not where it was when the checkpoint was made")
     device: str = flag("auto", "itsl: auto is cuda where there is one", ("auto", "cpu", "cuda"))
-    batch_size: int = flag(32, "itsl: clips that are answered side by side")
+    batch_size: int = flag(32, "itsl: clips in a batch")
     needed_modality: str = flag("", "a TSV with MIntRec's columns and Modality: what people need to see or hear, for slices")
     compare: str = flag("", "the output_dir of another run on the same rows: paired tests against it")
 
     def __post_init__(self) -> None:
-        if self.method != "zeroshot":
+        if METHODS[self.method].uses_training:
             self._refuse_leaks()
         for name in ("modalities", "seeds", "train_splits"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):

@@ -21,16 +21,16 @@ def label_sentences(classes: tuple[str, ...], kind: str) -> list[str]:
     """One sentence a class: its name as the original has it, or our definition. Raises ValueError if there is none."""
     if kind == "names":
         return list(classes)
-    known = DEFINITIONS | COARSE_DEFINITIONS
-    if unknown := [name for name in classes if name not in known]:
+    definitions = DEFINITIONS | COARSE_DEFINITIONS
+    if unknown := [name for name in classes if name not in definitions]:
         raise ValueError(f"no definition of the label {', '.join(unknown)}; use --sentences names")
-    return [known[name] for name in classes]
+    return [definitions[name] for name in classes]
 
 
 def nearest_label(vectors: Tensor, present: Tensor, sentences: Tensor, modalities: tuple[str, ...]) -> Tensor:
     """Probabilities (N,C) from public vectors (N,M,E), presence (N,M) and sentence vectors (C,E); uniform if all is absent."""
     columns = [MODALITIES.index(name) for name in modalities]
     each = (vectors[:, columns] @ sentences.T).softmax(-1)  # (N,m,C)
-    known = present[:, columns, None].float()
-    n = known.sum(1)  # (N,1)
-    return torch.where(n > 0, (each * known).sum(1) / n.clamp_min(1), 1 / len(sentences))
+    weights = present[:, columns, None].float()
+    n = weights.sum(1)  # (N,1)
+    return torch.where(n > 0, (each * weights).sum(1) / n.clamp_min(1), 1 / len(sentences))

@@ -17,16 +17,9 @@ from torch import Tensor
 from imagebind_llm import distributed
 from imagebind_llm.corpus.batches import Collator
 from imagebind_llm.corpus.sequences import Corpus
+from imagebind_llm.explain.calibration import CALIBRATION, Calibration, calibrate, choose_alpha
+from imagebind_llm.explain.explainer import MAX_NEW_TOKENS, Explainer, Question
 from imagebind_llm.explain.faithfulness import another_clip, perturbed, share_following
-from imagebind_llm.explain.inference import (
-    CALIBRATION,
-    MAX_NEW_TOKENS,
-    Calibration,
-    Explainer,
-    calibrate,
-    choose_alpha,
-    save_calibration,
-)
 from imagebind_llm.explain.scoring import COLUMNS, Rationale, claim_rows, read_rationales
 from imagebind_llm.files import write_atomic
 from imagebind_llm.itsl import checkpoint
@@ -55,10 +48,9 @@ def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
         say(f"{run.root / RESULTS}: there already, from these weights")
         return
     read_weights(run.assembled.model, run.root / distributed.from_main(checkpoint.linked(folder)))
-    shape = (run.settings.modalities, run.settings.max_seq_len)
-    explainer = Explainer(
-        run.assembled, tokenizer, run.corpus.taxonomy, *shape, verifier=run.verifier, order=run.settings.answer_order
-    )
+    settings = run.settings
+    question = Question(run.corpus.taxonomy, settings.modalities, settings.max_seq_len, settings.answer_order)
+    explainer = Explainer(run.assembled, tokenizer, question, verifier=run.verifier)
     collate = Collator(run.corpus.store, run.corpus.modalities)
     batch = BATCH if device.type == "cpu" else min(BATCH, 2 * run.settings.batch_size)
     corpus = run.corpus
@@ -71,7 +63,7 @@ def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
         calibration, rationales = _with_alpha(explainer, calibration, *dev, collate, batch, run.settings.seed)
         following = _following(run, explainer, list(rationales), collate, batch)
     if distributed.is_main():
-        save_calibration(checkpoint.resolve(folder), calibration)
+        calibration.save(checkpoint.resolve(folder))
         results: dict = {"checkpoint": str(folder), "step": step, "calibration": vars(calibration)}
         results |= {split: _report_split(run, split, scores, calibration) for split, scores in scored.items()}
         if rationales:

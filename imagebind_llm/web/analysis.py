@@ -22,13 +22,15 @@ from imagebind_llm import distributed
 from imagebind_llm.clips.container import MediaError, clip_seconds
 from imagebind_llm.config import MODALITIES
 from imagebind_llm.critic.checked_claims import CheckedClaim, ClaimCheck, has_judge
-from imagebind_llm.datasets.readers import DataError, load_dataset
+from imagebind_llm.datasets.readers import DataError, folder_of, load_dataset
 from imagebind_llm.encoder.clip_encoder import ClipEncoder
 from imagebind_llm.encoder.store import identity_of
 from imagebind_llm.encoder.weights import file_sha256
-from imagebind_llm.explain.faithfulness import known_of
-from imagebind_llm.explain.inference import Explainer, Explanation
-from imagebind_llm.explain.scoring import read_rationales
+from imagebind_llm.explain.cue_table import CueTable
+from imagebind_llm.explain.explainer import Explainer, Explanation
+from imagebind_llm.explain.faithfulness import true_cues
+from imagebind_llm.explain.loading import load_explainer
+from imagebind_llm.explain.rationales import read_rationales
 from imagebind_llm.flags import flag
 from imagebind_llm.records import Example
 
@@ -71,12 +73,13 @@ class PageError(ValueError):
 
 
 @dataclass(frozen=True)
-class Known:
-    """What the data set knows of a clip: its words, its label and, in the demo world, its true cues."""
+class ClipFacts:
+    """What the data set knows of a clip: its words, its label and, in the demo world, its true cues with their table."""
 
     text: str
     intent: str | None
     cues: Mapping[str, str] | None
+    table: CueTable | None = None
 
 
 @dataclass(frozen=True)
@@ -91,18 +94,18 @@ class Seen:
     vectors: Tensor
     present: Tensor
     notes: tuple[str, ...] = ()
-    known: Known | None = None
+    facts: ClipFacts | None = None
     answers: dict[tuple[str, ...], Explanation] = field(default_factory=dict)
 
     @property
-    def there(self) -> tuple[str, ...]:
+    def modalities(self) -> tuple[str, ...]:
         """The modalities that the clip has and the model looks at."""
         return tuple(name for name, present in zip(MODALITIES, self.present[0].tolist(), strict=True) if present)
 
     @property
-    def truth(self) -> Known | None:
+    def truth(self) -> ClipFacts | None:
         """What is known of the clip, as long as its words are its own."""
-        return self.known if self.known is not None and self.known.text == self.text else None
+        return self.facts if self.facts is not None and self.facts.text == self.text else None
 
 
 class PageModel:
@@ -126,7 +129,7 @@ class PageModel:
     def load(cls, settings: WebSettings) -> "PageModel":
         """Raises CheckpointError, DataError, WeightsError, ValueError: all of it before the first visitor comes."""
         device = distributed.choose_device(settings.device)
-        explainer = Explainer.load(Path(settings.checkpoint), settings.llama_model_path, device, settings.dtype)
+        explainer = load_explainer(Path(settings.checkpoint), settings.llama_model_path, device, settings.dtype)
         encoder = check = None
         if explainer.needs_embeddings and explainer.store_identity is not None:
             weights, place = settings.encoder_weights, explainer.device
@@ -182,8 +185,8 @@ class PageModel:
         notes = tuple(f"{failure.modality} is not used: {_unplaced(failure.reason, clip)}" for failure in encoded.failures)
         if not encoded.present.any():
             raise PageError(f"Nothing of {clip.name} can be used ({'; '.join(notes)}); {EXPECTED}.")
-        known = self._known.get(file_sha256(clip))
-        return replace(nothing, vectors=encoded.vectors, present=encoded.present, notes=notes, known=known), encoded.inputs
+        facts = self._known.get(file_sha256(clip))
+        return replace(nothing, vectors=encoded.vectors, present=encoded.present, notes=notes, facts=facts), encoded.inputs
 
     def _check_file(self, clip: Path) -> None:
         """Size and length, before anything is decoded."""
@@ -218,11 +221,11 @@ class PageModel:
 
     def chosen(self, seen: Seen, modalities: Sequence[str]) -> tuple[str, ...]:
         """The modalities that an answer may look at. Raises PageError if there are none."""
-        if not seen.there:
+        if not seen.modalities:
             raise PageError(f"There is nothing to look at: the model knows {', '.join(self.modalities)}; give it one of them.")
-        chosen = tuple(name for name in seen.there if name in modalities)
+        chosen = tuple(name for name in seen.modalities if name in modalities)
         if not chosen:
-            raise PageError(f"Nothing is left to look at: choose at least one of {', '.join(seen.there)}.")
+            raise PageError(f"Nothing is left to look at: choose at least one of {', '.join(seen.modalities)}.")
         return chosen
 
     def claims(self, seen: Seen, rationale: str) -> list[CheckedClaim]:
@@ -238,8 +241,8 @@ class PageModel:
         examples = [Example("clip", "all", None, seen.text if "text" in subset else "") for subset in new]
         present = torch.tensor([[name in subset for name in MODALITIES] for subset in new])
         vectors = seen.vectors.expand(len(new), -1, -1)
-        found = self.explainer.explain(examples, vectors, present, self.settings.max_new_tokens)
-        seen.answers.update(zip(new, found, strict=True))
+        explanations = self.explainer.explain(examples, vectors, present, self.settings.max_new_tokens)
+        seen.answers.update(zip(new, explanations, strict=True))
 
 
 def find_examples(data_path: Path) -> list[Example]:
@@ -253,19 +256,19 @@ def find_examples(data_path: Path) -> list[Example]:
     return list(chosen.values())[:N_EXAMPLES]
 
 
-def _known_by_content(examples: Sequence[Example], data_path: Path) -> dict[str, Known]:
+def _known_by_content(examples: Sequence[Example], data_path: Path) -> dict[str, ClipFacts]:
     """What is known of the example clips, by the SHA-256 of their files: an upload has no key."""
     try:
-        rows = read_rationales(data_path / "rationales.jsonl")
+        rows = read_rationales(folder_of(data_path) / "rationales.jsonl")
     except DataError:
         rows = {}
-    known = {}
+    facts = {}
     for example in examples:
         if example.clip is not None:
             row = rows.get(example.key)
-            cues = known_of(row) if row and row.cues else None
-            known[file_sha256(example.clip)] = Known(_one_line(example.text), example.intent, cues)
-    return known
+            cues, table = (true_cues(row), row.table) if row and row.cues else (None, None)
+            facts[file_sha256(example.clip)] = ClipFacts(_one_line(example.text), example.intent, cues, table)
+    return facts
 
 
 def _one_line(text: str) -> str:

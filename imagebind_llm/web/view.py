@@ -13,8 +13,8 @@ from imagebind_llm.clips.crops import SIDE, WINDOW_S, pixels
 from imagebind_llm.clips.mel import MEL_MEAN, MEL_STD, N_FRAMES, bin_at
 from imagebind_llm.critic.checked_claims import CheckedClaim, ClaimCheck
 from imagebind_llm.explain.coloured_claims import LEGEND, OFF, coloured, judged_by, unchecked
-from imagebind_llm.explain.inference import Explainer, Explanation
-from imagebind_llm.explain.scoring import claims_in, modality_of
+from imagebind_llm.explain.cue_table import CueTable
+from imagebind_llm.explain.explainer import Explainer, Explanation
 from imagebind_llm.html import Html, figure, jpeg, paragraph, raster, table, text
 from imagebind_llm.web.analysis import Inputs, PageModel, Seen
 
@@ -40,75 +40,75 @@ STYLE = """
 """.strip()
 
 
-def block(*parts: str) -> Html:
+def html_block(*parts: str) -> Html:
     """Pieces of HTML as one that STYLE applies to."""
     return Html(f'<div class="itsl">{"".join(parts)}</div>')
 
 
-def note(content: object, kind: str = "open") -> Html:
+def boxed(content: object, kind: str = "open") -> Html:
     """A coloured note: refused, doubt, fine or open."""
     return Html(f'<div class="note {kind}">{text(content)}</div>')
 
 
 def notes_of(seen: Seen) -> Html:
     """What of the clip could not be used."""
-    return block(*(note(sentence.capitalize() + ".", "doubt") for sentence in seen.notes))
+    return html_block(*(boxed(sentence.capitalize() + ".", "doubt") for sentence in seen.notes))
 
 
 # --- the answer -------------------------------------------------------------------------------------------------------------
 
 
-def answer(seen: Seen, chosen: Sequence[str], model: PageModel) -> Html:
+def answer_block(seen: Seen, chosen: Sequence[str], model: PageModel) -> Html:
     """The rationale, its claims coloured by the judge; whether it argues for the intent; and, of a clip whose truth is known,
     which of its claims hold."""
-    found, known = seen.answers[tuple(chosen)], seen.truth
-    checked = model.claims(seen, found.rationale)
-    ending = "" if found.finished else " … (cut at the longest that is written)"
-    why = f'<h3>Why</h3><p class="rationale">{coloured(found.rationale, checked)}{ending}</p>'
-    parts: list[str] = [why, judged(seen, checked, model.check), consistency(found, model.explainer)]
-    if known is not None:
-        if known.intent is not None:
-            right = known.intent == found.intent
-            parts.append(note(f"The data set labels this clip {known.intent}.", "fine" if right else "doubt"))
-        if known.cues:
-            parts.append(claims(found.rationale, known.cues, chosen))
-    return block(*parts)
+    explanation, facts = seen.answers[tuple(chosen)], seen.truth
+    checked = model.claims(seen, explanation.rationale)
+    ending = "" if explanation.finished else " … (cut at the longest that is written)"
+    why = f'<h3>Why</h3><p class="rationale">{coloured(explanation.rationale, checked)}{ending}</p>'
+    parts: list[str] = [why, judge_block(seen, checked, model.check), consistency(explanation, model.explainer)]
+    if facts is not None:
+        if facts.intent is not None:
+            right = facts.intent == explanation.intent
+            parts.append(boxed(f"The data set labels this clip {facts.intent}.", "fine" if right else "doubt"))
+        if facts.cues and facts.table:
+            parts.append(claim_chips(explanation.rationale, facts.cues, facts.table, chosen))
+    return html_block(*parts)
 
 
-def judged(seen: Seen, claims: Sequence[CheckedClaim], check: ClaimCheck | None) -> Html:
+def judge_block(seen: Seen, claims: Sequence[CheckedClaim], check: ClaimCheck | None) -> Html:
     """Who coloured the claims, how far to trust it, and why some have no verdict; or that the judge is off."""
     if check is None:
-        return note(OFF)
+        return boxed(OFF)
     judge = check.judge
     who = judged_by(judge.kind, judge.source, judge.modalities, judge.figures)
-    doubts = [note(sentence, "doubt") for sentence in unchecked(claims, check.missing(seen.present[0].tolist()))]
+    doubts = [boxed(sentence, "doubt") for sentence in unchecked(claims, check.missing(seen.present[0].tolist()))]
     return Html("".join([LEGEND, *doubts, _aside(who)]))
 
 
-def consistency(found: Explanation, explainer: Explainer) -> Html:
+def consistency(explanation: Explanation, explainer: Explainer) -> Html:
     """The consistency flag in words."""
     if explainer.verifier is None or explainer.calibration.alpha == 0:
-        return note("Consistency is not checked: this checkpoint has no verifier that is worth asking.")
-    if found.consistent:
-        reading = f"a verifier that reads the rationale without its label words leaves the intent at {found.intent}"
-        return note(f"Consistent: {reading}.", "fine")
-    other = explainer.taxonomy.labels[int(found.criticised.argmax())]
-    return note(f"Careful: the rationale speaks for {other} rather than {found.intent}.", "doubt")
+        return boxed("Consistency is not checked: this checkpoint has no verifier that is worth asking.")
+    if explanation.consistent:
+        reading = f"a verifier that reads the rationale without its label words leaves the intent at {explanation.intent}"
+        return boxed(f"Consistent: {reading}.", "fine")
+    other = explainer.taxonomy.labels[int(explanation.criticised.argmax())]
+    return boxed(f"Careful: the rationale speaks for {other} rather than {explanation.intent}.", "doubt")
 
 
-def claims(rationale: str, truth: Mapping[str, str], chosen: Sequence[str]) -> Html:
+def claim_chips(rationale: str, truth: Mapping[str, str], cues: CueTable, chosen: Sequence[str]) -> Html:
     """What the rationale says of this clip, held against the truth; what it says of a modality that is off is guessed."""
     chips = []
-    for cue, value in claims_in(rationale).items():
+    for cue, value in cues.claims_in(rationale).items():
         holds = truth.get(cue) == value
-        said = f"{'words' if cue == 'family' else cue}: {value}" + ("" if modality_of(cue) in chosen else " (guessed)")
+        claim = f"{'words' if cue == 'family' else cue}: {value}" + ("" if cues.modality_of(cue) in chosen else " (guessed)")
         verdict = "✓" if holds else f"✗ it is {truth[cue]}" if cue in truth else "✗"
-        chips.append(f'<span class="claim {"true" if holds else "false"}">{text(f"{said} {verdict}")}</span>')
-    told = _aside("What the clip was drawn and voiced from says of its cues:")
-    return Html(f"{told}<p>{''.join(chips)}</p>" if chips else "<p>It names no cue of the demo world.</p>")
+        chips.append(f'<span class="claim {"true" if holds else "false"}">{text(f"{claim} {verdict}")}</span>')
+    intro = _aside("What the clip was drawn and voiced from says of its cues:")
+    return Html(f"{intro}<p>{''.join(chips)}</p>" if chips else "<p>It names no cue of the demo world.</p>")
 
 
-def comparison(
+def changes_block(
     seen: Seen,
     chosen: Sequence[str],
     others: Mapping[str, Explanation],
@@ -116,22 +116,22 @@ def comparison(
     shown: Callable[[str], Html] = text,
 ) -> Html:
     """What changes when a modality is switched off: the intent, the probability of the intent above, the rationale as shown."""
-    found = seen.answers[tuple(chosen)]
-    index = labels.index(found.intent)
-    p = 100 * float(found.probabilities[index])
+    explanation = seen.answers[tuple(chosen)]
+    index = labels.index(explanation.intent)
+    p = 100 * float(explanation.probabilities[index])
 
     def row(name: str, other: Explanation) -> list[object]:
         now = 100 * float(other.probabilities[index])
         return [name, other.intent, now, now - p, shown(other.rationale)]
 
-    rows = [[f"{_listed(chosen)} (above)", found.intent, p, None, "as above"]]
-    if tuple(chosen) != seen.there and seen.there in seen.answers:
-        rows.append(row(f"{_listed(seen.there)} (all)", seen.answers[seen.there]))
+    rows = [[f"{_listed(chosen)} (above)", explanation.intent, p, None, "as above"]]
+    if tuple(chosen) != seen.modalities and seen.modalities in seen.answers:
+        rows.append(row(f"{_listed(seen.modalities)} (all)", seen.answers[seen.modalities]))
     rows += [row(f"without {name}", other) for name, other in others.items()]
     title = Html("<h3>What changes when a modality is switched off</h3>")
     if len(rows) == 1:
-        return block(title, paragraph("Only one modality is left; there is none to switch off.", note=True))
-    return block(title, table(["what is known", "intent", f"p({found.intent}), %", "change", "rationale"], rows))
+        return html_block(title, paragraph("Only one modality is left; there is none to switch off.", note=True))
+    return html_block(title, table(["what is known", "intent", f"p({explanation.intent}), %", "change", "rationale"], rows))
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -141,7 +141,7 @@ def _listed(names: Sequence[str]) -> str:
 # --- what the encoder was given ---------------------------------------------------------------------------------------------
 
 
-def evidence(inputs: Inputs) -> Html:
+def inputs_block(inputs: Inputs) -> Html:
     """The frames that the model saw and the mel picture that it heard, as its towers got them; equal views once."""
     parts: list[str] = []
     if "vision" in inputs:
@@ -156,7 +156,7 @@ def evidence(inputs: Inputs) -> Html:
         parts.append(
             _aside(f"Log-mel pictures of windows of {WINDOW_S} s; what a shorter clip lacks is filled with a constant.")
         )
-    return block(*parts)
+    return html_block(*parts)
 
 
 def _views(figures: Iterable[str]) -> str:

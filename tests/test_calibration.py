@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from imagebind_llm.explain.inference import ALPHAS, SHARES, TEMPERATURES, Calibration, calibrate, choose_alpha
+from imagebind_llm.explain.calibration import ALPHAS, SHARES, TEMPERATURES, Calibration, calibrate, choose_alpha
 
 
 def drawn(n: int = 40, classes: int = 3, sure: float = 1.0, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

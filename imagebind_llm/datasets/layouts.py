@@ -1,0 +1,44 @@
+"""The layouts of published data sets: train.tsv, dev.tsv and test.tsv with columns of their own, clips below raw_data.
+
+A data set with another layout: an entry in LAYOUTS, and its intents in taxonomy.py.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from imagebind_llm.taxonomy import MINTREC, MINTREC2, Taxonomy
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one release names its columns, keys and clips. key, clip: of a row, its key and its clip's file below raw_data."""
+
+    name: str
+    columns: tuple[str, ...]
+    taxonomy: Taxonomy
+    key: Callable[[dict], str]
+    clip: Callable[[dict], str]
+    text: str
+    label: str
+
+
+LAYOUTS = [
+    Layout(
+        "MIntRec",
+        ("season", "episode", "clip", "text", "label"),
+        MINTREC,
+        lambda row: f"{row['season']}_{row['episode']}_{row['clip']}",
+        lambda row: f"{row['season']}/{row['episode']}/{row['clip']}.mp4",
+        "text",
+        "label",
+    ),
+    Layout(
+        "MIntRec2.0",
+        ("Dialogue_id", "Utterance_id", "Text", "Label"),
+        MINTREC2,
+        lambda row: f"dia{row['Dialogue_id']}_utt{row['Utterance_id']}",
+        lambda row: f"dia{row['Dialogue_id']}_utt{row['Utterance_id']}.mp4",
+        "Text",
+        "Label",
+    ),
+]
