@@ -20,13 +20,14 @@ import torch
 from imagebind_llm import distributed
 from imagebind_llm.corpus.batches import Collator
 from imagebind_llm.corpus.sequences import Corpus, load_corpus
-from imagebind_llm.critic.self_critical import Critic, weighed
+from imagebind_llm.critic.self_critical import Critic
+from imagebind_llm.critic.trust import weighed
 from imagebind_llm.datasets.readers import DataError
 from imagebind_llm.flags import parse
 from imagebind_llm.itsl.assembly import Assembled, build, open_language
 from imagebind_llm.itsl.instructions import LEAD
 from imagebind_llm.llama.tokenizers import LlamaTokenizer
-from imagebind_llm.training.engine import ExtraRows, evaluate, train_one_epoch
+from imagebind_llm.training.epoch import ExtraRows, evaluate, train_one_epoch
 from imagebind_llm.training.log import say
 from imagebind_llm.training.rehearsal import is_worth_it, rehearse
 from imagebind_llm.training.results import finish

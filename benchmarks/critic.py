@@ -26,7 +26,7 @@ from imagebind_llm.critic.self_critical import Critic
 from imagebind_llm.critic.verifier import Verifier
 from imagebind_llm.itsl.assembly import build, open_language
 from imagebind_llm.itsl.checkpoint import read_info
-from imagebind_llm.training.engine import ExtraRows, Position, train_one_epoch
+from imagebind_llm.training.epoch import ExtraRows, Position, train_one_epoch
 from imagebind_llm.training.frozen_states import compute_states
 from imagebind_llm.training.schedule import make_optimizer
 from imagebind_llm.training.settings import TrainSettings

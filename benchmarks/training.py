@@ -21,9 +21,9 @@ from imagebind_llm.itsl.losses import intent_cross_entropy, rationale_nll, self_
 from imagebind_llm.itsl.model import ITSL
 from imagebind_llm.records import IGNORE, Batch
 from imagebind_llm.taxonomy import DEMO
-from imagebind_llm.training.engine import Counts, Sums, train_step, with_below
 from imagebind_llm.training.schedule import make_optimizer
 from imagebind_llm.training.settings import TrainSettings
+from imagebind_llm.training.step import Counts, Sums, train_step, with_below
 
 ROWS, PROMPT, ANSWER, SAMPLES, NEW = 8, 36, 48, 4, 48
 Work = Callable[[], float]

@@ -18,12 +18,13 @@ from imagebind_llm.corpus.sequences import load_corpus
 from imagebind_llm.critic.credit import Verdict
 from imagebind_llm.critic.critic_sums import CriticSums
 from imagebind_llm.critic.judge import SHARED, ClauseVectors, Judge
-from imagebind_llm.critic.self_critical import Critic, JudgedAnswers, SampledAnswers
+from imagebind_llm.critic.sampled_answers import JudgedAnswers, SampledAnswers
+from imagebind_llm.critic.self_critical import Critic
 from imagebind_llm.critic.verifier import fit_verifier
 from imagebind_llm.itsl.assembly import build, open_language
 from imagebind_llm.records import IGNORE, Batch
-from imagebind_llm.training.engine import CriticStep, Sums, counts_of, train_step
 from imagebind_llm.training.settings import TrainSettings
+from imagebind_llm.training.step import CriticStep, Sums, counts_of, train_step
 
 
 class Even(Critic):

@@ -13,9 +13,9 @@ from imagebind_llm.corpus.batches import Collator, with_captions
 from imagebind_llm.itsl.losses import intent_cross_entropy, rationale_nll
 from imagebind_llm.itsl.model import ITSL
 from imagebind_llm.records import Sequence
-from imagebind_llm.training.engine import Counts, Sums, counts_of, train_step
 from imagebind_llm.training.schedule import make_optimizer
 from imagebind_llm.training.settings import TrainSettings
+from imagebind_llm.training.step import Counts, Sums, counts_of, train_step
 
 
 def test_every_two_rows_get_a_caption_and_none_comes_twice_before_all_came_once():

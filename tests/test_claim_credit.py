@@ -11,7 +11,9 @@ from imagebind_llm.critic.credit import SPREAD, Verdict
 from imagebind_llm.critic.critic_sums import CriticSums
 from imagebind_llm.critic.judge import SHARED, ClauseVectors, Judge
 from imagebind_llm.critic.rewards import REWARD_WEIGHTS, advantage
-from imagebind_llm.critic.self_critical import Critic, JudgedAnswers, SampledAnswers, weighed
+from imagebind_llm.critic.sampled_answers import JudgedAnswers, SampledAnswers
+from imagebind_llm.critic.self_critical import Critic
+from imagebind_llm.critic.trust import weighed
 from imagebind_llm.itsl.instructions import LEAD
 from imagebind_llm.llama.tokenizers import load_tokenizer
 from imagebind_llm.records import Answer, Batch, Sequence

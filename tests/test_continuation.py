@@ -30,7 +30,7 @@ from imagebind_llm.itsl import checkpoint
 from imagebind_llm.itsl.assembly import llama_fingerprint, same_llama
 from imagebind_llm.llama.load import load_llama
 from imagebind_llm.training.continuation import differences, sums_of_rank
-from imagebind_llm.training.engine import Sums
+from imagebind_llm.training.step import Sums
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"epochs": 2, "warmup_epochs": 0, "lr": 0.05, "adapter_layer": 2, "adapter_len": 3, "device": "cpu", "save_steps": 1}

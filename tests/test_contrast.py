@@ -17,9 +17,9 @@ from imagebind_llm.critic import self_critical
 from imagebind_llm.itsl.losses import contrast, intent_cross_entropy, rationale_nll
 from imagebind_llm.itsl.model import ITSL
 from imagebind_llm.records import Batch, Sequence
-from imagebind_llm.training.engine import Counts, Sums, counts_of, train_step
 from imagebind_llm.training.schedule import make_optimizer
 from imagebind_llm.training.settings import TrainSettings
+from imagebind_llm.training.step import Counts, Sums, counts_of, train_step
 
 MASK = torch.tensor([[True, True, False, False], [True, True, True, True]])
 

@@ -23,8 +23,9 @@ from imagebind_llm.itsl.assembly import build, open_language
 from imagebind_llm.itsl.generate import Sampling, generate, uniform
 from imagebind_llm.itsl.instructions import parse_answer
 from imagebind_llm.records import Answer, Sequence
-from imagebind_llm.training.engine import CriticStep, Position, Sums, _draws, counts_of, train_step
+from imagebind_llm.training.epoch import Position, _draws
 from imagebind_llm.training.settings import TrainSettings
+from imagebind_llm.training.step import CriticStep, Sums, counts_of, train_step
 
 CPU = torch.device("cpu")
 LAMBDA, SAMPLES = 0.7, 3

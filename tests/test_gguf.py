@@ -8,10 +8,10 @@ from tiny_gguf import CONFIG, random_weights, write_gguf
 from transformers import LlamaConfig as TheirConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from imagebind_llm.llama.decoder import rope_table
 from imagebind_llm.llama.gguf import smollm2_path
 from imagebind_llm.llama.gguf_header import GGUFError, read_header
 from imagebind_llm.llama.load import load_decoder, load_llama
+from imagebind_llm.llama.rotary import rope_table
 from imagebind_llm.weight_files import WeightsError
 
 FLOAT = torch.float32

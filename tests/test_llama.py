@@ -11,7 +11,8 @@ from transformers import LlamaConfig as HFConfig
 from transformers import LlamaForCausalLM
 
 from imagebind_llm.config import LlamaConfig, PromptConfig, RopeScaling
-from imagebind_llm.llama.decoder import ContextError, KVCache, Llama, Prompts
+from imagebind_llm.llama.cache import KVCache
+from imagebind_llm.llama.decoder import ContextError, Llama, Prompts
 
 HF_NAMES = {
     "model.embed_tokens": "tok_embeddings",

@@ -12,7 +12,8 @@ from imagebind_llm.critic import self_critical
 from imagebind_llm.critic.alternatives import CORRECTED, MOST, Clip, Replacements
 from imagebind_llm.critic.critic_sums import CriticSums
 from imagebind_llm.critic.rewards import REWARD_WEIGHTS
-from imagebind_llm.critic.self_critical import Critic, SampledAnswers
+from imagebind_llm.critic.sampled_answers import SampledAnswers
+from imagebind_llm.critic.self_critical import Critic
 from imagebind_llm.itsl.generate import uniform
 from imagebind_llm.itsl.losses import local_expectation
 from imagebind_llm.records import Answer, Batch

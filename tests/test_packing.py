@@ -8,7 +8,7 @@ from tiny_itsl import random_itsl
 
 from imagebind_llm.corpus.packing import packed
 from imagebind_llm.records import IGNORE, Batch
-from imagebind_llm.training.engine import with_below
+from imagebind_llm.training.step import with_below
 
 LENGTHS = ((5, 3), (8, 6), (4, 0))  # of prompts and own answers
 OWNERS, ANSWERS = (0, 0, 1, 1, 1), (7, 2, 4, 1, 9)  # whose rows the further answers stand in, and their lengths

@@ -39,6 +39,18 @@ def test_there_are_commands():
     assert len(COMMANDS) >= 30
 
 
+MOST_LINES = 1600
+EIGHT_FILES = re.search(r"## The method in eight files\n(.*?)\n\nAround them", README, re.DOTALL)
+
+
+def test_the_eight_files_are_the_method_in_reading_order_and_can_be_read_in_an_evening():
+    assert EIGHT_FILES
+    files = re.findall(r"`([a-z_]+/[a-z_]+\.py)`", EIGHT_FILES.group(1))
+    itsl = ("itsl/model.py", "itsl/bridge.py", "llama/decoder.py", "itsl/instructions.py", "itsl/losses.py")
+    assert files == [*itsl, "critic/rewards.py", "critic/credit.py", "critic/self_critical.py", "training/step.py"]
+    assert sum(len((PACKAGE / file).read_text().splitlines()) for file in files) < MOST_LINES
+
+
 def test_readme_is_short_and_leads_to_every_page():
     assert len(README.encode()) <= MOST_BYTES, "the first page is read in minutes: move it to docs/"
     assert sorted(ORDER) == sorted(path.stem for path in DOCS.glob("*.md")), "its commands are not tested"

@@ -9,7 +9,7 @@ from test_training import CPU, head_model, rows
 from imagebind_llm import distributed
 from imagebind_llm.corpus.batches import Collator
 from imagebind_llm.explain.explainer import Reading
-from imagebind_llm.training.engine import evaluate
+from imagebind_llm.training.epoch import evaluate
 from imagebind_llm.training.results import _scored
 
 

@@ -17,18 +17,11 @@ from imagebind_llm.corpus.batches import Collator
 from imagebind_llm.itsl.losses import rationale_nll
 from imagebind_llm.itsl.model import ITSL
 from imagebind_llm.records import IGNORE, Batch, Output, Sequence
-from imagebind_llm.training.engine import (
-    Position,
-    Sums,
-    TrainingError,
-    counts_of,
-    evaluate,
-    train_one_epoch,
-    train_step,
-)
+from imagebind_llm.training.epoch import Position, evaluate, train_one_epoch
 from imagebind_llm.training.frozen_states import compute_states
 from imagebind_llm.training.schedule import lr_at, make_optimizer, parameter_groups, peak_lr
 from imagebind_llm.training.settings import TrainSettings
+from imagebind_llm.training.step import Sums, TrainingError, counts_of, train_step
 
 GOLDEN = json.loads((golden_llama.FOLDER / "g_optim.json").read_text())
 RUNS = json.loads((golden_llama.FOLDER / "t_train.json").read_text())

@@ -37,8 +37,8 @@ from imagebind_llm.itsl.checkpoint import read_info
 from imagebind_llm.itsl.losses import rationale_nll, self_critical
 from imagebind_llm.itsl.model import ITSL
 from imagebind_llm.records import Batch
-from imagebind_llm.training.engine import with_below
 from imagebind_llm.training.settings import TrainSettings
+from imagebind_llm.training.step import with_below
 
 TRUTH, SUPERVISED = "cue F1 (the truth)", "supervised loss"
 WAYS: dict[str, tuple[dict[str, float], str]] = {  # weights and baseline

@@ -39,7 +39,7 @@ from imagebind_llm.html import bars, figure, page, table
 from imagebind_llm.itsl.assembly import Assembled, build, open_language
 from imagebind_llm.itsl.checkpoint import read_info
 from imagebind_llm.itsl.generate import uniform
-from imagebind_llm.training.engine import ExtraRows, Position, train_one_epoch
+from imagebind_llm.training.epoch import ExtraRows, Position, train_one_epoch
 from imagebind_llm.training.schedule import make_optimizer
 from imagebind_llm.training.settings import TrainSettings
 

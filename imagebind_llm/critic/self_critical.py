@@ -16,7 +16,6 @@ The log is of the sampled answers in all cases.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -30,6 +29,7 @@ from imagebind_llm.critic.credit import DEAD_ZONE, Verdict, best, claim_advantag
 from imagebind_llm.critic.critic_sums import CriticSums
 from imagebind_llm.critic.judge import Judge
 from imagebind_llm.critic.rewards import TRUTH, Advantage, advantage, column, reward_parts
+from imagebind_llm.critic.sampled_answers import JudgedAnswers, SampledAnswers
 from imagebind_llm.critic.settings import CriticSettings
 from imagebind_llm.critic.verifier import Verifier
 from imagebind_llm.itsl.generate import GREEDY, Sampling, generate, uniform
@@ -44,39 +44,7 @@ from imagebind_llm.text_metrics import CiderD, distinct2
 
 ON_POLICY = Sampling(temperature=1.0)
 SPARE_TOKENS = 8  # an answer may be longer than the longest reference by so much
-LEAST_WEIGHT = 0.1  # of a reference's claim that is not believed
 LARGEST_LOG_RATIO = 5.0  # of a token's probability to that at the start, in the divergence by token
-
-
-@dataclass(frozen=True)
-class SampledAnswers:
-    """K answers to each of B clips: a batch of their R = B*K rows, reward parts (B,K) each, those of the greedy answers (B,)
-    where they were drawn, and the texts. owners: the row of the step's batch that each of the `scored` rows answers."""
-
-    batch: Batch
-    parts: dict[str, Tensor]
-    greedy: dict[str, Tensor] | None
-    answers: list[Answer]
-    texts: list[str]
-    judged: "JudgedAnswers | None"
-    owners: Tensor
-    replaced: Replacements | None = None
-
-    @property
-    def scored(self) -> Batch:
-        """The rows that the loss is of."""
-        return self.batch if self.replaced is None else self.replaced.batch
-
-
-@dataclass(frozen=True)
-class JudgedAnswers:
-    """What a judge says of R answers: the verdicts on their claims, the tokens [first, last) of their labels, the verdicts on
-    the B greedy answers where those were drawn, and what the watching judge says each answer is worth (none: no such judge)."""
-
-    verdicts: list[list[Verdict]]
-    labels: list[tuple[int, int]]
-    greedy: list[list[Verdict]] | None
-    watched: list[float]
 
 
 class Critic:
@@ -360,13 +328,3 @@ def _in_a_row(answers: Sequence[Sequence[list[int]]]) -> list[list[int]]:
     return [ids for of_clip in answers for ids in of_clip]
 
 
-def weighed(row: Ids, judge: Judge, tokenizer: LlamaTokenizer, taxonomy: Taxonomy | None, lead: str) -> Ids:
-    """The row with a weight for every token: max(P, LEAST_WEIGHT) for those of the reference's claims, P what the judge says of
-    the claim and the clip, 1 for all others. `lead`: what the answer begins with at the end of the prompt."""
-    ids = [*row.ids[row.n_prompt :]]
-    text = lead + tokenizer.decode(ids)
-    claims, spans = claims_in_answer(ids, text, len(lead), tokenizer, taxonomy)
-    weights = [1.0] * len(row.ids)
-    for p, (first, last) in zip(judge.score([claim.text for claim in claims], row.key).tolist(), spans, strict=True):
-        weights[row.n_prompt + first : row.n_prompt + last] = [max(p, LEAST_WEIGHT)] * (last - first)
-    return replace(row, weights=tuple(weights))

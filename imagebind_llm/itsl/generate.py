@@ -14,7 +14,8 @@ from torch import Tensor
 from imagebind_llm.itsl.model import ITSL
 from imagebind_llm.kernels.linear import reordered_weights
 from imagebind_llm.kernels.logp import token_logp
-from imagebind_llm.llama.decoder import KVCache, check_context
+from imagebind_llm.llama.cache import KVCache
+from imagebind_llm.llama.decoder import check_context
 
 Ids = Sequence[int]
 

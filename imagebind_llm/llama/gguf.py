@@ -19,8 +19,8 @@ from torch import Tensor
 
 from imagebind_llm.config import LlamaConfig, RopeScaling
 from imagebind_llm.llama.checkpoint_files import LlamaCheckpoint, check_numbers, check_sizes, expected_shapes
-from imagebind_llm.llama.decoder import rope_table
 from imagebind_llm.llama.gguf_header import GGUFError, GGUFHeader, TensorEntry, read_header
+from imagebind_llm.llama.rotary import rope_table
 from imagebind_llm.weight_files import WeightsError, check_tensors, listed
 
 OUTSIDE = {"tok_embeddings": "token_embd", "norm": "output_norm", "output": "output"}

@@ -14,8 +14,9 @@ from imagebind_llm import distributed
 from imagebind_llm.critic.critic_sums import CriticSums
 from imagebind_llm.files import write_atomic
 from imagebind_llm.training.curves import STEPS, draw
-from imagebind_llm.training.engine import Moment, Position, Sums
+from imagebind_llm.training.epoch import Moment, Position
 from imagebind_llm.training.settings import TrainSettings
+from imagebind_llm.training.step import Sums
 
 QUIET = {"advantage", "distinct_2", "reward_format"}  # in the log, not on the console
 

@@ -9,8 +9,9 @@ from imagebind_llm.critic.critic_sums import CriticSums
 from imagebind_llm.critic.rewards import TRUTH, column
 from imagebind_llm.training.choice import Choice, Guard
 from imagebind_llm.training.continuation import sums_of_rank
-from imagebind_llm.training.engine import Position, Sums
+from imagebind_llm.training.epoch import Position
 from imagebind_llm.training.settings import TrainSettings
+from imagebind_llm.training.step import Sums
 
 GAMED = "by the judge that pays, answers have become truer; by the judge that watches, they have not: the reward is being gamed"
 

@@ -16,8 +16,8 @@ from imagebind_llm.corpus.batches import Collator
 from imagebind_llm.critic.critic_sums import CriticSums
 from imagebind_llm.critic.self_critical import Critic
 from imagebind_llm.records import Sequence as Ids
-from imagebind_llm.training.engine import CriticStep, Sums, counts_of, train_step
 from imagebind_llm.training.settings import TrainSettings
+from imagebind_llm.training.step import CriticStep, Sums, counts_of, train_step
 
 
 class StillOptimizer(torch.optim.Optimizer):

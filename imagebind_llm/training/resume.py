@@ -16,7 +16,7 @@ from imagebind_llm.itsl import checkpoint
 from imagebind_llm.itsl.assembly import Assembled
 from imagebind_llm.itsl.checkpoint import CheckpointError
 from imagebind_llm.training.continuation import differences, digest_of_rationales, digest_of_vectors
-from imagebind_llm.training.engine import Position
+from imagebind_llm.training.epoch import Position
 from imagebind_llm.training.settings import TrainSettings
 
 FREE = {  # flags that may change on the way

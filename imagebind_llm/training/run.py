@@ -21,7 +21,7 @@ from imagebind_llm.files import write_atomic
 from imagebind_llm.itsl import checkpoint
 from imagebind_llm.itsl.assembly import Assembled
 from imagebind_llm.training import resume
-from imagebind_llm.training.engine import Moment, Position
+from imagebind_llm.training.epoch import Moment, Position
 from imagebind_llm.training.frozen_states import FrozenStates, cached_states
 from imagebind_llm.training.log import Log, say, shown_scores
 from imagebind_llm.training.progress import Progress

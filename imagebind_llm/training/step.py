@@ -1,4 +1,4 @@
-"""The training step, the epoch, the evaluation. One wrapped forward pass for every backward pass.
+"""The training step: one wrapped forward pass for every backward pass.
 
     loss = w_intent * CE(intent head) + w_rationale * NLL(answer tokens) + w_caption * NLL(tokens of captions mixed in)
            + w_contrast * contrast(answers with their own clip, with another's) + lambda * self-critical loss (sampled answers)
@@ -6,40 +6,31 @@ All are sums over all rows of a step, on every rank and in every forward pass, o
 not depend on how the rows were shared out.
 """
 
-import hashlib
 import math
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from imagebind_llm import distributed, metrics
-from imagebind_llm.corpus.batches import Collator, by_length, load, shares, steps_of_epoch, with_captions, with_others
+from imagebind_llm import distributed
 from imagebind_llm.corpus.packing import joined, packed, split, with_other_clips
 from imagebind_llm.critic.critic_sums import CriticSums
-from imagebind_llm.critic.self_critical import Critic, SampledAnswers
+from imagebind_llm.critic.sampled_answers import SampledAnswers
+from imagebind_llm.critic.self_critical import Critic
 from imagebind_llm.itsl.generate import NotFiniteError
 from imagebind_llm.itsl.losses import contrast, intent_cross_entropy, rationale_nll
 from imagebind_llm.itsl.model import ITSL
 from imagebind_llm.records import IGNORE, Batch, Output
 from imagebind_llm.records import Sequence as Ids
 from imagebind_llm.sums import RunningSums
-from imagebind_llm.training.schedule import lr_at, peak_lr
 from imagebind_llm.training.settings import TrainSettings
-
-RESAMPLES = 500  # of dev rows, for the standard error of its macro F1
-HEADED_ROWS = 2  # a prompt costs about a sixtieth of a clip whose four answers are sampled and scored
 
 
 class TrainingError(ValueError):
     """Training cannot go on; the message says why and what to change."""
-
-
-# --- one step ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -221,146 +212,3 @@ def _not_finite(keys: Sequence[str]) -> TrainingError:
         f"{f' and {len(keys) - 8} more' if len(keys) > 8 else ''}; no weight was changed and no checkpoint overwritten. "
         f"Lower --blr, lengthen --warmup_epochs, or try --dtype float32; look at these rows' embeddings if it is always they"
     )
-
-
-# --- an epoch ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Position:
-    """How far a run has come; with the weights and the optimizer, all that resuming needs."""
-
-    epoch: int = 0  # the one that is being trained
-    step: int = 0  # inside it
-    total: int = 0  # since the start
-    sums: Sums = field(default_factory=Sums)  # of the running epoch, this rank's
-    critic: CriticSums = field(default_factory=CriticSums)
-
-
-@dataclass(frozen=True)
-class Moment:
-    """What a console line shows."""
-
-    position: Position
-    steps: int  # of the epoch
-    lr: float
-    norm: float
-    tokens_per_s: float
-
-
-@dataclass(frozen=True)
-class ExtraRows:
-    """Rows that go through the model beside those that are trained on.
-
-    captions: one for every two rows of a step (batches.with_captions), weighted by --w_caption.
-    prompts: rows without answers, HEADED_ROWS of which are drawn for each row of a step and supervise the intent head, so that
-        it does not overfit to the few rows that are criticised. They have a pass of their own, at a prompt's cost.
-    """
-
-    captions: Sequence[Ids] = ()
-    prompts: Sequence[Ids] = ()
-
-
-def train_one_epoch(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    sequences: Sequence[Ids],
-    collate: Collator,
-    settings: TrainSettings,
-    device: torch.device,
-    position: Position,
-    critic: Critic | None = None,
-    extra: ExtraRows | None = None,
-) -> Iterator[Moment]:
-    """Train from `position` to the end of its epoch, yielding after every step; `position` always says what is done."""
-    extra = extra or ExtraRows()
-    steps, sequences = _epoch_plan(sequences, extra.captions, settings, position.epoch)
-    ranks, rank, passes = distributed.world_size(), distributed.rank(), settings.accum_iter
-    plan = [rows for step in steps[position.step :] for rows in shares(step, ranks, passes)[rank]]
-    batches = iter(load(sequences, plan, collate, settings.num_workers, device))
-    model.train()
-    while position.step < len(steps):
-        started, tokens_before = time.perf_counter(), position.sums["tokens"]
-        moment = position.epoch + position.step / len(steps)
-        lr = _set_lr(optimizer, lr_at(moment, peak_lr(settings, ranks), settings))
-        step_batches = [next(batches).to(device) for _ in range(passes)]
-        headed = _drawn_rows(extra.prompts, HEADED_ROWS * len(steps[position.step]), settings.seed, position)
-        if headed:
-            share = headed[rank::ranks]
-            step_batches.insert(0, (collate(share) if share else collate.without_targets(headed[0])).to(device))
-        counts = counts_of([*(sequences[row] for row in steps[position.step]), *headed])
-        weight = critic.weight(moment) if critic else 0.0
-        step = CriticStep(critic, weight, _draws(settings, position), position.critic) if critic and weight else None
-        norm = train_step(model, optimizer, step_batches, counts, settings, position.sums, step)
-        position.step, position.total = position.step + 1, position.total + 1
-        tokens_per_s = (position.sums["tokens"] - tokens_before) * ranks / (time.perf_counter() - started)
-        yield Moment(position, len(steps), lr, norm, tokens_per_s)
-
-
-def _epoch_plan(
-    sequences: Sequence[Ids], captions: Sequence[Ids], settings: TrainSettings, epoch: int
-) -> tuple[list[list[int]], Sequence[Ids]]:
-    """The rows of every step of an epoch, as places among the sequences that are returned, captions mixed in at their end."""
-    rows_a_step = settings.batch_size * settings.accum_iter * distributed.world_size()
-    steps = steps_of_epoch([len(row.ids) for row in sequences], rows_a_step, settings.seed, epoch)
-    if settings.w_contrast:
-        sequences = with_others(steps, sequences, settings.seed, epoch)
-    if captions:
-        steps = with_captions(steps, len(sequences), len(captions), settings.seed, epoch)
-        sequences = [*sequences, *captions]
-    return steps, sequences
-
-
-def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> float:
-    """Give each group its share of the schedule's learning rate, which is returned."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]
-    return lr
-
-
-def _drawn_rows(rows: Sequence[Ids], count: int, seed: int, position: Position) -> list[Ids]:
-    """So many of the rows, or none of none: drawn anew in every step, the same on every rank and after resuming."""
-    if not rows:
-        return []
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + position.total)
-    return [rows[i] for i in torch.randint(len(rows), (count,), generator=generator).tolist()]
-
-
-def _draws(settings: TrainSettings, position: Position) -> torch.Generator:
-    """A seed that depends on (seed, epoch, step) alone, so that resuming draws the same answers, on any number of ranks."""
-    parts = (settings.seed, position.epoch, position.step)
-    digest = hashlib.sha256(repr(parts).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-
-
-# --- evaluation -------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def evaluate(
-    model: ITSL, sequences: Sequence[Ids], collate: Collator, device: torch.device, batch_size: int, num_workers: int = 0
-) -> tuple[dict[str, float], list[bool]]:
-    """Teacher-forced scores of a split, every row once, whatever the number of ranks: nll per answer token and, where intents
-    are known, cross_entropy, accuracy and macro_f1 of the intent head (over the classes that occur), and as macro_f1_se its
-    standard error: the standard deviation over bootstrap samples of the rows.
-
-    Also returned: whether the head was right, for each row with a known intent, in order.
-    """
-    if not sequences:
-        return {}, []
-    model.eval()
-    plan = by_length([len(row.ids) for row in sequences], batch_size)[distributed.rank() :: distributed.world_size()]
-    sums, predicted = Sums(), []
-    for rows, batch in zip(plan, load(sequences, plan, collate, num_workers, device), strict=True):
-        output = model(batch.to(device))
-        sums.add(batch.to(device), output.logp, output.mask, output.intent_logits)
-        if output.intent_logits is not None:
-            predicted += list(zip(rows, output.intent_logits.argmax(1).tolist(), strict=True))
-    scores = sums.over_ranks().means()
-    guesses = sorted(pair for rank_pairs in distributed.gather_objects(predicted) for pair in rank_pairs)
-    pairs = [(gold, guess) for row, guess in guesses if (gold := sequences[row].intent) is not None]
-    if pairs:
-        gold, predicted_classes = torch.tensor(pairs).T.numpy()
-        scores["macro_f1"] = metrics.scores(gold, predicted_classes)["macro_f1"]
-        scores["macro_f1_se"] = float(metrics.resampled(gold, predicted_classes[None], RESAMPLES)["macro_f1"].std())
-    return scores, [gold == guess for gold, guess in pairs]
