@@ -67,7 +67,7 @@ STAGES = (
         "captions",
         "first stage of training: the language model learns to say what is seen and heard",
         f"{TRAIN} --stage pretrain --data_path {CLIPS}/captions.json --output_dir {RUNS}/pretrain --batch_size 8"
-        " --adapter_layer 12 --adapter_len 1 --lora_rank 8 --bridge_width 2 --epochs 6 --lr 3e-3 --gate_lr 20",
+        " --adapter_layer 8 --adapter_len 1 --lora_rank 8 --bridge_width 2 --epochs 6 --lr 3e-3 --gate_lr 20",
         f"{RUNS}/pretrain/best",
     ),
     Stage(
