@@ -152,16 +152,16 @@ def test_a_plain_table_names_its_clips_and_lacks_labels(tmp_path):
 
 def test_long_lists_are_cut_unless_asked(good, capsys):
     write_rows(good, "train", *(f"S04|E11|{n}|text {n}|Praise" for n in range(1, 10)))
-    assert main(["check", str(good)]) == 1
+    assert main([str(good)]) == 1
     out = capsys.readouterr().out
     assert out.count("/raw_data/S04/E11/") == 6 and "and 4 more (--all names them)" in out  # 5 missing, 1 unnamed
-    assert main(["check", str(good), "--all"]) == 1
+    assert main([str(good), "--all"]) == 1
     assert capsys.readouterr().out.count("/raw_data/S04/E11/") == 10
-    assert main(["look"]) == 2 and main(["--help"]) == 0
+    assert main([]) == 2 and main(["--help"]) == 0
     assert "exit code 0" in capsys.readouterr().out
 
 
 def test_module_runs_as_a_command(tmp_path):
-    command = [sys.executable, "-m", "imagebind_llm.datasets.readers", "check", str(tmp_path / "absent")]
+    command = [sys.executable, "-m", "imagebind_llm.check", str(tmp_path / "absent")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2 and "usable      no" in result.stdout, result.stderr

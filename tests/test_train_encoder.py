@@ -154,7 +154,7 @@ def test_patches_start_whitened(toy_preset):
 
 def test_one_command_trains_saves_and_loads_back_within_float16(toy_preset, tmp_path, monkeypatch):
     measured = []
-    monkeypatch.setattr(train_encoder, "measure", lambda settings, preset: measured.append(settings))
+    monkeypatch.setattr(train_encoder, "measure", lambda *arguments, **_: measured.append(arguments))
     trained = []
     monkeypatch.setattr(
         train_encoder, "train", lambda settings, real=train_encoder.train: trained.append(real(settings)) or trained[0]
