@@ -130,7 +130,7 @@ MUTATIONS = [
     M("clips whose answers are all alike still learn", "critic/rewards.py", "value.masked_fill(alike[:, None], 0).float()",
       "value.float()", "test_rewards.py::test_a_group_that_is_alike_is_skipped_with_its_penalty"),
     # --- the intent head, and what is absent
-    M("intent head reads the first answer token", "itsl/model.py", "rows + asked - 1]", "rows + asked]",
+    M("intent head reads the first answer token", "itsl/model.py", "rows + n_prompt - 1]", "rows + n_prompt]",
       "test_intent_head.py::test_answers_do_not_move_the_heads_logits"),
     M("intent head sees absent modalities", "itsl/model.py",
       "carried.masked_fill(~self.fusion.present_slots(present > 0)[..., None], 0.0)", "carried",
@@ -256,7 +256,7 @@ MUTATIONS = [
       "test_encoder.py::test_tower_equals_the_public_output"),
     M("rows of different encoders are mixed", "encoder/store.py", "for name in mine if mine[name] != theirs[name]",
       "for name in mine if False", "test_store.py::test_a_mixture_is_refused_with_the_difference_and_the_way_out"),
-    M("a model takes vectors of another encoder", "itsl/checkpoint.py", "if n in ours and ours[n] != theirs[n]", "if False",
+    M("a model takes vectors of another encoder", "itsl/checkpoint.py", "if n in expected and expected[n] != stored[n]", "if False",
       "test_methods.py::test_checkpoints_of_other_labels_modalities_or_embeddings_are_refused"),
     # --- leaks
     M("rows to report may be trained on", "corpus/seen.py", "if any(marks[kind] in seen[kind] for kind in CLIP if kind in marks)]",

@@ -49,7 +49,7 @@ def test_training_and_inference_give_the_same_logits(fusion):
     trained = model.train()(own).intent_logits
     prompts = [own.tokens[i, :n].tolist() for i, n in enumerate(N_PROMPT.tolist())]
     rows = Rows(model.eval(), prompts, 1, own.embeddings, present)
-    asked = model.intent_logits(rows.read, model.carried(own.embeddings, present), present)
+    asked = model.intent_logits(rows.prompt_state, model.carried(own.embeddings, present), present)
     torch.testing.assert_close(asked, trained, atol=2e-6, rtol=0)
     assert trained.std(0).min() > 0.01, "they say something about each row"
 

@@ -142,7 +142,7 @@ class Explainer:
         self.model.eval()
         vectors, presence = self._on_device(embeddings, present)
         rows = read_prompts(self.model, prompts, self._labels, vectors, presence)
-        head = self.model.intent_logits(rows.read, self.model.carried(vectors, presence), presence).log_softmax(1)
+        head = self.model.intent_logits(rows.prompt_state, self.model.carried(vectors, presence), presence).log_softmax(1)
         rationales = None
         if self.order == "rationale":
             rationales = self._wording.before_label(prompts, vectors, presence, max_new_tokens)

@@ -1,7 +1,7 @@
-"""Released adapters: ImageBind-LLM's (prompts, gates, bridge, biases, LoRA) and LLaMA-Adapter v1's (prompts, gates).
+"""Reads released adapters: ImageBind-LLM's (prompts, gates, bridge, biases, LoRA) and LLaMA-Adapter v1's (prompts, gates).
 
-An adapter brings its own prompt shape. What it holds decides the settings; what those settings need and the file lacks,
-or the other way round, is an error. Both were trained on prompts that are not normalised before wk and wv.
+The tensors of the file decide the model's settings; a tensor that these settings need and the file lacks, or one that they do
+not need, is an error. Both kinds were trained with prompts that are not normalised before wk and wv.
 """
 
 import re
@@ -20,12 +20,12 @@ BRIDGE = "image_bind_"
 GATE = re.compile(r"llama\.layers\.(\d+)\.attention\.gate")
 LORA = {f"attention.lora_w{part}" for part in "qkvo"} | {f"feed_forward.lora_w{part}" for part in "123"}
 BIASES = ("attention.wq", "attention.wo", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
-DROPPED = "prefix_projector_norm."  # left over from an older ImageBind-LLM, unused there too
+DROPPED = "prefix_projector_norm."  # of an older ImageBind-LLM, and unused there too
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A released adapter, checked but not read: its settings, and where its tensors are in the file."""
+    """A released adapter whose names are checked and whose tensors are not read yet."""
 
     format: str  # "ImageBind-LLM adapter" or "LLaMA-Adapter v1"
     n_layers: int  # of the LLaMA it was made for
@@ -33,10 +33,10 @@ class Adapter:
     prompts: PromptConfig
     bridge: BridgeConfig | None
     file: TensorFile
-    names: dict[str, str]  # ImageBind-LLM's name, with `bridge.` where ITSL has it -> the file's
+    names: dict[str, str]  # from ImageBind-LLM's name (with `bridge.` in front of the bridge's) to the name in the file
 
     def check_fits(self, llama: LlamaConfig) -> None:
-        """Raise WeightsError unless it was made for a LLaMA of this depth and width."""
+        """Raise WeightsError if it was made for a LLaMA of another depth or width."""
         if (llama.n_layers, llama.dim) != (self.n_layers, self.dim):
             raise WeightsError(
                 f"{self.file.path}: made for a LLaMA of {self.n_layers} layers and width {self.dim}, this one has "
@@ -44,7 +44,7 @@ class Adapter:
             )
 
     def read(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """The parameters under ITSL's names. Norms of the decoder are among them if the adapter trained them."""
+        """The tensors by ITSL's parameter names, with the decoder's norms if the adapter has trained them."""
         return {parameter_name(name): self.file.read(stored).to(dtype, copy=True) for name, stored in self.names.items()}
 
 
@@ -54,9 +54,10 @@ def is_adapter(names: Iterable[str]) -> bool:
 
 
 def open_adapter(path: str | Path, adapter_layer: int | None = None) -> Adapter:
-    """Recognise an adapter file and check its names strictly. Raises WeightsError.
+    """Open an adapter file and check its tensor names strictly.
 
-    `adapter_layer` says in how many layers a v1 adapter has prompts; only needed where its gates don't show it.
+    `adapter_layer`: number of layers in which a v1 adapter has prompts; only needed where its gates do not show it. Raises
+    WeightsError if the file is no adapter, or lacks tensors, or has unknown ones.
     """
     file = TensorFile(path)
     if not is_adapter(file.shapes):
@@ -101,11 +102,13 @@ def _n_layers(path: Path, names: Iterable[str]) -> int:
 
 
 def _prompted_layers(file: TensorFile, names: dict[str, str], n_layers: int) -> int:
-    """A layer without prompts keeps its gate at exactly 0."""
-    opened = [i for i in range(n_layers) if file.read(names[f"llama.layers.{i}.attention.gate"]).any()]
-    if not opened:
-        raise WeightsError(f"{file.path}: all gates are 0, so the prompted layers can't be told; pass --adapter_layer (v1: 30)")
-    return n_layers - min(opened)
+    """The number of top layers with prompts: the gates of all others are exactly 0."""
+    prompted = [i for i in range(n_layers) if file.read(names[f"llama.layers.{i}.attention.gate"]).any()]
+    if not prompted:
+        raise WeightsError(
+            f"{file.path}: all gates are 0, so the number of layers with prompts is unknown; pass --adapter_layer (v1: 30)"
+        )
+    return n_layers - min(prompted)
 
 
 def _bridge(path: Path, shapes: dict[str, Shape]) -> BridgeConfig:
@@ -116,18 +119,18 @@ def _bridge(path: Path, shapes: dict[str, Shape]) -> BridgeConfig:
 
 
 def _check_names(path: Path, names: set[str], n_layers: int, prompts: PromptConfig, bridge: BridgeConfig | None) -> None:
-    """Every parameter that the settings call for, and no other; norms of the decoder may come along."""
-    wanted = {"prefix_query.weight"} | {f"llama.layers.{i}.attention.gate" for i in range(n_layers)}
+    """Raise WeightsError unless the file has every parameter that the settings need, and no other but the decoder's norms."""
+    expected = {"prefix_query.weight"} | {f"llama.layers.{i}.attention.gate" for i in range(n_layers)}
     for i in range(n_layers):
         if prompts.lora_rank:
-            wanted |= {f"llama.layers.{i}.{part}_l{half}.weight" for part in LORA for half in (1, 2)}
+            expected |= {f"llama.layers.{i}.{part}_l{half}.weight" for part in LORA for half in (1, 2)}
         if prompts.bias:
-            wanted |= {f"llama.layers.{i}.{part}.bias" for part in BIASES}
+            expected |= {f"llama.layers.{i}.{part}.bias" for part in BIASES}
     if bridge:
-        wanted |= _bridge_names(bridge.legacy)
+        expected |= _bridge_names(bridge.legacy)
     norms = {f"llama.layers.{i}.{norm}.weight" for i in range(n_layers) for norm in ("attention_norm", "ffn_norm")}
     norms |= {"llama.norm.weight"}
-    missing, unknown = sorted(wanted - names), sorted(names - wanted - norms)
+    missing, unknown = sorted(expected - names), sorted(names - expected - norms)
     if names & norms and not norms <= names:
         missing += sorted(norms - names)
     if missing or unknown:

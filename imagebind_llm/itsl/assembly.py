@@ -1,4 +1,4 @@
-"""Puts the model together: a LLaMA from its files, and bridge, prompts, LoRA and head anew or from files."""
+"""Builds the model: a LLaMA from its files; bridge, prompts, LoRA and intent head newly initialised or from files."""
 
 import hashlib
 from collections.abc import Mapping
@@ -29,23 +29,22 @@ FINGERPRINT_ROWS = 8  # of every matrix: 20 MB of LLaMA-7B
 
 @dataclass
 class Assembled:
-    """A model, what it was built from, the names of the parameters that are not simply its LLaMA's, and fingerprints of that
-    LLaMA and of the checkpoint that training starts from."""
+    """A model and what it was built from."""
 
     model: ITSL
     config: ModelConfig
-    own: frozenset[str]
-    llama: str
-    start: str = ""
+    adapter_names: frozenset[str]  # parameters that are not simply those of the LLaMA's files
+    llama: str  # fingerprint of the LLaMA
+    start: str = ""  # digest of the tensors that training starts from
 
     def adapter(self) -> dict[str, Tensor]:
-        """What a checkpoint holds: everything that the LLaMA's own files do not."""
-        return {name: p.detach().cpu().contiguous() for name, p in self.model.named_parameters() if name in self.own}
+        """The tensors that a checkpoint holds: all parameters that are not in the LLaMA's files."""
+        return {name: p.detach().cpu().contiguous() for name, p in self.model.named_parameters() if name in self.adapter_names}
 
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """What the trained model is built from: the flags of engine_finetune.py with these names."""
+    """The flags of engine_finetune.py that decide how the model is built."""
 
     llama_model_path: str
     model: str
@@ -65,24 +64,24 @@ class BuildSettings:
 
 @dataclass(frozen=True)
 class Start:
-    """Where training starts from: settings that are given, and the tensors that go with them."""
+    """What --pretrained_path gives: shapes and tensors; all None without it."""
 
     prompts: PromptConfig | None = None
     bridge: BridgeConfig | None = None
     tensors: dict[str, Tensor] | None = None
-    llama: str | None = None  # fingerprint, where the start says so
-    adapter: Adapter | None = None  # a released one, made for a LLaMA of some sizes
+    llama: str | None = None  # fingerprint of its LLaMA; None for a released adapter, which has none
+    adapter: Adapter | None = None  # a released adapter
 
 
 class SharedLlama:
-    """A LLaMA that is read once for all models around it: they share its tensors, and none of them changes one in place."""
+    """Reads a LLaMA once for several models, which share its tensors and must not change them in place."""
 
     def __init__(self) -> None:
         self._key: tuple[Path, torch.dtype, torch.device] | None = None
         self._llama: tuple[LlamaConfig, dict[str, Tensor]] | None = None
 
     def read(self, path: str | Path, dtype: torch.dtype, device: torch.device) -> tuple[LlamaConfig, dict[str, Tensor]]:
-        """As load_llama; the last LLaMA that was read is kept, one at a time."""
+        """As `load_llama`, but the last LLaMA that was read is kept."""
         key = (Path(path).expanduser().resolve(), dtype, device)
         if self._llama is None or self._key != key:
             self._llama = None  # before the next one is read: there may be no room for two
@@ -100,9 +99,11 @@ def open_language(path: str, model: str = "auto") -> tuple[LlamaConfig, LlamaTok
 
 
 def build(settings: BuildSettings, taxonomy: Taxonomy | None, embedding_width: int | None, device: torch.device) -> Assembled:
-    """The model that a run trains, its trainable parameters chosen. `embedding_width` None: no clip has embeddings.
+    """The model that a run trains, with requires_grad set on the parameters that --trainable names.
 
-    Without a taxonomy it has no intent head; that of --pretrained_path goes on if it is for the same taxonomy.
+    Without a taxonomy it has no intent head; the head of --pretrained_path is used if its taxonomy is the same.
+    `embedding_width` None: no clip has embeddings. Raises ValueError, CheckpointError or WeightsError if the settings, the
+    start and the LLaMA do not fit together.
     """
     start = _start(settings, taxonomy)
     path = settings.llama_model_path or smollm2_path()
@@ -116,14 +117,14 @@ def build(settings: BuildSettings, taxonomy: Taxonomy | None, embedding_width: i
         llama, prompts, _bridge(settings, start, llama, embedding_width), len(taxonomy.labels) if taxonomy else 0
     )
     torch.manual_seed(settings.seed)
-    assembled = _around(config, state, start.tensors or {}, device)
+    assembled = _assemble(config, state, start.tensors or {}, device)
     assembled.model.train_only(settings.trainable)
-    if embedding_width is None:  # nothing would ever reach them
+    if embedding_width is None:  # they get no input
         for name, parameter in assembled.model.named_parameters():
             if name.startswith(("bridge.", "fusion.")):
                 parameter.requires_grad_(False)
     trained = {name for name, p in assembled.model.named_parameters() if p.requires_grad}
-    assembled.own = assembled.own | trained
+    assembled.adapter_names = assembled.adapter_names | trained
     assembled.start = digest(start.tensors) if start.tensors else ""
     return assembled
 
@@ -131,9 +132,10 @@ def build(settings: BuildSettings, taxonomy: Taxonomy | None, embedding_width: i
 def restore(
     folder: Path, llama_model_path: str, device: torch.device, dtype: torch.dtype, shared: SharedLlama | None = None
 ) -> tuple[Assembled, dict[str, Any]]:
-    """The model of a checkpoint around its LLaMA ("": the one it names), frozen, and the checkpoint's JSON.
+    """The model of a checkpoint, frozen, and the checkpoint's JSON.
 
-    `shared`: where that LLaMA may have been read already. Raises CheckpointError if the checkpoint or the LLaMA does not fit.
+    `llama_model_path` "": the path that the checkpoint names. `shared`: a LLaMA that may have been read already. Raises
+    CheckpointError if the checkpoint is damaged or the LLaMA is not the one that it was trained with.
     """
     info = checkpoint.read_info(folder)
     config = checkpoint.config_from_json(info["model"])
@@ -145,11 +147,11 @@ def restore(
         raise CheckpointError(
             f"{folder}: trained on another LLaMA of the same sizes than {path}; pass its own as --llama_model_path"
         )
-    return _around(config, state, checkpoint.read_tensors(folder), device), info
+    return _assemble(config, state, checkpoint.read_tensors(folder), device), info
 
 
-def _around(config: ModelConfig, state: dict[str, Tensor], tensors: dict[str, Tensor], device: torch.device) -> Assembled:
-    """ITSL around a LLaMA's parameters; `own` replaces what was drawn at random."""
+def _assemble(config: ModelConfig, state: dict[str, Tensor], tensors: dict[str, Tensor], device: torch.device) -> Assembled:
+    """ITSL with a LLaMA's parameters `state`; `tensors` replace initial values. Raises WeightsError for unknown tensors."""
     model = ITSL(config.llama, config.prompts, config.bridge, "meta", config.n_intents)
     llama = llama_fingerprint(state)  # before an adapter's norms or training change it
     assign(model.llama, {name: tensor for name, tensor in state.items()})
@@ -164,9 +166,9 @@ def _around(config: ModelConfig, state: dict[str, Tensor], tensors: dict[str, Te
 
 
 def frozen_dtype(name: str, device: torch.device) -> torch.dtype:
-    """ "auto": bfloat16 on a GPU that has it, else float32. Says so where a GPU has none.
+    """The dtype that --dtype names. "auto": bfloat16 on a GPU that supports it, else float32 (with a warning on a GPU).
 
-    Not float16 there: a LLaMA trained in bfloat16 can overflow it, and gradients that pass through it would need a scaled loss.
+    Not float16: activations of a LLaMA trained in bfloat16 can overflow it, and gradients would need loss scaling.
     """
     if name != "auto":
         distributed.warn_of_emulation(name, device)
@@ -177,10 +179,11 @@ def frozen_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def llama_fingerprint(state: Mapping[str, Tensor]) -> str:
-    """Tells LLaMAs of the same sizes apart, whatever dtype they are loaded in: "2-" and a digest of some rows of every matrix,
-    "-" and one of the first embeddings, which is all that older checkpoints know (`same_llama`).
+    """Fingerprint of a LLaMA's weights, the same for any dtype that they are loaded in.
 
-    A variant with merged adapters has the embeddings of its base. Norms are left out: training changes them.
+    It is "2-", a digest of some rows of every matrix, "-", and a digest of the first embeddings, which is all that older
+    checkpoints have (`same_llama`) and which a variant with merged adapters shares with its base. Norms are not included,
+    because training changes them.
     """
     hashed = hashlib.sha256()
     for name in sorted(name for name, tensor in state.items() if tensor.ndim == 2):
@@ -190,7 +193,7 @@ def llama_fingerprint(state: Mapping[str, Tensor]) -> str:
 
 
 def same_llama(first: str, second: str) -> bool:
-    """Whether two fingerprints are of one LLaMA, as far as the older of them knows."""
+    """Whether two fingerprints are of the same LLaMA; an old one is compared by the first embeddings only."""
     if "-" in first and "-" in second:
         return first == second
     return first.split("-")[-1] == second.split("-")[-1]
@@ -201,7 +204,7 @@ def _bits(tensor: Tensor) -> bytes:
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Tells sets of tensors apart by their names, as files have them (old checkpoints hold digests), and every bit."""
+    """Digest of the names, as files have them, and of all bits of some tensors."""
     hashed = hashlib.sha256()
     for name, tensor in sorted((stored_name(name), tensor) for name, tensor in tensors.items()):
         hashed.update(name.encode())
@@ -220,7 +223,7 @@ def _start(settings: BuildSettings, taxonomy: Taxonomy | None) -> Start:
         info = checkpoint.read_info(path)
         config = checkpoint.config_from_json(info["model"])
         tensors = checkpoint.read_tensors(path)
-        if (taxonomy.described() if taxonomy else None) != info["taxonomy"]:  # the head is for other labels
+        if (taxonomy.described() if taxonomy else None) != info["taxonomy"]:  # the head has other classes
             tensors = {name: t for name, t in tensors.items() if not name.startswith(HEAD)}
         return Start(config.prompts, config.bridge, tensors, info["llama"])
     adapter = open_adapter(path, settings.adapter_layer)
@@ -228,12 +231,12 @@ def _start(settings: BuildSettings, taxonomy: Taxonomy | None) -> Start:
 
 
 def _prompts(settings: BuildSettings, start: Start, llama: LlamaConfig, text_only: bool) -> PromptConfig:
-    """The shape of prompts and LoRA: that of the start, where there is one; a flag that disagrees is an error."""
-    given = start.prompts
-    wants_lora = settings.trainable != "prompts"
+    """Shape of prompts and LoRA: from the start, if there is one, else from the flags. Raises ValueError if both disagree."""
+    start_prompts = start.prompts
+    trains_lora = settings.trainable != "prompts"
     rank = settings.lora_rank
-    if given is None:
-        if wants_lora and not rank:
+    if start_prompts is None:
+        if trains_lora and not rank:
             raise ValueError(
                 f"--trainable {settings.trainable}: there is no LoRA to train; pass --lora_rank 8 or a --pretrained_path"
             )
@@ -242,26 +245,30 @@ def _prompts(settings: BuildSettings, start: Start, llama: LlamaConfig, text_onl
         normalise = _normalises(settings, text_only)
         return PromptConfig(layers, prompts, normalise, lora_rank=rank or 0, bias=bool(rank), lora_layers=layers)
     for name in ("adapter_layer", "adapter_len"):
-        flag, theirs = getattr(settings, name), getattr(given, name)
-        if flag is not None and flag != theirs:
+        flag, start_value = getattr(settings, name), getattr(start_prompts, name)
+        if flag is not None and flag != start_value:
             raise ValueError(
-                f"--{name} {flag}, but {settings.pretrained_path} has {theirs}: pass --{name} {theirs} or leave it out"
+                f"--{name} {flag}, but {settings.pretrained_path} has {start_value}: "
+                f"pass --{name} {start_value} or leave it out"
             )
-    if given.lora_rank and rank not in (None, given.lora_rank):
-        raise ValueError(f"--lora_rank {rank}, but {settings.pretrained_path} has {given.lora_rank}: pass that or leave it out")
-    if wants_lora and not (rank or given.lora_rank):
+    start_rank = start_prompts.lora_rank
+    if start_rank and rank not in (None, start_rank):
+        raise ValueError(f"--lora_rank {rank}, but {settings.pretrained_path} has {start_rank}: pass that or leave it out")
+    if trains_lora and not (rank or start_rank):
         raise ValueError(
             f"--trainable {settings.trainable}: {settings.pretrained_path} has no LoRA; pass --lora_rank 16 to add one"
         )
-    return given if given.lora_rank or not rank else replace(given, lora_rank=rank, bias=True, lora_layers=given.adapter_layer)
+    if start_rank or not rank:
+        return start_prompts
+    return replace(start_prompts, lora_rank=rank, bias=True, lora_layers=start_prompts.adapter_layer)
 
 
 def _normalises(settings: BuildSettings, text_only: bool) -> bool:
-    """Whether new prompts are N(0, 0.02) and brought to unit RMS before wk and wv. Else they are N(0, 1) and used raw, as in
-    LLaMA-Adapter v1 (arXiv:2303.16199, its public code): so --blr means there what it meant for v1. AdamW moves every number by
-    about a learning rate a step: that turns a vector of N(0, 0.02), read at unit RMS, 50 times as far as one of N(0, 1).
+    """Whether new prompts start as N(0, 0.02) and are scaled to unit RMS before wk and wv, or as N(0, 1) without scaling.
 
-    v1's form is that of a plain start from text under v1's name. A run that is continued keeps the form that it began with.
+    The latter is LLaMA-Adapter v1 (arXiv:2303.16199, its public code), so that --blr means the same as there: AdamW changes
+    every number by about the learning rate in each step, which turns a normalised vector of N(0, 0.02) 50 times as far as one
+    of N(0, 1). It is used for text alone with a --model that v1 names and without LoRA. A continued run keeps its own form.
     """
     last, form = checkpoint.resolve(Path(settings.output_dir) / "last"), None
     if distributed.is_main() and settings.resume == "auto" and last.is_dir():

@@ -12,11 +12,11 @@ from imagebind_llm.config import BridgeConfig
 from imagebind_llm.llama.decoder import RMSNorm
 
 N_BLOCKS = 3
-RMS_EPS = 1e-6  # whatever the decoder's own eps is
+RMS_EPS = 1e-6  # independent of the decoder's norm_eps
 
 
 class Bridge(nn.Module):
-    """Vectors of the encoder's width -> vectors of the decoder's width `dim`."""
+    """Projects vectors from the encoder's width E to the decoder's width D = `dim`."""
 
     def __init__(self, config: BridgeConfig, dim: int):
         super().__init__()
@@ -29,7 +29,7 @@ class Bridge(nn.Module):
             setattr(self, f"image_bind_f3_{i}", nn.Linear(dim, config.hidden_dim, bias=config.legacy))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., E) -> (..., D)."""
+        """x (..., E) -> (..., D)."""
         x = self.image_bind_proj(x.to(self.image_bind_proj.weight.dtype))
         for i in range(1, N_BLOCKS + 1):
             norm, f1, f2, f3 = (getattr(self, f"image_bind_{name}_{i}") for name in ("norm", "f1", "f2", "f3"))
@@ -39,6 +39,5 @@ class Bridge(nn.Module):
 
 
 def unit_length(embeddings: Tensor, present: Tensor) -> Tensor:
-    """Embeddings (B,M,E) in float32, each brought to length 1, zeros where `present` (B,M) is false: what stands there is never
-    looked at, be it NaN."""
+    """Embeddings (B,M,E) in float32, scaled to norm 1; zeros where `present` (B,M) is false, even if the input is NaN there."""
     return F.normalize(torch.where(present[..., None], embeddings, 0.0).float(), dim=-1)

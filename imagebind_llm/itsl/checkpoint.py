@@ -1,11 +1,11 @@
-"""Checkpoints of what we train, never of the frozen LLaMA: safetensors and JSON, written whole or not at all.
+"""Checkpoints: the trained tensors (not the frozen LLaMA) as safetensors, and JSON, written completely or not at all.
 
     OUTPUT_DIR/checkpoint-0000120/{adapter.safetensors, optimizer.safetensors, checkpoint.json}
     OUTPUT_DIR/last -> checkpoint-0000120        OUTPUT_DIR/best -> checkpoint-0000090
 
-A folder appears under its name when everything in it is on disk; then the links move, each in one rename; then folders
-that no link names are deleted. Whatever moment a run is killed, `last` and `best` are whole. On a disk without symbolic links
-`last` and `best` are files that hold the folder's name (`resolve`).
+A folder is written under a temporary name and renamed when it is complete; then each link is replaced in one rename; then
+folders that no link names are deleted. So `last` and `best` are complete whenever a run is killed. On a disk without symbolic
+links they are files that hold the folder's name (`resolve`).
 """
 
 import contextlib
@@ -34,11 +34,11 @@ from imagebind_llm.itsl.names import parameter_name, stored_name
 FORMAT = 1
 ADAPTER, OPTIMIZER, INFO = "adapter.safetensors", "optimizer.safetensors", "checkpoint.json"
 LINKS = ("last", "best")
-POINTER = re.compile(r"checkpoint-\d{7,}(\.\d+)?\n")  # what a file that stands for a link holds
+POINTER = re.compile(r"checkpoint-\d{7,}(\.\d+)?\n")  # contents of a file that replaces a link
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged or of another run; the message says what to do."""
+    """A checkpoint is missing, damaged or from another run; the message says what to do."""
 
 
 def save(
@@ -50,9 +50,13 @@ def save(
     best: bool,
     write_more: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write checkpoint-STEP, make it `last` and, if it is, `best`. An OSError (a full disk) leaves the old ones."""
+    """Write checkpoint-STEP and point `last` to it, and `best` too if `best`.
+
+    `write_more` writes further files into the folder that it is given. Raises OSError if the disk is full; the old checkpoints
+    remain.
+    """
     root.mkdir(parents=True, exist_ok=True)
-    folder = _free(root, f"checkpoint-{step:07d}")
+    folder = _unused_folder(root, f"checkpoint-{step:07d}")
     temporary = root / f".{folder.name}.{os.getpid()}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -63,15 +67,15 @@ def save(
         if write_more is not None:
             write_more(temporary)
         for path in temporary.iterdir():
-            with contextlib.suppress(PermissionError):  # of a disk that has no modes
-                path.chmod((temporary / INFO).stat().st_mode)  # safetensors' files are its owner's alone
+            with contextlib.suppress(PermissionError):  # some disks have no file modes
+                path.chmod((temporary / INFO).stat().st_mode)  # safetensors writes files that only their owner can read
             _sync(path)
         temporary.rename(folder)
     except (OSError, SafetensorError) as error:
         raise OSError(f"{folder} could not be written ({error}); `last` and `best` are as they were") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    if best:  # first: killed in between, the run repeats what led here, and so makes the same checkpoint again
+    if best:  # before `last`: a run that is killed in between resumes from the old `last` and makes this checkpoint again
         _link(root / "best", folder.name)
     _link(root / "last", folder.name)
     _prune(root)
@@ -81,8 +85,8 @@ def _stored(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {stored_name(name): tensor for name, tensor in tensors.items()}
 
 
-def _free(root: Path, name: str) -> Path:
-    """A folder that is not there yet: `last` may name one of the same step, which stays until the links have moved."""
+def _unused_folder(root: Path, name: str) -> Path:
+    """A folder that does not exist: `last` may name one of the same step, which is kept until the links are replaced."""
     names = (name, *(f"{name}.{number}" for number in range(2, 1000)))
     return next(root / name for name in names if not (root / name).exists())
 
@@ -106,7 +110,7 @@ def _link(link: Path, target: str) -> None:
 
 
 def resolve(path: Path) -> Path:
-    """The checkpoint folder that a path stands for: what `last` or `best` name where they are files, else the path itself."""
+    """The folder of a checkpoint: the folder that the path names if it is a file in place of a link, else the path itself."""
     path = Path(path)
     if path.is_file() and path.stat().st_size < 64 and POINTER.fullmatch(path.read_text(errors="replace")):
         return path.with_name(path.read_text().strip())
@@ -114,16 +118,18 @@ def resolve(path: Path) -> Path:
 
 
 def probe(root: Path) -> None:
-    """Save a small checkpoint in the folder `root` twice and read it, so that a disk which cannot do that says so before the
-    first step and not after the first hour. Raises CheckpointError."""
-    place = Path(root) / f".checkpoint-probe.{os.getpid()}.tmp"
+    """Save a small checkpoint in `root` twice and read it, to find out before the first step whether the disk can do that.
+
+    Raises CheckpointError if not.
+    """
+    folder = Path(root) / f".checkpoint-probe.{os.getpid()}.tmp"
     tensors = {"x": torch.zeros(1)}
     try:
         for step in (1, 2):
-            save(place, step, tensors, tensors, {}, best=True)
-        read_info(place / "best")
-        read_tensors(place / "last")
-        if not (place / "last").is_symlink():
+            save(folder, step, tensors, tensors, {}, best=True)
+        read_info(folder / "best")
+        read_tensors(folder / "last")
+        if not (folder / "last").is_symlink():
             distributed.warn(
                 f"{root}: no symbolic links on this disk; last and best are files that name a folder, which all commands read"
             )
@@ -132,11 +138,11 @@ def probe(root: Path) -> None:
             f"{root}: no checkpoint can be saved here ({error.__cause__ or error}); give an --output_dir on another disk"
         ) from error
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def linked(link: Path) -> str:
-    """The name of the folder that `last` or `best` stands for; "" if there is none."""
+    """The name of the folder that `last` or `best` points to; "" if there is none."""
     folder = resolve(link)
     if not folder.is_dir():
         return ""
@@ -144,16 +150,16 @@ def linked(link: Path) -> str:
 
 
 def _prune(root: Path) -> None:
-    named = {os.readlink(root / link) if (root / link).is_symlink() else resolve(root / link).name for link in LINKS}
+    targets = {os.readlink(root / link) if (root / link).is_symlink() else resolve(root / link).name for link in LINKS}
     for folder in root.glob("checkpoint-*"):
-        if folder.name not in named:
+        if folder.name not in targets:
             shutil.rmtree(folder, ignore_errors=True)
-    for left in root.glob(".checkpoint-*.tmp"):  # by a save that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    for folder in root.glob(".checkpoint-*.tmp"):  # left by a save that was killed
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def clear(root: Path) -> None:
-    """Delete a run's checkpoints, log and results, and nothing else in the folder."""
+    """Delete a run's checkpoints, log and results; other files in the folder stay."""
     for link in LINKS:
         (root / link).unlink(missing_ok=True)
     _prune(root)
@@ -166,7 +172,7 @@ def clear(root: Path) -> None:
 
 
 def read_info(folder: Path) -> dict[str, Any]:
-    """A checkpoint's JSON. Raises CheckpointError, saying what was expected, if it is none."""
+    """A checkpoint's JSON. Raises CheckpointError if the folder is no checkpoint, is damaged or has another format."""
     path = resolve(folder) / INFO
     if not path.is_file():
         names = (Path(folder) / name for name in ("best", "last"))
@@ -183,7 +189,10 @@ def read_info(folder: Path) -> dict[str, Any]:
 
 
 def read_tensors(folder: Path, name: str = ADAPTER) -> dict[str, Tensor]:
-    """The tensors of `adapter.safetensors` or `optimizer.safetensors`, under the names of the model's parameters."""
+    """The tensors of `adapter.safetensors` or `optimizer.safetensors`, under the names of the model's parameters.
+
+    Raises CheckpointError if the file is missing or damaged.
+    """
     try:
         return {parameter_name(key): tensor for key, tensor in load_file(resolve(folder) / name).items()}
     except (OSError, SafetensorError) as error:
@@ -191,14 +200,16 @@ def read_tensors(folder: Path, name: str = ADAPTER) -> dict[str, Tensor]:
 
 
 def check_store(store: Store, trained_on: dict[str, Any] | None) -> None:
-    """Raises CheckpointError if the store's embeddings were made in another way than those that a model was trained on,
-    `trained_on` as checkpoint.json has it; None: it was trained on none."""
-    ours, theirs = trained_on or {}, asdict(store.identity)
+    """Raise CheckpointError if the store's embeddings were made in another way than those that a model was trained on.
+
+    `trained_on`: the store's identity in checkpoint.json; None if the model was trained on no embeddings.
+    """
+    expected, stored = trained_on or {}, asdict(store.identity)
     names = ("encoder", "weights_sha256", "width", "window_rule", "clean_audio")
-    if other := [f"{n}: {theirs[n]}, expected {ours[n]}" for n in names if n in ours and ours[n] != theirs[n]]:
+    if other := [f"{n}: {stored[n]}, expected {expected[n]}" for n in names if n in expected and expected[n] != stored[n]]:
         raise CheckpointError(
             f"{store.root}: other embeddings than the model was trained on ({'; '.join(other)}); make them anew with: "
-            f"python avt_get_emb.py --data_path DATA --output_dir EMB --encoder {ours['encoder']}"
+            f"python avt_get_emb.py --data_path DATA --output_dir EMB --encoder {expected['encoder']}"
         )
 
 
@@ -222,7 +233,7 @@ def code_commit() -> str:
     """The git commit of the code, "unknown" outside a repository."""
     command = ["git", "rev-parse", "HEAD"]
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False)
+        process = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False)
     except OSError:
         return "unknown"
-    return done.stdout.strip() if done.returncode == 0 else "unknown"
+    return process.stdout.strip() if process.returncode == 0 else "unknown"

@@ -1,11 +1,10 @@
-"""How several modalities of a clip reach the prompts. A new way is one class and one line in FUSIONS.
+"""Fusions: how the modalities of a clip become prompts. A new fusion is one class and one line in FUSIONS.
 
-    average   prompts of layer j = learned_j (P,D)  +  carry(weighted mean of the embeddings) (D)          ImageBind-LLM
-    separate  prompts of layer j = learned_j (P,D)  beside  carry(e_m) * (1 + scale_jm) + query_jm (M,D)   ours
-`carry` is the bridge. Kept apart, each modality has a prompt vector of its own in every prompted layer, so the heads can read
-face and voice separately and weigh them by content; one bridge carries them all, so `query_jm` tells a layer which modality it
-is looking at, and `scale_jm` what of it this layer looks at (FiLM, arXiv:1709.07871). The vector of an absent modality is
-masked out of the softmax, which leaves exactly what the others give.
+    average   prompts of layer j = learned_j (P,D)  +  bridge(weighted mean of the embeddings) (D)          ImageBind-LLM
+    separate  prompts of layer j = learned_j (P,D)  beside  bridge(e_m) * (1 + scale_jm) + query_jm (M,D)   ours
+With "separate" each modality has its own prompt vector in every prompted layer, so the attention heads can weigh face and voice
+by content. All modalities share one bridge, so `query_jm` marks which modality a vector is of, and `scale_jm` selects features
+of it for each layer (FiLM, arXiv:1709.07871). The vector of an absent modality is masked out of the softmax.
 """
 
 import torch
@@ -17,35 +16,37 @@ from imagebind_llm.llama.decoder import Prompts
 
 
 class Fusion(nn.Module):
-    """A clip's modalities -> `n_slots` vectors of the decoder's width -> prompts. A subclass implements the three methods."""
+    """Base class: a clip's M embeddings become `n_slots` vectors of the decoder's width, and these become prompts."""
 
     n_slots: int
 
     def __init__(self, prompts: PromptConfig, dim: int):
-        """`prompts`: how many layers read prompts; `dim`: the decoder's width."""
+        """`prompts`: shape of the prompts; `dim`: the decoder's width."""
         super().__init__()
 
     def carry(self, embeddings: Tensor, weights: Tensor, bridge: Bridge) -> Tensor:
-        """Embeddings (B,M,E), of unit length or zero where absent, and how much each counts (B,M), 0 for an absent one ->
-        vectors (B,n_slots,D)."""
+        """Project embeddings (B,M,E), of unit length or zero where absent, to vectors (B,n_slots,D).
+
+        weights: (B,M) weight of each modality, 0 where it is absent.
+        """
         raise NotImplementedError
 
     def present_slots(self, present: Tensor) -> Tensor:
-        """Which slots hold something, (B,n_slots) bool, given which modalities are there, (B,M) bool."""
+        """Which slots are not empty, (B,n_slots) bool, given which modalities are present, (B,M) bool."""
         raise NotImplementedError
 
     def prompts(self, learned: Tensor, carried: Tensor, present: Tensor) -> Prompts:
-        """Prompts of learned vectors (1,A,P,D) and a batch's carried ones (B,n_slots,D), `present` (B,M) bool."""
+        """Prompts from learned vectors (1,A,P,D) and the result of `carry` (B,n_slots,D); `present` (B,M) bool."""
         raise NotImplementedError
 
 
 class Average(Fusion):
-    """One vector a clip, the weighted mean of its modalities, added to every learned prompt (ImageBind-LLM)."""
+    """One vector per clip, the weighted mean of its modalities, added to every learned prompt (ImageBind-LLM)."""
 
     n_slots = 1
 
     def carry(self, embeddings: Tensor, weights: Tensor, bridge: Bridge) -> Tensor:
-        """(B,1,D), zeros for a row with nothing present."""
+        """(B,1,D), zeros for a row without any modality."""
         shares = weights.float() / (weights.float().sum(1, keepdim=True) + 1e-6)
         mean = (shares[..., None] * embeddings).sum(1, keepdim=True)  # (B,1,E), ImageBind-LLM does not normalise it again
         return torch.where(self.present_slots(weights > 0)[..., None], bridge(mean), 0.0)
@@ -58,7 +59,7 @@ class Average(Fusion):
 
 
 class Separate(Fusion):
-    """A prompt of its own for each modality beside the learned ones."""
+    """One prompt per modality, beside the learned prompts."""
 
     n_slots = len(MODALITIES)
 
@@ -87,9 +88,9 @@ FUSIONS: dict[str, type[Fusion]] = {"separate": Separate, "average": Average}
 
 
 def learned_vectors(rows: int, dim: int, prompts: PromptConfig) -> nn.Embedding:
-    """Small random vectors, next to the bridge's output, if prompts are normalised; else LLaMA-Adapter's N(0,1).
+    """Embedding (rows, dim), initialised to N(0, 0.02) if prompts are normalised, else to LLaMA-Adapter's N(0, 1).
 
-    Never zero: an exact zero has no direction for a normalisation to keep.
+    Not to zero, because a zero vector cannot be normalised.
     """
     vectors = nn.Embedding(rows, dim)
     nn.init.normal_(vectors.weight, std=0.02 if prompts.normalise_prefix else 1.0)

@@ -1,8 +1,8 @@
-"""From what is known to what the model reads and writes: prompts, answers, token ids, and the way back.
+"""The wording of prompts and answers: from an Example to token ids, and from a generated text back to label and rationale.
 
 Instruction rows follow Stanford Alpaca, which LLaMA-Adapter and ImageBind-LLM were trained with. Clips have a shorter prompt
-that ends where the label begins, `Intent:`, so that the last prompt position, which the intent head reads, is the very
-position at which the decoder chooses the label. A prompt and its answer are tokenised in one, as the public code does.
+that ends where the label begins, with `Intent:`, so that the intent head reads the same position (the last of the prompt) at
+which the decoder predicts the label. Prompt and answer are tokenised as one string, as the public code does.
 """
 
 import re
@@ -17,39 +17,44 @@ PAIRED = "Below is an instruction that describes a task, paired with an input th
 SINGLE = "Below is an instruction that describes a task."
 CAPTION_REQUEST = "Describe what is seen and heard.\n"
 QUESTION = "What is the intent of the speaker, and why?\n"
-LEAD = {"label": "Intent:", "rationale": "Rationale:"}  # how every answer about a clip begins; the end of its prompt
+LEAD = {"label": "Intent:", "rationale": "Rationale:"}  # first word of an answer by --answer_order; the prompt ends with it
 _LABEL_FIRST = re.compile(r"\s*Intent:\s*(?P<label>[^.]*)\.(?:\s*Rationale:\s*(?P<rationale>.*))?", re.DOTALL)
 _RATIONALE_FIRST = re.compile(r"\s*Rationale:\s*(?P<rationale>.*?)\s*Intent:\s*(?P<label>[^.]*)\.?\s*", re.DOTALL)
 
 
 class InstructionError(ValueError):
-    """A row that cannot be made to fit; the message says which and what to change."""
+    """A row is too long for --max_seq_len even when its prompt is shortened; the message names the row."""
 
 
-def alpaca_prompt(instruction: str, given: str = "") -> str:
-    """The instruction, and what is `given` to it, up to where the answer begins (no space after the colon)."""
-    if not given:
+def alpaca_prompt(instruction: str, context: str = "") -> str:
+    """Alpaca's prompt with an instruction and an optional input `context`, up to "### Response:" (no space after the colon)."""
+    if not context:
         return f"{SINGLE} {ALONE}\n\n### Instruction:\n{instruction}\n\n### Response:"
-    return f"{PAIRED} {ALONE}\n\n### Instruction:\n{instruction}\n\n### Input:\n{given}\n\n### Response:"
+    return f"{PAIRED} {ALONE}\n\n### Instruction:\n{instruction}\n\n### Input:\n{context}\n\n### Response:"
 
 
-def instruction_exchange(key: str, instruction: str, given: str, answer: str, lead: str = "", **fields) -> Exchange:
-    """An Alpaca row, its prompt ending with `lead`. What may be shortened is the input or, without one, the instruction."""
+def instruction_exchange(key: str, instruction: str, context: str, answer: str, lead: str = "", **fields) -> Exchange:
+    """An Alpaca row whose prompt ends with `lead`. If it is too long, its `context` is shortened or, without one, the
+    instruction."""
     slot = "\0"
-    prompt = alpaca_prompt(instruction, slot) if given else alpaca_prompt(slot)
+    prompt = alpaca_prompt(instruction, slot) if context else alpaca_prompt(slot)
     before, _, after = prompt.partition(slot)
-    return Exchange(key, before, given or instruction, after + lead, answer, **fields)
+    return Exchange(key, before, context or instruction, after + lead, answer, **fields)
 
 
 def caption_exchange(key: str, caption: str) -> Exchange:
-    """The first stage's question: everything that a clip shows."""
+    """A row of the first training stage: describe a clip."""
     return Exchange(key, CAPTION_REQUEST, "", "", caption, embedded=True)
 
 
 def clip_exchange(
     example: Example, taxonomy: Taxonomy | None, with_text: bool, embedded: bool, order: str = "label"
 ) -> Exchange:
-    """The question about a clip. `with_text`: its words are in the prompt; else it is only seen and heard."""
+    """A row that asks for the intent of a clip and the reason.
+
+    `with_text`: put the clip's words into the prompt; otherwise the model gets its embeddings only. `embedded`: the clip has
+    embeddings. `order`: what the answer begins with, a key of LEAD.
+    """
     before, after = ('A person says: "', '"\n') if with_text else ("A person is seen and heard.\n", "")
     answer = ""
     if example.intent is not None:
@@ -61,7 +66,7 @@ def clip_exchange(
 
 
 def answer_text(intent: str, rationale: str | None, order: str = "label") -> str:
-    """`Intent: Praise. Rationale: We see ...` or, rationale first, `Rationale: We see ... Intent: Praise.`"""
+    """`Intent: Praise. Rationale: We see ...`, or with order "rationale" `Rationale: We see ... Intent: Praise.`"""
     if not rationale:
         return f"Intent: {intent}."
     if order == "label":
@@ -70,7 +75,10 @@ def answer_text(intent: str, rationale: str | None, order: str = "label") -> str
 
 
 def parse_answer(text: str, taxonomy: Taxonomy) -> Answer:
-    """The inverse of `answer_text`, in either order, of a whole answer with its lead. Lenient about letter case only."""
+    """Label and rationale of a whole answer, including its lead, in either order: the inverse of `answer_text`.
+
+    Each is None if it is missing; the label also if the taxonomy does not have it (letter case is ignored).
+    """
     match = _LABEL_FIRST.fullmatch(text) or _RATIONALE_FIRST.fullmatch(text)
     if match is None:
         return Answer(None, None)
@@ -82,7 +90,7 @@ def parse_answer(text: str, taxonomy: Taxonomy) -> Answer:
 
 
 def answer_spans(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Characters [start, end) of label and rationale in a whole answer, as `parse_answer` reads it; (0, 0) for none."""
+    """Character spans [start, end) of label and rationale in a whole answer, as `parse_answer` reads it; (0, 0) if missing."""
     match = _LABEL_FIRST.fullmatch(text) or _RATIONALE_FIRST.fullmatch(text)
     if match is None:
         return (0, 0), (0, 0)
@@ -90,7 +98,7 @@ def answer_spans(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _stripped(text: str, start: int, end: int) -> tuple[int, int]:
-    """The span without the white space around it; (0, 0) for (-1, -1), which a group that took no part has."""
+    """The span without surrounding white space; (0, 0) if it is empty or (-1, -1), as for a group that did not match."""
     part = text[start:end] if start >= 0 else ""
     start += len(part) - len(part.lstrip())
     return (start, start + len(part.strip())) if part.strip() else (0, 0)
@@ -99,8 +107,8 @@ def _stripped(text: str, start: int, end: int) -> tuple[int, int]:
 def encode_exchange(exchange: Exchange, tokenizer: LlamaTokenizer, max_len: int) -> Sequence:
     """Token ids of prompt and answer with start and end token, at most `max_len`.
 
-    What is too long loses the first words of its context, then the beginning of its prompt, and never a token of its answer.
-    Raises InstructionError if the answer alone does not fit.
+    If they are too long, the first words of the context are dropped, then the beginning of the prompt; the answer is never
+    shortened. Raises InstructionError if the answer alone does not fit.
     """
     words = exchange.context.split(" ")
     prompt, ids = _ids(exchange, exchange.context, tokenizer)
@@ -122,12 +130,12 @@ def encode_exchange(exchange: Exchange, tokenizer: LlamaTokenizer, max_len: int)
 
 
 def _ids(exchange: Exchange, context: str, tokenizer: LlamaTokenizer) -> tuple[list[int], list[int]]:
+    """Ids of the prompt, and of prompt and answer."""
     prompt = exchange.before + context + exchange.after
-    asked = tokenizer.encode(prompt, bos=True)
-    return asked, tokenizer.encode(prompt + exchange.answer, bos=True, eos=True)
+    return tokenizer.encode(prompt, bos=True), tokenizer.encode(prompt + exchange.answer, bos=True, eos=True)
 
 
 def encode_prompt(exchange: Exchange, tokenizer: LlamaTokenizer, max_len: int) -> list[int]:
-    """The ids of the prompt alone, at most `max_len`, shortened like those of a whole exchange."""
-    bare = Exchange(exchange.key, exchange.before, exchange.context, exchange.after)
-    return list(encode_exchange(bare, tokenizer, max_len + 1).ids[:-1])  # without the end token
+    """Token ids of the prompt alone, at most `max_len`, shortened as in `encode_exchange`."""
+    without_answer = Exchange(exchange.key, exchange.before, exchange.context, exchange.after)
+    return list(encode_exchange(without_answer, tokenizer, max_len + 1).ids[:-1])  # without the end token

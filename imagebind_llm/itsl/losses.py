@@ -1,4 +1,4 @@
-"""Losses as pure functions of log-probabilities: no model, no file. The log-probabilities: logp.py."""
+"""Losses as pure functions of log-probabilities. kernels/logp.py computes the log-probabilities."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,23 +7,32 @@ from imagebind_llm.records import IGNORE
 
 
 def rationale_nll(logp: Tensor, mask: Tensor, count: Tensor | int | None = None) -> Tensor:
-    """Negative log-likelihood of the answer tokens, logp and mask (B,T), over their number; 0 without any.
+    """Mean negative log-likelihood of the answer tokens; 0 if there are none.
 
-    `count` is the number to divide by if this batch is a part of a larger one (other ranks, other forward passes).
+    logp (B,T); mask (B,T), which of them belong to answer tokens; `count`: what to divide the sum by if this batch is a part of
+    a larger one (other ranks, other forward passes).
     """
     return -(logp * mask).sum() / _positive(mask.sum() if count is None else count)
 
 
 def intent_cross_entropy(logits: Tensor, intents: Tensor, count: Tensor | int | None = None) -> Tensor:
-    """Cross-entropy of the intent head, logits (B,C) float32, intents (B,) or IGNORE, over the known ones' number."""
+    """Mean cross-entropy of the intent head over the rows with a known intent; 0 if there are none.
+
+    logits (B,C) float32; intents (B,) class indices, IGNORE where unknown; `count` as in `rationale_nll`.
+    """
     total = F.cross_entropy(logits, intents, ignore_index=IGNORE, reduction="sum")
     return total / _positive((intents != IGNORE).sum() if count is None else count)
 
 
 def contrast(logp: Tensor, swapped: Tensor, mask: Tensor, count: Tensor | int | None = None) -> Tensor:
-    """-log sigmoid(mean log p with the own clip - mean log p with another's), the means over each answer's tokens: the same
-    answer must be likelier with its own clip. log 2 where the clip makes no difference; bounded below, so that it cannot pay
-    for ever. logp, swapped and mask (R,T); summed over the rows and divided by `count`, their number if not given."""
+    """Contrastive loss: an answer should be likelier with its own clip than with another clip.
+
+        -log sigmoid(mean log p(answer | own clip) - mean log p(answer | other clip)), means over the answer's tokens
+    It is log 2 where the clip makes no difference, and bounded below by 0, so that the gap does not grow without end.
+
+    logp and swapped (R,T): log-probabilities of the same answers with their own clip and with another; mask (R,T): which
+    positions are answer tokens; `count`: what to divide the sum over rows by, R if not given.
+    """
     gap = ((logp - swapped) * mask).sum(1) / mask.sum(1).clamp(min=1)  # (R,)
     return -F.logsigmoid(gap).sum() / _positive(len(mask) if count is None else count)
 
@@ -33,10 +42,12 @@ def _positive(count: Tensor | int) -> Tensor | int:
 
 
 def self_critical(logp: Tensor, mask: Tensor, advantage: Tensor, max_tokens: int) -> Tensor:
-    """- 1/(R max_tokens) * sum over answer tokens, EOS included, of advantage * log p(token): REINFORCE with a baseline.
+    """REINFORCE with a baseline: -1/(R max_tokens) * sum over answer tokens, EOS included, of advantage * log p(token).
 
-    logp and mask (R,T) of the R = B*K sampled answers; advantage (R,) of whole answers or (R,T) of their tokens. max_tokens is
-    the sampling limit, a constant, so that no answer gains by being short or long.
+    Args:
+        logp, mask: (R,T) of the R = B*K sampled answers.
+        advantage: (R,) one for each answer, or (R,T) one for each token; no gradient flows into it.
+        max_tokens: the sampling limit. A constant, so that the loss prefers neither short nor long answers.
     """
     by_token = advantage if advantage.ndim == 2 else advantage[:, None]
     weighted = by_token.detach().to(logp.dtype) * logp.masked_fill(~mask, 0)  # (R,T)
@@ -44,11 +55,14 @@ def self_critical(logp: Tensor, mask: Tensor, advantage: Tensor, max_tokens: int
 
 
 def local_expectation(logp: Tensor, values: Tensor) -> Tensor:
-    """- sg(sum_P pi) * sum_P softmax_P(log pi(p)) * v(p): how much what is said at one place is worth on average, negated.
+    """Negative expected value over P alternative claims at one place of an answer: -sg(sum pi) * sum softmax(log pi) * v.
 
-    logp (P,): log pi of the alternatives there, events that exclude each other; values (P,) v of each. sg: no gradient. With
-    all that could be said among them its gradient is the policy gradient without sampling; with some missing it is that in
-    which the missing ones are worth the mean of those present.
+    If the alternatives are all that the model can say there, its gradient is the exact policy gradient, without sampling;
+    otherwise it is the policy gradient if each missing alternative had the mean value of those present.
+
+    Args:
+        logp: (P,) log pi, the model's log-probability of each alternative; no two of them can occur together.
+        values: (P,) v, the value of each; no gradient flows into them, nor into sg(sum pi).
     """
-    share = logp.detach().exp().sum()  # of the probability
+    share = logp.detach().exp().sum()  # total probability of the alternatives
     return -share * (logp.softmax(0) * values.detach().to(logp.dtype)).sum()

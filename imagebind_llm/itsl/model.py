@@ -1,12 +1,12 @@
 """ITSL: a bridge, prompts and a frozen LLaMA; and which of its parameters train.
 
-A clip's embeddings go over the bridge and, by one of FUSIONS, become prompts beside or in the learned ones (fusion.py).
-The intent head reads the last prompt position, which no answer can leak into, and the carried embeddings beside it: the
-decoder reaches them only through gates that start at zero, the head reaches them at once.
+The bridge projects a clip's embeddings to the width of the LLaMA; a fusion (one of FUSIONS, fusion.py) turns them into prompts,
+beside the learned prompts or added to them. The intent head reads the hidden state at the last prompt position, which no answer
+token can influence, and the projected embeddings directly: the decoder reads these only through gates that start at zero.
 
-Names: `llama.*` as Meta and LLaMA-Adapter have them, `prefix_query.weight` (A*P, D) holds the learned prompts, layer by layer
-(LLaMA-Adapter's `adapter_query.weight`, ImageBind-LLM's `prefix_query.weight`), `bridge.image_bind_*` the bridge (ImageBind-LLM
-has no `bridge.` in front), `fusion.*` what a fusion has to learn. In files some have other names (names.py).
+Parameter names: `llama.*` as Meta and LLaMA-Adapter have them; `prefix_query.weight` (A*P, D) holds the learned prompts, layer
+by layer (LLaMA-Adapter's `adapter_query.weight`, ImageBind-LLM's `prefix_query.weight`); `bridge.image_bind_*` is the bridge
+(ImageBind-LLM has no `bridge.` in front); `fusion.*` are a fusion's parameters. Some names differ in files (names.py).
 """
 
 import torch
@@ -24,7 +24,7 @@ HEAD = "intent_head."
 
 
 class IntentHead(nn.Module):
-    """Intent logits, a linear map of the hidden state and the carried embeddings, each brought to unit RMS; starts at zero."""
+    """Linear classifier on the hidden state and the projected embeddings, each scaled to unit RMS. Initialised to zero."""
 
     def __init__(self, dim: int, slots: int, n_intents: int):
         super().__init__()
@@ -33,7 +33,7 @@ class IntentHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, hidden: Tensor, carried: Tensor | None) -> Tensor:
-        """hidden (B,D), carried (B,slots,D) with zeros where there is nothing, None if all are absent -> (B,C)."""
+        """Logits (B,C) of hidden (B,D) and carried (B,slots,D): zeros in absent slots, None if all slots are absent."""
         parts = hidden.float()[:, None]  # (B,1,D)
         slots = self.linear.in_features // hidden.shape[1] - 1
         if slots:
@@ -43,7 +43,7 @@ class IntentHead(nn.Module):
 
 
 class ITSL(nn.Module):
-    """The whole model; all parameters are frozen until `train_only` says otherwise. Without a bridge: text only."""
+    """The whole model. All parameters are frozen until `train_only` is called. Without a bridge it reads text only."""
 
     def __init__(
         self,
@@ -53,9 +53,9 @@ class ITSL(nn.Module):
         device: Device = None,
         n_intents: int = 0,
     ):
-        """`device`: where the frozen matrices of the LLaMA are made, "meta" if a checkpoint's will be assigned.
+        """`device`: where the frozen matrices of the LLaMA are allocated; "meta" if they will be assigned from a checkpoint.
 
-        `n_intents` 0: without an intent head.
+        `n_intents`: classes of the intent head; 0 for no head. Raises ValueError for no prompts or an unknown fusion.
         """
         super().__init__()
         if prompts.adapter_len < 1:
@@ -71,17 +71,18 @@ class ITSL(nn.Module):
         self.requires_grad_(False)
 
     def prompts(self, embeddings: Tensor | None = None, present: Tensor | None = None) -> Prompts:
-        """Prompt vectors for embeddings (B,M,E) of which `present` (B,M) are there; for every row alike without them.
+        """Prompt vectors for embeddings (B,M,E); without embeddings, the learned prompts, the same for every row.
 
-        `present` may also hold weights >= 0; they count in the average.
+        `present` (B,M) marks the modalities that each row has. It may hold weights >= 0 instead, which the fusion "average"
+        uses.
         """
         return self._prompts(self.carried(embeddings, present), present)
 
     def carried(self, embeddings: Tensor | None, present: Tensor | None) -> Tensor | None:
-        """Embeddings in the space of the LLaMA, (B,n_slots,D); None if there are none."""
+        """Embeddings projected to the width of the LLaMA, (B,n_slots,D); None without embeddings or without a bridge."""
         if self.bridge is None or self.fusion is None or embeddings is None:
             return None
-        assert present is not None, "say which modalities are present"
+        assert present is not None, "embeddings need `present`"
         return self.fusion.carry(unit_length(embeddings, present > 0), present, self.bridge)
 
     def _prompts(self, carried: Tensor | None, present: Tensor | None) -> Prompts:
@@ -92,25 +93,27 @@ class ITSL(nn.Module):
         return self.fusion.prompts(learned, carried, present > 0)
 
     def intent_logits(self, hidden: Tensor, carried: Tensor | None, present: Tensor | None) -> Tensor:
-        """(B,C) float32 of the normed hidden state (B,D) at the last prompt position and the carried embeddings."""
+        """Logits (B,C) float32 of the intent head, from the normed hidden state (B,D) at the last prompt position and from what
+        `carried` returned for these rows."""
         assert self.intent_head is not None, "this model has no intent head"
         if carried is not None and self.fusion is not None and present is not None:
             carried = carried.masked_fill(~self.fusion.present_slots(present > 0)[..., None], 0.0)
         return self.intent_head(hidden, carried)
 
     def forward(self, batch: Batch, checkpoint: bool = False) -> Output:
-        """Log-probabilities of the batch's targets, and intent logits. Only the positions that these need reach the end.
+        """Log-probabilities of the batch's targets, and intent logits.
 
-        `checkpoint`: keep a layer's input only and compute it again in the backward pass.
+        The last layer's feed-forward and the output matrix are computed only at the positions that these need.
+        With `checkpoint`, only the layers' inputs are kept and the rest is recomputed in the backward pass.
         """
         mask = batch.targets != IGNORE
-        mask[:, 0] = False  # nothing precedes it
+        mask[:, 0] = False  # no position precedes the first token
         keep = mask.flatten().nonzero().squeeze(1) - 1  # (N,), the position before each target
         n = len(keep)
-        asked = batch.n_prompt if self.intent_head is not None else None
-        if asked is not None:
+        n_prompt = batch.n_prompt if self.intent_head is not None else None
+        if n_prompt is not None:
             rows = torch.arange(len(mask), device=mask.device) * mask.shape[1]
-            keep = torch.cat([keep, rows + asked - 1])  # (N+B,)
+            keep = torch.cat([keep, rows + n_prompt - 1])  # (N+B,)
         carried = self.carried(batch.embeddings, batch.present)
         prompts = self._prompts(carried, batch.present)
         hidden = self.llama(
@@ -124,21 +127,22 @@ class ITSL(nn.Module):
         )  # (N or N+B, D)
         answer_logp = token_logp(hidden[:n], self.llama.output_weight, batch.targets[mask])
         logp = torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, answer_logp)  # (B,T)
-        return Output(logp, mask, self.intent_logits(hidden[n:], carried, batch.present) if asked is not None else None)
+        return Output(logp, mask, self.intent_logits(hidden[n:], carried, batch.present) if n_prompt is not None else None)
 
     def trainable_parameters(self, which: str) -> dict[str, nn.Parameter]:
-        """Parameters by name. "prompts": prompts, gates of the prompted layers, bridge (ImageBind-LLM's first stage).
+        """The parameters that --trainable `which` trains, by name. The intent head is always among them.
 
-        "lora": norms, biases and LoRA of the decoder (its second stage). "all": both. The intent head always trains.
+        "prompts": prompts, gates of the prompted layers and bridge (ImageBind-LLM's first stage). "lora": norms, biases and
+        LoRA of the decoder (its second stage). "all": both. Raises ValueError for any other value.
         """
         if which not in TRAINABLE:
             raise ValueError(f"trainable {which!r}: expected one of {', '.join(TRAINABLE)}")
         groups = {"prompts": self._is_prompt, "lora": self._is_lora}
-        chosen = groups.values() if which == "all" else [groups[which]]
-        return {name: p for name, p in self.named_parameters() if name.startswith(HEAD) or any(test(name) for test in chosen)}
+        tests = groups.values() if which == "all" else [groups[which]]
+        return {name: p for name, p in self.named_parameters() if name.startswith(HEAD) or any(test(name) for test in tests)}
 
     def train_only(self, which: str) -> None:
-        """Let these parameters train, in float32, and no others."""
+        """Set requires_grad on the parameters of `trainable_parameters(which)`, as float32, and on no others."""
         self.requires_grad_(False)
         for parameter in self.trainable_parameters(which).values():
             parameter.data = parameter.data.float()
@@ -157,6 +161,6 @@ class ITSL(nn.Module):
 
 
 def _layer(name: str) -> int:
-    """The layer of a decoder's parameter; the last norm counts as above all."""
+    """The layer index of a decoder's parameter; larger than any index for the last norm."""
     parts = name.split(".")
     return int(parts[2]) if parts[1] == "layers" else 10**9

@@ -1,15 +1,15 @@
-"""LLaMA decoder with gated prompt attention: rotary on adjacent pairs, SwiGLU, RMSNorm, grouped queries, tied or not.
+"""LLaMA decoder with gated prompt attention: rotary embeddings on adjacent pairs, SwiGLU, RMSNorm, grouped-query attention.
 
-Parameter names are Meta's, so that a consolidated checkpoint loads without renaming; gate and biases have LLaMA-Adapter's and
-ImageBind-LLM's names, and LoRA has them in files. The decoder knows nothing of modalities: it is handed prompt vectors.
+Parameter names are Meta's, so that a consolidated checkpoint loads without renaming; gates and biases have LLaMA-Adapter's and
+ImageBind-LLM's names, and so have LoRA matrices in files. The decoder does not depend on modalities: it takes prompt vectors.
 
 In each of the top A layers (LLaMA-Adapter, arXiv:2303.16199, section 3):
     out = softmax(q k^T / sqrt K) v + tanh(gate) * softmax(q k_p^T / sqrt K) v_p
-Two separate softmaxes, a gate per head that starts at 0; k_p and v_p come from the prompts through the layer's frozen
-wk and wv, without rotary, and are seen from every position.
+Two separate softmaxes, and a gate per head that starts at 0; k_p and v_p are the prompts times the layer's frozen wk and wv,
+without rotary embeddings; every position attends to them.
 
-Frozen weights need no gradient, so autograd itself keeps nothing for the layers below the lowest trained one.
-Trained parameters may be float32 above bf16 weights: they are cast where they meet the activations.
+Frozen weights need no gradient, so autograd keeps no activations for the layers below the lowest trained one.
+Trained parameters may be float32 while the frozen weights are bfloat16: they are cast to the dtype of the activations.
 """
 
 from dataclasses import dataclass, replace
@@ -36,14 +36,14 @@ class ContextError(ValueError):
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompt vectors of the top A layers: `vectors` (B or 1, A, P, D); `present` (B, P) bool, None if all are there."""
+    """Prompt vectors of the top A layers: `vectors` (B or 1, A, P, D); `present` (B, P) bool, None if all are present."""
 
     vectors: Tensor
     present: Tensor | None = None
 
 
 def check_context(length: int, config: LlamaConfig) -> None:
-    """Raises ContextError if `length` positions do not fit."""
+    """Raise ContextError if `length` positions are more than the model's context has."""
     if length > config.max_seq_len:
         raise ContextError(
             f"{length} positions, but the context of this LLaMA is {config.max_seq_len}; "
@@ -52,15 +52,15 @@ def check_context(length: int, config: LlamaConfig) -> None:
 
 
 def lowest_adapted(config: LlamaConfig, prompts: PromptConfig | None) -> int:
-    """Index of the lowest layer that has LoRA and biases, if any has."""
+    """Index of the lowest layer that has LoRA and biases, if `prompts` has any."""
     return config.n_layers - prompts.lora_layers if prompts and prompts.lora_layers is not None else 0
 
 
 class LoRALinear(nn.Linear):
     """A frozen linear map with an optional trained bias and an optional low-rank term: x W^T + bias + up(down(x)).
 
-    `rank` 0: no low-rank term. LoRA (arXiv:2106.09685) as ImageBind-LLM has it: no scaling factor, no dropout; `lora_up` starts
-    at zero.
+    LoRA (arXiv:2106.09685) as in ImageBind-LLM: no scaling factor, no dropout; `lora_up` is initialised to zero. `rank` 0: no
+    low-rank term.
     """
 
     def __init__(self, n_in: int, n_out: int, rank: int = 0, bias: bool = False, device: Device = None):
@@ -109,7 +109,7 @@ class Attention(nn.Module):
             self.gate = nn.Parameter(torch.zeros(1, config.n_heads, 1, 1))
 
     def prompt_kv(self, prefix: Tensor, present: Tensor | None) -> PromptKV:
-        """Keys and values of prompt vectors (B or 1, P, D), by the frozen wk and wv alone."""
+        """Keys and values of prompt vectors `prefix` (B or 1, P, D), by the frozen wk and wv without LoRA."""
         if self.normalise_prefix:
             prefix = F.rms_norm(prefix.float(), prefix.shape[-1:], eps=PREFIX_EPS)
         prefix = prefix.to(self.wk.weight.dtype)
@@ -122,7 +122,7 @@ class Attention(nn.Module):
         return PromptKV(keys, values, gate, None if present is None else ~present)
 
     def forward(self, x: Tensor, rope: "Rope", prompt_kv: PromptKV | None, past: "Past") -> Tensor:
-        """x (B,T,D) normed -> (B,T,D) before wo."""
+        """Normed x (B,T,D) -> (B,T,D), to which the caller applies wo."""
         b, t, _ = x.shape
         q = rotate(self.wq(x).view(b, t, self.n_heads, self.head_dim), rope.q)
         k = rotate(self.wk(x).view(b, t, self.n_kv_heads, self.head_dim), rope.k)
@@ -158,7 +158,7 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
 
     def forward(self, x: Tensor, rope: "Rope", prompt_kv: PromptKV | None, past: "Past", keep: Tensor | None) -> Tensor:
-        """`keep` (N,) flat positions b*T+t: only these go through the rest of the block, which returns (N,D)."""
+        """x (B,T,D) -> (B,T,D); with `keep` (N,), flat positions b*T+t, only these rows after attention, (N,D)."""
         out = self.attention(self.attention_norm(x), rope, prompt_kv, past)
         if keep is not None:
             x, out = x.flatten(0, 1)[keep], out.flatten(0, 1)[keep]  # (N,D)
@@ -170,7 +170,7 @@ class Llama(nn.Module):
     """The decoder. With `prompts`, every layer has a gate and the top `adapter_layer` of them read prompt vectors."""
 
     def __init__(self, config: LlamaConfig, prompts: PromptConfig | None = None, device: Device = None):
-        """`device`: where the frozen matrices are made, "meta" if a checkpoint's will be assigned (weights.assign)."""
+        """`device`: where the frozen matrices are allocated; "meta" if they will be assigned from a checkpoint."""
         super().__init__()
         if prompts and not 0 < prompts.adapter_layer <= config.n_layers:
             raise ValueError(
@@ -181,7 +181,7 @@ class Llama(nn.Module):
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim, device=device)
         plain = prompts and replace(prompts, lora_rank=0, bias=False)
         lowest = lowest_adapted(config, prompts)
-        self.lowest = min(lowest, config.n_layers - prompts.adapter_layer) if prompts else 0  # layers below never change
+        self.lowest = min(lowest, config.n_layers - prompts.adapter_layer) if prompts else 0  # layers below are never trained
         self.layers = nn.ModuleList(Block(config, prompts if i >= lowest else plain, device) for i in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         if not config.tied:
@@ -189,7 +189,7 @@ class Llama(nn.Module):
 
     @property
     def output_weight(self) -> Tensor:
-        """(V, D), the matrix of the head."""
+        """The output matrix (V, D)."""
         return self.tok_embeddings.weight if self.config.tied else self.output.weight
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -209,14 +209,19 @@ class Llama(nn.Module):
         checkpoint: bool = False,
         below: Tensor | None = None,
     ) -> Tensor:
-        """Normed hidden states (B,T,D) of tokens (B,T), or (N,D) at the flat positions `keep` (b*T+t).
+        """Normed hidden states (B,T,D) of tokens (B,T), or (N,D) at the positions `keep`.
 
-        Without `positions` and `mask`: causal, from position 0; rows are padded on the right. After columns that a cache
-        already holds, give each token's `positions` (B,T) and the `mask` (B,1,T,S) bool of the columns it may see (None:
-        up to its own). Prompts are read in the first pass into a cache and come from the cache afterwards.
-        `segments` (B,T): a token sees those before it in segment 0 and in its own alone; without a cache, with `positions`.
-        `checkpoint`: in training, keep only the layers' inputs and compute the rest again in the backward pass.
-        `below` (B,T,D): what `lower` returned for these tokens; only the layers above are computed.
+        By default attention is causal from position 0, and rows are padded on the right.
+
+        Args:
+            prompts: prompt vectors of the top layers. With a cache they are read in its first pass only.
+            keep: (N,) flat positions b*T+t whose states are returned.
+            cache: keys and values of earlier columns, to which this call appends; once it holds some, give `positions`.
+            positions: (B,T) position of each token.
+            mask: (B,1,T,S) bool, the columns that each token attends to; None: all up to its own.
+            segments: (B,T) a token attends to earlier tokens of segment 0 and of its own; with `positions`, without a cache.
+            checkpoint: keep only the layers' inputs, and recompute the rest in the backward pass.
+            below: (B,T,D) the result of `lower` for these tokens, so that only the layers above are computed.
         """
         if positions is None:
             check_context(tokens.shape[1], self.config)
@@ -235,8 +240,10 @@ class Llama(nn.Module):
         return self.norm(x)
 
     def lower(self, tokens: Tensor, positions: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
-        """States (B,T,D) that enter the lowest layer with prompts, LoRA or biases: they depend on the tokens (B,T) alone, and
-        on `positions` and `segments` as in `forward`."""
+        """Input (B,T,D) of the lowest layer that has prompts, LoRA or biases. It does not change in training.
+
+        tokens, positions, segments: as in `forward`.
+        """
         if positions is None:
             check_context(tokens.shape[1], self.config)
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
