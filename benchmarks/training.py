@@ -124,7 +124,7 @@ class _CriticParts:
         output = self.model(rows.batch)
         own, logp = rows.rows(output), rows.answers(output)
         advantage = torch.linspace(-1, 1, len(logp))
-        return rationale_nll(own.logp, own.mask) + self_critical(logp, rows.asked, advantage, NEW)
+        return rationale_nll(own.logp, own.mask) + self_critical(logp, rows.answer_mask, advantage, NEW)
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()

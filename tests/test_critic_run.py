@@ -203,7 +203,7 @@ def talk(monkeypatch):
 def test_claims_are_credited_and_the_run_says_by_what_judge(world, seen, talk, tmp_path):
     done = train(world | seen, tmp_path / "whole", log_steps=1)
     assert done.code == 0, done.err
-    assert "judge, " in done.out and "vision 1.000" in done.out and "watching judge (never paid)" in done.out
+    assert "judge, " in done.out and "vision 1.000" in done.out and "watching judge (gives no rewards)" in done.out
     scores = read_lines(tmp_path / "whole" / "log.txt")[0]["train"]
     assert scores["claims"] > 0 and scores["skipped"] < 1 and {"reward_truth", "watched_truth", "undecided"} <= scores.keys()
     assert "reward_truth" in read_lines(tmp_path / "whole" / "steps.jsonl")[1]

@@ -126,7 +126,7 @@ def test_no_other_modality_speaks_for_one_that_the_clip_has_not(world, vectors, 
 
 
 def test_texts_are_forgotten_in_time_and_clips_on_demand(world, judges, monkeypatch):
-    monkeypatch.setattr("imagebind_llm.critic.judge.KEPT", 2)
+    monkeypatch.setattr("imagebind_llm.critic.judge.LARGEST_CACHE", 2)
     some = ClauseVectors(encode)
     for text in (*SEEN, *HEARD):
         assert torch.equal(some([text, SEEN[0]])[1], some([SEEN[0]])[0])

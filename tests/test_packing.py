@@ -51,7 +51,7 @@ def test_answers_in_one_row_have_the_likelihoods_and_gradients_of_rows_of_their_
     alone, apart = model(batch), model(answers)
     torch.testing.assert_close(wide.rows(output).logp, alone.logp)
     torch.testing.assert_close(wide.answers(output), apart.logp)
-    assert wide.rows(output).mask.equal(alone.mask) and wide.asked.equal(apart.mask)
+    assert wide.rows(output).mask.equal(alone.mask) and wide.answer_mask.equal(apart.mask)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     slope = torch.randn(answers.tokens.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 

@@ -110,7 +110,7 @@ def test_all_parts_of_many_answers_lie_between_zero_and_one(judges, world):
 
 
 def test_a_reward_that_is_registered_is_computed_logged_and_summed(monkeypatch, judges):
-    brevity = Reward(0.0, lambda given: [0.25 if answer.rationale else 1.0 for answer in given.answers])
+    brevity = Reward(0.0, lambda inputs: [0.25 if answer.rationale else 1.0 for answer in inputs.answers])
     monkeypatch.setitem(REWARDS, "brevity", brevity)
     answers = [Answer("Joke", GOOD, True), Answer(None, None, True)]
     part = reward_parts(answers, ["Joke"] * 2, [GOOD] * 2, *judges)["brevity"]

@@ -110,7 +110,7 @@ def test_intents_without_train_rationales_get_probability_zero():
 def test_what_cannot_be_fitted_or_read_is_refused(tmp_path, verifier):
     with pytest.raises(VerifierError, match=r"at least 2 intents, got 2 of 1; write more with: python write_rationales\.py"):
         fit_verifier(["a b", "a c"], ["Joke", "Joke"], DEMO)
-    with pytest.raises(VerifierError, match="nothing can be read from 2 train rationales, labels masked"):
+    with pytest.raises(VerifierError, match="no word is left of 2 train rationales when labels are masked"):
         fit_verifier(["Praise.", "Complaints."], ["Praise", "Complain"], MINTREC)
     with pytest.raises(VerifierError, match="no verifier can be read"):
         Verifier.load(tmp_path)

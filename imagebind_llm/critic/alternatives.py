@@ -1,9 +1,9 @@
-"""Alternatives to one claim of an answer, and what the judge says of each.
+"""Alternatives to one claim of an answer, each with its value by the judge (--credit local and corrected).
 
-The alternatives are the claims that the clip's other answers make and the judge's favourites for the clip among the claims of
-the train references, in their own wording: the method knows no list of what can be said. All continue the same beginning of
-the answer and end with the separator that ends the claim there (", " or " and" ...), so none is a prefix of another, and the
-probabilities that the model gives them are of events that exclude each other. Of many, the likeliest are taken.
+The alternatives are claims of the clip's other answers, and those claims of the train references that the judge finds most
+probable for the clip, in their original wording; there is no fixed list of claims. All continue the same beginning of the
+answer and end with the separator that ends the claim there (", " or " and" ...), so none is a prefix of another and no two of
+them can occur together. If there are many, those that the model finds most likely are taken.
 """
 
 from collections.abc import Sequence
@@ -23,16 +23,16 @@ from imagebind_llm.llama.tokenizers import LlamaTokenizer
 from imagebind_llm.records import Batch
 from imagebind_llm.taxonomy import Taxonomy
 
-MOST = 6  # alternatives of a claim that are compared, its own wording included
-CANDIDATES = 24  # that these are the likeliest of
-FAVOURITES = 12  # of the candidates, those that come from references
-CORRECTED = 2  # false claims of an answer that are corrected
+MOST = 6  # largest number of compared alternatives, including the claim itself
+CANDIDATES = 24  # largest number of alternatives from which the likeliest are taken
+FAVOURITES = 12  # of the candidates, those from references
+CORRECTED = 2  # largest number of false claims that are corrected in an answer
 SENTENCE_END = ".!?:"
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """Tokens that could be said at a place, the separator's included, and the value v of the claim; 0 without a verdict."""
+    """Tokens of a claim with its separator, and the claim's value v; 0 if it is undecided."""
 
     ids: tuple[int, ...]
     value: float
@@ -40,7 +40,7 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Place:
-    """Where an answer makes a claim: its tokens before that, and two alternatives or more, of which it says the first."""
+    """A place in an answer: the tokens before a claim, and at least two alternatives, the first of which is the claim."""
 
     before: list[int]
     alternatives: list[Alternative]
@@ -48,13 +48,13 @@ class Place:
 
 @dataclass(frozen=True)
 class Clip:
-    """A row of a batch and answers to it: their tokens, without an end token, and their texts."""
+    """A row of a batch with answers to it: their tokens without an end token, and their texts."""
 
     batch: Batch
     row: int
     ids: Sequence[list[int]]
     texts: Sequence[str]
-    others: Sequence[str] = ()  # texts of further answers: what they say are alternatives
+    others: Sequence[str] = ()  # texts of further answers, whose claims are alternatives
 
     @property
     def key(self) -> str:
@@ -68,7 +68,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Continuation:
-    """A row to be scored: the tokens of the prompt and of the answer's beginning, and the alternative that follows."""
+    """A row to be scored: an alternative after `prefix`, the tokens of the prompt and of the answer's beginning."""
 
     prefix: list[int]
     alternative: Alternative
@@ -76,16 +76,15 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Replacements:
-    """N continuations that are scored in place of sampled answers: their rows, the value (N,) of each and which of the clips
-    it is about. Where there is nothing to score, one row is there that is worth 0."""
+    """N continuations that are scored instead of sampled answers; one with value 0 if there are none."""
 
     batch: Batch
-    values: Tensor
-    clips: list[int]
+    values: Tensor  # (N,)
+    clips: list[int]  # number of each row's clip
 
 
 class Alternatives:
-    """Alternatives to the claims of answers of fewer than `longest` tokens, or cut off there."""
+    """Finds alternatives to the claims of answers, which have at most `longest` tokens."""
 
     def __init__(
         self,
@@ -97,14 +96,21 @@ class Alternatives:
         longest: int,
         corrects: bool = False,
     ):
-        """`lead`: characters of an answer's text before what its tokens say. `references`: rationales of the train split.
-        `corrects`: rows are the corrections of a clip's answers, else the alternatives of one claim."""
+        """
+        Args:
+            lead: number of characters of the lead, with which an answer's text begins and which is in the prompt.
+            references: rationales of the train split.
+            corrects: `replaced` returns corrections of false claims, otherwise alternatives of one claim.
+        """
         self.judge, self.tokenizer, self.taxonomy = judge, tokenizer, taxonomy
         self.lead, self.references, self.longest, self.corrects = lead, references, longest, corrects
         self._favourites: dict[str, list[tuple[str, float]]] = {}
 
     def replaced(self, model: ITSL, clips: Sequence[Clip], seed: int, whole: bool = False) -> Replacements:
-        """What is scored in place of these clips' answers. `whole`: as many rows as can be, as long as an answer can be."""
+        """The rows to score instead of these clips' answers.
+
+        `whole`: the largest number of rows, each as long as a whole answer, for the test of memory.
+        """
         rows = [(i, row) for i, clip in enumerate(clips) for row in self._continuations(model, clip, seed, whole)]
         if not rows:
             rows = [(0, Continuation(clips[0].prompt, Alternative((self.tokenizer.eos_id,), 0.0)))]
@@ -124,27 +130,29 @@ class Alternatives:
     # --- rows for the losses --------------------------------------------------------------------------------------------
 
     def compared(self, model: ITSL, clip: Clip, draws: Tensor) -> list[Continuation]:
-        """The alternatives of one claim with a verdict, drawn evenly from all answers' by one random number in [0, 1), `draws`
-        (1,). Of many alternatives, the answer's own and the likeliest. Nothing where all are worth the same."""
+        """The likeliest alternatives of one claim, with the claim itself; none if all have the same value.
+
+        The claim is drawn uniformly from the decided claims of all answers, by a random number in [0, 1), `draws` (1,).
+        """
         values = [self._values(claims_of_answer(text, self.taxonomy), clip.key) for text in clip.texts]
-        verdicts = [(answer, i) for answer, by_claim in enumerate(values) for i, value in enumerate(by_claim) if value]
-        if not verdicts:
+        decided = [(answer, i) for answer, by_claim in enumerate(values) for i, value in enumerate(by_claim) if value]
+        if not decided:
             return []
-        answer, number = verdicts[int(draws[0] * len(verdicts))]
+        answer, number = decided[int(draws[0] * len(decided))]
         place = self.at(clip, answer, number)
         if place is None:
             return []
         claim, *others = place.alternatives
-        rivals = [claim, *likeliest(model, clip, place.before, others, MOST - 1)]
-        if len({alternative.value for alternative in rivals}) < 2:
+        alternatives = [claim, *likeliest(model, clip, place.before, others, MOST - 1)]
+        if len({alternative.value for alternative in alternatives}) < 2:
             return []
-        return [Continuation([*clip.prompt, *place.before], alternative) for alternative in rivals]
+        return [Continuation([*clip.prompt, *place.before], alternative) for alternative in alternatives]
 
     def corrections(self, model: ITSL, clip: Clip) -> list[Continuation]:
-        """For each of the CORRECTED most false claims of the first answer, the likeliest true alternative, with value 1.
+        """The likeliest true alternative, with value 1, for each of the CORRECTED claims of the first answer with lowest value.
 
-        Each is a row of its own behind what the answer says before that claim, other false claims included: that is where the
-        model stood when it made the claim.
+        Each is a separate row after the answer's own beginning, with its other false claims, since the model has generated the
+        claim after these tokens.
         """
         values = self._values(claims_of_answer(clip.texts[0], self.taxonomy), clip.key)
         rows = []
@@ -156,11 +164,11 @@ class Alternatives:
                 rows.append(Continuation([*clip.prompt, *place.before], Alternative(best.ids, 1.0)))
         return rows
 
-    # --- what could be said ---------------------------------------------------------------------------------------------
+    # --- alternatives at a place ----------------------------------------------------------------------------------------
 
     def at(self, clip: Clip, answer: int, number: int) -> Place | None:
-        """What could be said in place of the claim of this number, counted from 0. None for fewer than two alternatives, or
-        where the answer was cut off before the claim ended."""
+        """The alternatives to claim `number`, counted from 0, of an answer. None if there are fewer than two, or if the answer
+        was cut off within the claim."""
         ids, text = clip.ids[answer], clip.texts[answer]
         claims = claims_of_answer(text, self.taxonomy)
         claim = claims[number]
@@ -173,7 +181,7 @@ class Alternatives:
         alternatives = [Alternative((*ids[first:last], *after), wordings.pop(text[claim.start : claim.end]))]
         head, tail = text[start : claim.start], text[claim.end : end]
         if not first and not head:
-            head = " "  # which SentencePiece leaves out at the start of what it decodes
+            head = " "  # SentencePiece drops it at the beginning of a decoded text
         for wording, value in wordings.items():
             new_ids = self._continuing(text[:start], head + wording + tail)
             if new_ids and first + len(new_ids) + len(after) <= self.longest:
@@ -183,12 +191,12 @@ class Alternatives:
         return Place(list(ids[:first]), alternatives) if len(alternatives) > 1 else None
 
     def _span(self, ids: list[int], text: str, claim: Claim) -> tuple[int, int, int, int, tuple[int, ...]] | None:
-        """The tokens [first, last) of a claim and its separator, the characters [start, end) that they write, and the end token
-        if that is what separates; None if nothing does."""
+        """Tokens [first, last) of a claim with its separator, their characters [start, end), and the end token if that ends the
+        claim instead of a separator; None if neither does."""
         characters = [(a + self.lead, b + self.lead) for a, b in characters_of(ids, self.tokenizer)]
         first, last = tokens_of((claim.start, claim.end), characters)
         while first and not text[slice(*characters[first - 1])].strip():
-            first -= 1  # a space is written together with the word behind it
+            first -= 1  # a space belongs to the word after it
         separator = separator_end(text, claim.end)
         after: tuple[int, ...] = ()
         if separator is not None:
@@ -200,36 +208,40 @@ class Alternatives:
         return first, last, characters[first][0], characters[last - 1][1], after
 
     def _continuing(self, text: str, more: str) -> tuple[int, ...] | None:
-        """The tokens of `more` behind a text; None if they would change the text's own."""
+        """The tokens of `more` after `text`; None if the tokens of `text` would change."""
         before, whole = self.tokenizer.encode(text), self.tokenizer.encode(text + more)
         return tuple(whole[len(before) :]) if whole[: len(before)] == before else None
 
     def _wordings(
         self, text: str, earlier: Sequence[Claim], claim: Claim, others: Sequence[str], key: str
     ) -> dict[str, float]:
-        """Wordings that fit the claim's place, and their values: its own, those of other answers (with a verdict first), the
-        judge's favourites of the modality that the claim hangs on. What repeats an earlier claim is left out or, if it is
-        the answer's own, worth 0."""
+        """Wordings for the place of a claim, and their values.
+
+        These are the claim's own wording, claims of other answers (decided ones first), and reference claims that depend on
+        the same modality, most probable first. Repetitions of an earlier claim are not among them; the claim itself gets 0 if
+        it is one.
+        """
         claim_wording = text[claim.start : claim.end]
-        opens = claim_wording[:1].isupper() and text[: claim.start].rstrip()[-1:] in SENTENCE_END
+        begins_sentence = claim_wording[:1].isupper() and text[: claim.start].rstrip()[-1:] in SENTENCE_END
         claims = {other[c.start : c.end]: c for other in others for c in claims_of_answer(other, self.taxonomy)}
         values = self._values([claim, *claims.values()], key)
         repeated = self._repeating(earlier, [claim.text, *(c.text for c in claims.values())])
         by_verdict = sorted(zip(claims, values[1:], repeated[1:], strict=True), key=lambda row: row[1] == 0)
-        from_answers = [(wording, value) for wording, value, again in by_verdict if not again][: CANDIDATES - 1 - FAVOURITES]
+        n_answers = CANDIDATES - 1 - FAVOURITES
+        from_answers = [(wording, value) for wording, value, is_repeat in by_verdict if not is_repeat][:n_answers]
         favourites = self.favourites(key, self.judge.hangs_on([claim.text])[0])
-        again = self._repeating(earlier, [self._reference_claims[wording].text for wording, _ in favourites])
-        from_references = [pair for pair, is_repeat in zip(favourites, again, strict=True) if not is_repeat][:FAVOURITES]
+        repeats_of = self._repeating(earlier, [self._reference_claims[wording].text for wording, _ in favourites])
+        from_references = [pair for pair, is_repeat in zip(favourites, repeats_of, strict=True) if not is_repeat][:FAVOURITES]
         wordings = {claim_wording: 0.0 if repeated[0] else values[0]}
         for wording, value in [*from_answers, *from_references]:
-            if opens:
+            if begins_sentence:
                 wording = wording[:1].upper() + wording[1:]
-            if opens or not wording[:1].isupper():  # within a sentence, whether a capital is a name's is not known
+            if begins_sentence or not wording[:1].isupper():  # a capital may be that of a name
                 wordings.setdefault(wording, value)
         return wordings
 
     def favourites(self, key: str, modality: str) -> list[tuple[str, float]]:
-        """Claims of references that hang on a modality, the most probable of the clip first, and their values."""
+        """Reference claims that depend on a modality, and their values, most probable for the clip first."""
         if key not in self._favourites:
             claims = self._reference_claims
             values = zip(claims, self._values(list(claims.values()), key), strict=True)
@@ -238,36 +250,36 @@ class Alternatives:
 
     @cached_property
     def _reference_claims(self) -> dict[str, Claim]:
-        """The distinct claims of the references that the judge can read, by their wording."""
+        """The distinct reference claims on which the judge has a verdict, by wording."""
         claims = {text[c.start : c.end]: c for text in self.references for c in claims_of(text, self.taxonomy)}
         return {wording: claim for wording, claim in claims.items() if self.judge.read(claim.text)[1]}
 
     @cached_property
     def _modality(self) -> dict[str, str]:
-        """The modality that each of these depends on most."""
+        """The modality that each reference claim depends on most, by wording."""
         claims = self._reference_claims
         modalities = self.judge.hangs_on([claim.text for claim in claims.values()]) if claims else []
         return dict(zip(claims, modalities, strict=True))
 
     def _values(self, claims: Sequence[Claim], key: str) -> list[float]:
-        """v of each claim, 0 without a verdict."""
+        """Value v of each claim, 0 if it is undecided."""
         values = (2 * self.judge.score([claim.text for claim in claims], key) - 1).tolist()
         return [value if abs(value) >= DEAD_ZONE else 0.0 for value in values]
 
     def _repeating(self, earlier: Sequence[Claim], texts: Sequence[str]) -> list[bool]:
-        """Whether each text says again what an earlier claim says."""
-        before = [claim.text for claim in earlier]
-        if not before or not texts:
+        """Whether each text repeats an earlier claim."""
+        earlier_texts = [claim.text for claim in earlier]
+        n = len(earlier_texts)
+        if not n or not texts:
             return [False] * len(texts)
-        vectors = self.judge.claim_vectors([*before, *texts])
-        rows = list(range(len(before)))
-        return [repeats([*before, text], vectors[[*rows, len(before) + i]])[-1] for i, text in enumerate(texts)]
+        vectors = self.judge.claim_vectors([*earlier_texts, *texts])
+        return [repeats([*earlier_texts, text], vectors[[*range(n), n + i]])[-1] for i, text in enumerate(texts)]
 
 
 def likeliest(
     model: ITSL, clip: Clip, before: list[int], alternatives: Sequence[Alternative], count: int
 ) -> list[Alternative]:
-    """The `count` alternatives to which the model gives the highest probability behind prompt and `before`."""
+    """The `count` alternatives that the model finds most probable after the prompt and `before`."""
     if len(alternatives) <= count:
         return list(alternatives)
     ids, row = [alternative.ids for alternative in alternatives], slice(clip.row, clip.row + 1)
@@ -277,5 +289,5 @@ def likeliest(
 
 
 def _begins(ids: Sequence[int], other: Sequence[int]) -> bool:
-    """Whether `ids` is how `other` begins."""
+    """Whether `other` begins with `ids`."""
     return tuple(other[: len(ids)]) == tuple(ids)

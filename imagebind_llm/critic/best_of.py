@@ -1,7 +1,7 @@
-"""Self-criticism at inference: of K sampled rationales and the greedy one, pick the one that a judge believes most.
+"""Self-criticism at inference: of K sampled rationales and the greedy one, pick the one with the highest score by a judge.
 
-It needs no training, adds to the gain of the self-critical loss, and takes the time of K more answers. A rationale's score is
-`credit.truth`: true claims up to a cap, minus all false ones, minus a penalty for too few claims.
+It needs no training, improves also a model that was trained with the self-critical loss, and costs K more answers. The score of
+a rationale is `credit.truth`: true claims up to a cap, minus all false ones, minus a penalty for too few claims.
 """
 
 import itertools
@@ -17,11 +17,11 @@ from imagebind_llm.critic.judge import ClauseVectors, Judge
 from imagebind_llm.encoder.store import Identity
 from imagebind_llm.taxonomy import Taxonomy
 
-Written = tuple[str, bool]  # a rationale, and whether it came to its end
+Written = tuple[str, bool]  # a rationale, and whether it is finished, not cut at the length limit
 
 
 class GivenClips:
-    """Clips whose vectors are at hand, read like a store: the judge looks them up by a number."""
+    """Embeddings in memory with the interface of a store, from which the judge reads them."""
 
     def __init__(self, identity: Identity):
         self.identity = identity
@@ -29,26 +29,29 @@ class GivenClips:
         self._numbers = itertools.count()
 
     def add(self, vectors: Tensor, present: Tensor) -> str:
-        """Remember one clip, (M,E) and (M,); returns the key to ask for it by."""
+        """Add one clip, vectors (M,E) and present (M,); returns its key."""
         key = str(next(self._numbers))
         self._rows[key] = vectors, present
         return key
 
     def remove(self, key: str) -> None:
-        """Forget a clip; its number is not given to another."""
+        """Remove a clip; its key is not used again."""
         del self._rows[key]
 
     def read(self, keys: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """(n,M,E) and (n,M)."""
+        """Vectors (n,M,E) and presence (n,M)."""
         vectors, present = zip(*(self._rows[key] for key in keys), strict=True)
         return torch.stack(vectors), torch.stack(present)
 
 
 class BestOf:
-    """Picks rationales. `count` are drawn at `temperature`, with random numbers that follow from `seed` and the prompt."""
+    """Picks the best of several rationales.
+
+    `count` rationales are sampled at `temperature`; their random numbers depend on `seed` and the prompt only.
+    """
 
     def __init__(self, judge: Judge, clips: GivenClips, count: int, temperature: float, seed: int = 0):
-        """`judge` looks clips up in `clips`."""
+        """`judge` must read its clips from `clips`."""
         self.judge, self.clips = judge, clips
         self.count, self.temperature, self.seed = count, temperature, seed
 
@@ -63,8 +66,10 @@ class BestOf:
         encoder_weights: str = "",
         device: str = "cpu",
     ) -> "BestOf":
-        """With the judge that a checkpoint folder holds. `identity`: of the embeddings that clips will have. Raises JudgeError
-        if there is none, or it was fitted on embeddings of another encoder."""
+        """Load the judge of a checkpoint folder. `identity`: identity of the clips' embeddings.
+
+        Raises JudgeError if there is no judge or it was fitted on embeddings of another encoder.
+        """
         clips = GivenClips(identity)
         judge = Judge.load(folder, clips, ClauseVectors.load(identity, encoder_weights, device))
         return cls(judge, clips, count, temperature, seed)
@@ -72,8 +77,10 @@ class BestOf:
     def pick(
         self, candidates: Sequence[Sequence[Written]], vectors: Tensor, present: Tensor, taxonomy: Taxonomy
     ) -> list[Written]:
-        """The best candidate of each clip, vectors (N,M,E) and present (N,M); of equally good ones the first. One that came to
-        its end is preferred to all that did not."""
+        """The candidate of each clip with the highest score, the first of equal ones; finished ones before unfinished ones.
+
+        candidates: rationales of N clips; vectors (N,M,E), present (N,M).
+        """
         best = []
         for rationales, clip, presence in zip(candidates, vectors, present, strict=True):
             key = self.clips.add(clip, presence)
@@ -82,7 +89,7 @@ class BestOf:
         return best
 
     def truth(self, rationale: str, key: str, taxonomy: Taxonomy) -> float:
-        """The score of a rationale about a clip, in [-1, 1]."""
+        """Score in [-1, 1] of a rationale for the clip `key`."""
         clauses = [claim.text for claim in claims_of(rationale, taxonomy)]
         values = (2 * self.judge.score(clauses, key) - 1).tolist()
         counts = counting(values, repeats(clauses, self.judge.claim_vectors(clauses)) if clauses else [])

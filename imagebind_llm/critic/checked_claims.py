@@ -1,10 +1,10 @@
-"""The claims of a rationale, each with a judge's verdict on whether it holds of the clip.
+"""The claims of a rationale, each with a judge's verdict on whether it is true of the clip.
 
     check = ClaimCheck.load(Path("runs/demo/itsl/best"), identity, taxonomy)
     for claim in check("We see a broad smile.", vectors, present): print(claim.text, claim.p, claim.verdict)
 
-For any clip whose embeddings are at hand, whoever wrote the rationale; no true cues are needed. The judge (judge.py) is one
-that training with --w_critic fitted, on train clips, and left beside a checkpoint.
+This works for any clip with embeddings and any rationale, without true cues. The judge (judge.py) was fitted on train clips by
+training with --w_critic and is stored in the checkpoint folder.
 """
 
 from collections.abc import Iterable, Sequence
@@ -29,8 +29,8 @@ SIGNS = {HOLDS: "✓", FAILS: "✗", OPEN: "?"}
 
 @dataclass(frozen=True)
 class CheckedClaim:
-    """A clause of a rationale: its text with label words left out, the characters [start, end) that it takes there, and the
-    probability that it holds of the clip; 0.5 where the judge has nothing to tell by."""
+    """A clause of a rationale: its text without label words, its characters [start, end) in the rationale, and the probability
+    `p` that it is true of the clip, 0.5 without a verdict."""
 
     text: str
     start: int
@@ -39,7 +39,7 @@ class CheckedClaim:
 
     @property
     def verdict(self) -> str:
-        """true, false, or open: too near to 0.5 to say, by the measure of the self-critical loss (credit.DEAD_ZONE)."""
+        """true, false, or open: p is too near to 0.5 (credit.DEAD_ZONE)."""
         value = 2 * self.p - 1
         return OPEN if abs(value) < DEAD_ZONE else HOLDS if value > 0 else FAILS
 
@@ -50,10 +50,10 @@ def has_judge(folder: Path) -> bool:
 
 
 class ClaimCheck:
-    """Rationale and clip -> checked claims. Of the clips that it is asked about it keeps nothing."""
+    """Checks the claims of rationales. It keeps nothing of the clips."""
 
     def __init__(self, judge: Judge, clips: GivenClips, taxonomy: Taxonomy):
-        """`judge` looks clips up in `clips`; `taxonomy`: whose label words are no part of a claim."""
+        """`judge` must read its clips from `clips`; label words of `taxonomy` are removed from claims."""
         self.judge, self.clips, self.taxonomy = judge, clips, taxonomy
 
     @classmethod
@@ -65,14 +65,17 @@ class ClaimCheck:
         encoder_weights: str = "",
         device: torch.device | str = "cpu",
     ) -> "ClaimCheck":
-        """With the judge that a checkpoint folder holds. `identity`: of the embeddings that clips will have. Raises JudgeError
-        if there is none, or it was fitted on embeddings of another encoder; WeightsError without that encoder's weights."""
+        """Load the judge of a checkpoint folder. `identity`: identity of the clips' embeddings.
+
+        Raises JudgeError if there is no judge or it was fitted on embeddings of another encoder, WeightsError if the encoder's
+        weights are missing.
+        """
         clips = GivenClips(identity)
         judge = Judge.load(resolve(folder), clips, ClauseVectors.load(identity, encoder_weights, device))
         return cls(judge, clips, taxonomy)
 
     def __call__(self, rationale: str, vectors: Tensor, present: Tensor) -> list[CheckedClaim]:
-        """The claims in order, for a clip with embeddings (M,E) and presence (M,)."""
+        """The checked claims of a rationale in order, for a clip with embeddings (M,E) and presence (M,)."""
         claims = claims_of(rationale, self.taxonomy)
         key = self.clips.add(vectors.cpu(), present.cpu())
         try:
@@ -83,11 +86,11 @@ class ClaimCheck:
         return [CheckedClaim(c.text, c.start, c.end, round(value, 4)) for c, value in zip(claims, p, strict=True)]
 
     def missing(self, present: Iterable[bool]) -> list[str]:
-        """The modalities that the judge looks at and a clip with this presence (M,) has not."""
+        """The modalities that the judge uses and a clip with this presence (M,) lacks."""
         presence = dict(zip(MODALITIES, present, strict=True))
         return [name for name in self.judge.modalities if not presence[name]]
 
 
 def in_words(claims: Sequence[CheckedClaim]) -> str:
-    """The claims one by one with sign and probability, for a terminal."""
+    """The claims with sign and probability in one line."""
     return "; ".join(f"{claim.text} {SIGNS[claim.verdict]} {claim.p:.2f}" for claim in claims)

@@ -1,4 +1,4 @@
-"""Running sums of what the self-critical loss samples and how it is judged: its log, and what its guards look at."""
+"""Running sums over sampled answers, for the log and the guard of the self-critical loss."""
 
 from imagebind_llm.critic.rewards import REWARDS, TRUTH, column
 from imagebind_llm.sums import RunningSums
@@ -6,31 +6,33 @@ from imagebind_llm.sums import RunningSums
 COUNTS = (
     "answers",
     "clips",
-    "skipped",  # clips whose answers were all worth the same
-    "unfinished",  # answers
+    "skipped",  # clips whose answers have all the same reward
+    "unfinished",  # answers that were cut at the length limit
     "tokens",
-    "surprise",  # -log p of the sampled tokens: their mean is the entropy
+    "surprise",  # -log p of the sampled tokens; its mean estimates the entropy
     "divergence",  # log p - log p_ref, summed over an answer
     "distinct",  # distinct-2 of a step's answers, times their number
-    "advantage",  # its absolute value; a mean over an answer's tokens where they have one each
-    "watched",  # truth of the claims, as the watching judge sees it
-    "judged",  # answers whose claims were judged
+    "advantage",  # absolute value; the mean over an answer's tokens if each has its own
+    "watched",  # truth of the answers by the watching judge
+    "judged",  # answers with verdicts
     "claims",
-    "undecided",  # claims without a verdict
-    "probability",  # of the claims, by the paying judge
+    "undecided",  # claims whose |v| is below DEAD_ZONE
+    "probability",  # P of the claims by the rewarding judge
 )
 
 
 class CriticSums(RunningSums):
-    """Sums over answers or clips; every part of the reward has one, under the name that it has in the log."""
+    """Sums over answers or clips: COUNTS, and one for every part of the reward, under its name in the log."""
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
         return (*COUNTS, *(column(part) for part in REWARDS))
 
     def means(self) -> dict[str, float]:
-        """By answer, by clip (skipped) and by token (entropy); empty if nothing was sampled. Entropy and divergence are left
-        out where the sampled answers were not scored."""
+        """Means per answer, per clip (skipped) or per token (entropy); empty without samples.
+
+        Entropy and KL divergence are missing if the log-probabilities of the samples were not computed.
+        """
         n = self["answers"]
         if not n:
             return {}

@@ -1,10 +1,11 @@
-"""Fits judges (judge.py) on clauses and their clips by contrast, calibrates them on dev, and says how far to trust them.
+"""Fits judges (judge.py) on clauses and their clips by contrast, calibrates and evaluates them on dev.
 
-For 256 (clause, clip) pairs of the train split a step: which of the 256 clips does this clause belong to, and which of the
-clauses does this clip have (InfoNCE, arXiv:1807.03748, in both directions)? What the clip's own texts contain is no negative.
-At its optimum the score is log p(clause | clip) / p(clause) up to constants. Test is never read; intents only measure.
+Each step classifies, for 256 (clause, clip) pairs of the train split, which clip a clause belongs to and which clause belongs
+to a clip (InfoNCE, arXiv:1807.03748, in both directions); other clauses of the clip's own texts are no negatives. At its
+optimum the score is log p(clause | clip) / p(clause) up to constants. The test split is not read; intents only evaluate.
 
-Two judges are fitted on different halves of the train clips, from different seeds: one pays, the other watches.
+Two judges are fitted on different halves of the train clips with different seeds: one gives rewards, the other (watching) judge
+only measures.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,22 +25,22 @@ from imagebind_llm.critic.judge import FITTED, SHARED, ClauseVectors, Figures, J
 from imagebind_llm.encoder.store import Store
 from imagebind_llm.taxonomy import Taxonomy
 
-NAMES = {"judge": "judge", "watch": "watching judge (never paid)"}  # file name -> what it is called
+NAMES = {"judge": "judge", "watch": "watching judge (gives no rewards)"}  # from file name to description
 RANK = 32
 STEPS, PAIRS = 600, 256
 LEARNING_RATE, WEIGHT_DECAY = 1e-2, 0.1
-KNOWN = 4096  # fitted clauses that a judge remembers, the commonest
-FAMILIAR = 0.25  # a clause must be as near to a fitted one as the nearest other is to this quantile of the fitted ones
-DEALT = 4  # clips that each dev clause is held against
+KNOWN = 4096  # largest number of fitted clauses that a judge stores, the most frequent ones
+FAMILIAR = 0.25  # quantile, over fitted clauses, of the cosine with the nearest other: the smallest cosine for a verdict
+DEALT = 4  # other clips with which each dev clause is compared
 SMALLEST = 1e-6
-SAMPLE = 64  # train clips by which a judge tells what a clause hangs on
+SAMPLE = 64  # train clips by which `Judge.hangs_on` decides
 LEAST = 0.6  # area under the curve below which a modality is switched off
-MOST = 4000  # own clauses that a judge is tried on
+MOST = 4000  # largest number of clauses in an evaluation
 
 
 @dataclass(frozen=True)
 class Clauses:
-    """Clauses of some clips: `keys` (N clips), their distinct `texts` (T), and pairs (P,2) of row and text numbers."""
+    """Clauses of N clips: their keys, T distinct texts, and pairs (P,2) of clip number and text number."""
 
     keys: tuple[str, ...]
     texts: tuple[str, ...]
@@ -47,7 +48,7 @@ class Clauses:
 
     @classmethod
     def of(cls, texts_by_clip: Mapping[str, Sequence[str]], taxonomy: Taxonomy | None) -> "Clauses":
-        """The clauses of the texts about each clip. Clips without a clause are left out."""
+        """The clauses of the texts about each clip, without clips that have none."""
         numbers: dict[str, int] = {}
         keys: list[str] = []
         pairs: list[tuple[int, int]] = []
@@ -60,7 +61,7 @@ class Clauses:
 
 
 def fit_map(clauses: Clauses, vectors: ClauseVectors, store: Store, modalities: Sequence[str], seed: int) -> Judge:
-    """A fitted judge, not calibrated yet. The same clauses, store and seed give the same one."""
+    """Fit a judge, without calibration. Deterministic. Raises JudgeError for fewer than 2 clips."""
     if len(clauses.keys) < 2:
         raise JudgeError(f"a judge needs clauses of at least 2 train clips, got {len(clauses.keys)}; pass --captions")
     generator = torch.Generator().manual_seed(seed)
@@ -76,11 +77,11 @@ def fit_map(clauses: Clauses, vectors: ClauseVectors, store: Store, modalities: 
     true_codes = (clauses.pairs[:, 0] * len(clauses.texts) + clauses.pairs[:, 1]).sort().values
     for step in range(STEPS):
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / STEPS)
-        picked = clauses.pairs[torch.randint(len(clauses.pairs), (PAIRS,), generator=generator)]
-        codes = picked[:, :1] * len(clauses.texts) + picked[:, 1]  # (clip, clause)
+        pairs = clauses.pairs[torch.randint(len(clauses.pairs), (PAIRS,), generator=generator)]
+        codes = pairs[:, :1] * len(clauses.texts) + pairs[:, 1]  # (clip, clause)
         place = torch.searchsorted(true_codes, codes).clamp(max=len(true_codes) - 1)
-        true = (true_codes[place] == codes).fill_diagonal_(False)  # another clause that the clip's texts contain as well
-        logits = (clips[picked[:, 0]] @ clip_map.T) @ (texts[picked[:, 1]] @ clause_map.T).T  # (clip, clause)
+        true = (true_codes[place] == codes).fill_diagonal_(False)  # other clauses of the clip's own texts
+        logits = (clips[pairs[:, 0]] @ clip_map.T) @ (texts[pairs[:, 1]] @ clause_map.T).T  # (clip, clause)
         logits = logits.masked_fill(true, -torch.inf)
         target = torch.arange(PAIRS)
         loss = F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)
@@ -99,23 +100,23 @@ def fit_map(clauses: Clauses, vectors: ClauseVectors, store: Store, modalities: 
 
 
 def _uncalibrated(clauses: Clauses, vectors: ClauseVectors, store: Store) -> dict[str, Tensor]:
-    """What every kind of judge has: the vectors of its clauses, how near one must be to them, a sample of its clips, and a
-    calibration yet to come."""
-    commonest = torch.bincount(clauses.pairs[:, 1], minlength=len(clauses.texts)).argsort(descending=True, stable=True)[:KNOWN]
-    fitted = vectors([clauses.texts[i] for i in commonest.tolist()])  # (T,E)
-    near = (fitted @ fitted.T).fill_diagonal_(-1).amax(1)
+    """The tensors that both kinds of judge have (see Judge), with the identity as calibration."""
+    counts = torch.bincount(clauses.pairs[:, 1], minlength=len(clauses.texts))
+    most_frequent = counts.argsort(descending=True, stable=True)[:KNOWN]
+    fitted = vectors([clauses.texts[i] for i in most_frequent.tolist()])  # (T,E)
+    cosines = (fitted @ fitted.T).fill_diagonal_(-1).amax(1)
     return {
         "known": fitted.half(),
         "sample": clip_vectors(store, clauses.keys[:: max(1, len(clauses.keys) // SAMPLE)][:SAMPLE])[0],
-        "familiar": near.quantile(FAMILIAR) if len(fitted) > 1 else torch.tensor(1.0),
+        "familiar": cosines.quantile(FAMILIAR) if len(fitted) > 1 else torch.tensor(1.0),
         "slope": torch.ones(()),
         "offset": torch.zeros(()),
     }
 
 
 def _centred_clips(store: Store, keys: Sequence[str], columns: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Vectors (N,m*E) of the named modalities, less their means and of root mean square length 1, zeros where absent; the
-    means of all modalities (M,E), and the lengths (m,)."""
+    """Centred vectors (N,m*E) of the modalities `columns`, scaled to root mean square length 1, zeros where absent; the means
+    (M,E) of all modalities; and the lengths (m,) by which they were divided."""
     clips, present = clip_vectors(store, keys)
     n = present.sum(0).clamp(min=1)[:, None]
     mean = clips.sum(0) / n  # (M,E)
@@ -125,20 +126,19 @@ def _centred_clips(store: Store, keys: Sequence[str], columns: Sequence[int]) ->
 
 
 def shared_space(clauses: Clauses, vectors: ClauseVectors, store: Store, modalities: Sequence[str], seed: int = 0) -> Judge:
-    """The judge that fits nothing: cosines of the encoder's own space, less the train clips' mean; not calibrated yet.
-    Nothing is drawn: `seed` is there because a fitted one takes it."""
+    """A judge by cosines in the encoder's space, less the train clips' mean, without calibration. `seed`, which `fit_map` needs,
+    is not used."""
     clips, present = clip_vectors(store, clauses.keys)
     clip_mean = clips.sum(0) / present.sum(0).clamp(min=1)[:, None]
     return Judge(vectors, store, SHARED, {"clip_mean": clip_mean} | _uncalibrated(clauses, vectors, store), modalities)
 
 
-# --- how good is it? ----------------------------------------------------------------------------------------------------
+# --- evaluation ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Dev clauses with clips: their own, those dealt from any other clip, and from clips of the same intent. Each a list of
-    (clause, key)."""
+    """Pairs (clause, key) of dev clauses with their own clip, with any other clip, and with another clip of the same intent."""
 
     own: list[tuple[str, str]]
     any_clip: list[tuple[str, str]]
@@ -146,7 +146,7 @@ class Trial:
 
     @classmethod
     def of(cls, clauses: Clauses, vectors: ClauseVectors, intents: Mapping[str, object], seed: int = 0) -> "Trial":
-        """At most MOST own pairs, each clause dealt to DEALT other clips whose own texts do not say the same."""
+        """At most MOST clauses, each also paired with up to DEALT other clips whose own texts do not contain it."""
         generator = torch.Generator().manual_seed(seed)
         texts = vectors(clauses.texts)
         by_clip: dict[int, list[int]] = {}
@@ -157,28 +157,28 @@ class Trial:
             if intents.get(key) is not None:
                 by_intent.setdefault(intents[key], []).append(clip)
 
-        def says(clip: int, text: int) -> bool:
-            clause, of_clip = clauses.texts[text], [clauses.texts[t] for t in by_clip[clip]]
-            alike = float((texts[by_clip[clip]] @ texts[text]).max()) > SAME
-            return alike or any(other in clause or clause in other for other in of_clip)
+        def contains(clip: int, text: int) -> bool:
+            clause, clip_clauses = clauses.texts[text], [clauses.texts[t] for t in by_clip[clip]]
+            is_similar = float((texts[by_clip[clip]] @ texts[text]).max()) > SAME
+            return is_similar or any(other in clause or clause in other for other in clip_clauses)
 
-        def dealt(clip: int, text: int, others: Sequence[int]) -> list[tuple[str, str]]:
-            drawn = [others[i] for i in torch.randint(len(others), (DEALT,), generator=generator).tolist()]
-            return [(clauses.texts[text], clauses.keys[c]) for c in drawn if c != clip and not says(c, text)]
+        def pairs_with_others(clip: int, text: int, others: Sequence[int]) -> list[tuple[str, str]]:
+            clips = [others[i] for i in torch.randint(len(others), (DEALT,), generator=generator).tolist()]
+            return [(clauses.texts[text], clauses.keys[c]) for c in clips if c != clip and not contains(c, text)]
 
         order = torch.randperm(len(clauses.pairs), generator=generator)[:MOST]
         own, from_any, from_same = [], [], []
         for clip, text in clauses.pairs[order].tolist():
             key = clauses.keys[clip]
             own.append((clauses.texts[text], key))
-            from_any += dealt(clip, text, range(len(clauses.keys)))
+            from_any += pairs_with_others(clip, text, range(len(clauses.keys)))
             if len(by_intent.get(intents.get(key), [])) > 1:
-                from_same += dealt(clip, text, by_intent[intents[key]])
+                from_same += pairs_with_others(clip, text, by_intent[intents[key]])
         return cls(own, from_any, from_same)
 
 
 def area(own: Tensor, dealt: Tensor) -> float:
-    """Chance that an own clause scores above a dealt one, ties half: the area under the ROC curve. nan counts nowhere."""
+    """Area under the ROC curve: probability that a score in `own` is above one in `dealt`, ties count half. nan is ignored."""
     own, dealt = own[~own.isnan()].contiguous(), dealt[~dealt.isnan()].sort().values
     if not len(own) or not len(dealt):
         return 0.5
@@ -187,11 +187,14 @@ def area(own: Tensor, dealt: Tensor) -> float:
 
 
 def calibrate(judge: Judge, trial: Trial) -> None:
-    """Set slope and offset: logistic regression of own against dealt clauses, both kinds weighing the same."""
+    """Set slope and offset by logistic regression: clauses with their own clip against clauses with others, in equal weight.
+
+    Raises JudgeError if there is no clause of either kind with a verdict.
+    """
     own, dealt = (judge.similarity(*zip(*pairs, strict=True)) for pairs in (trial.own, trial.any_clip))
     own, dealt = own[~own.isnan()].double(), dealt[~dealt.isnan()].double()
     if not len(own) or not len(dealt):
-        raise JudgeError("no dev clause can be held against another clip: the judge cannot be calibrated")
+        raise JudgeError("no dev clause can be compared with another clip, so the judge cannot be calibrated; pass --captions")
     s = torch.cat([own, dealt])
     size = s.abs().mean().clamp(min=1e-12)
     target = torch.cat([torch.ones_like(own), torch.zeros_like(dealt)])
@@ -213,9 +216,9 @@ def calibrate(judge: Judge, trial: Trial) -> None:
 
 
 def figures(judge: Judge, trial: Trial) -> Figures:
-    """What a calibrated judge scores on a trial."""
+    """Evaluate a calibrated judge."""
 
-    def scored(pairs: list[tuple[str, str]]) -> Tensor:
+    def scores(pairs: list[tuple[str, str]]) -> Tensor:
         return judge.probability(judge.similarity(*zip(*pairs, strict=True))) if pairs else torch.zeros(0)
 
     def alone(name: str) -> tuple[float, bool]:
@@ -226,19 +229,19 @@ def figures(judge: Judge, trial: Trial) -> Figures:
         if not own or not dealt:
             return 0.5, False
         auc = area(*(judge.similarity_by([name], *zip(*pairs, strict=True))[:, 0] for pairs in (own, dealt)))
-        error = ((1 / len(own) + 1 / len(dealt)) / 12) ** 0.5  # of an area that says nothing
+        error = ((1 / len(own) + 1 / len(dealt)) / 12) ** 0.5  # standard error of an area at chance
         return auc, auc >= max(LEAST, 0.5 + 2 * error)
 
     texts = list(dict.fromkeys(text for pairs in vars(trial).values() for text, _ in pairs))
     hangs_on = dict(zip(texts, judge.hangs_on(texts), strict=True))
     by_name = {name: alone(name) for name in judge.modalities}
-    own, dealt = scored(trial.own), scored(trial.any_clip)
+    own, dealt = scores(trial.own), scores(trial.any_clip)
     return Figures(
         n=len(trial.own),
         any_clip=area(own, dealt),
-        same_intent=area(own, scored(trial.same_intent)) if trial.same_intent else None,
+        same_intent=area(own, scores(trial.same_intent)) if trial.same_intent else None,
         alone={name: value for name, (value, _) in by_name.items()},
-        useful=[name for name, (_, tells) in by_name.items() if tells],
+        useful=[name for name, (_, is_useful) in by_name.items() if is_useful],
         own=float(own.mean()),
         dealt=float(dealt.mean()),
         familiar=1 - float(judge.similarity(*zip(*trial.own, strict=True)).isnan().float().mean()),
@@ -251,11 +254,12 @@ def figures(judge: Judge, trial: Trial) -> Figures:
 def open_judges(
     folder: Path, corpus: Corpus, encoder_weights: str, seed: int, device: torch.device, say: Callable[[str], None]
 ) -> tuple[Judge, Judge]:
-    """A training run's judges: fitted by the first rank, read from `folder` by all, so that all have the same. Collective.
+    """The two judges of a training run, fitted by the main rank into `folder` and read from there by all ranks. Collective.
 
-    On the captions of train or, without them, its rationales; calibrated on those of dev. `device`: the text tower's.
+    They are fitted on the captions of train or, without captions, on its rationales, and calibrated on those of dev. `device`:
+    where the text tower runs.
     """
-    assert corpus.store is not None, "a judge looks at clips"
+    assert corpus.store is not None, "a judge needs embeddings"
     vectors = ClauseVectors.load(corpus.store.identity, encoder_weights, device)
     if distributed.is_main():
         source, texts = _texts(corpus)
@@ -270,7 +274,7 @@ def open_judges(
 
 
 def _texts(corpus: Corpus) -> tuple[str, dict[str, dict[str, list[str]]]]:
-    """What the texts are that judges are fitted on, and those of train and dev clips by key."""
+    """The kind of the texts that judges are fitted on, and the texts of train and dev clips by split and key."""
     if corpus.captions:
         return "captions", corpus.captions
     return "rationales", {
@@ -289,11 +293,15 @@ def fit_judges(
     intents: Mapping[str, object],
     seed: int = 0,
 ) -> tuple[Judge, Judge]:
-    """The judge that pays and the one that watches, each fitted on its half of the train clips and calibrated on dev.
+    """The rewarding and the watching judge, each fitted on one half of the train clips and calibrated on dev.
 
-    `texts`: {"train": {key: texts}, "dev": {key: texts}}; without dev texts every fifth train clip is kept for it. `source`:
-    what the texts are. Modalities that tell nothing are switched off, and whichever of the fitted and the shared space tells
-    dev clips of the same intent apart better is taken. Raises JudgeError if nothing can be told at all.
+    Modalities at chance are switched off, and the kind of judge that separates dev clips of the same intent better is taken.
+
+    Args:
+        texts: {"train": {key: texts}, "dev": {key: texts}}; without dev texts every fifth train clip is used as dev.
+        source: kind of the texts.
+
+    Raises JudgeError if every modality is at chance.
     """
     train, dev = dict(texts["train"]), dict(texts.get("dev", {}))
     if not dev:
@@ -309,14 +317,14 @@ def fit_judges(
 
 
 def _best(clauses: Clauses, trial: Trial, vectors: ClauseVectors, store: Store, modalities: Sequence[str], seed: int) -> Judge:
-    """The better of the two kinds of judge by dev, with the modalities that tell something."""
+    """The better kind of judge on dev, with the useful modalities only."""
     judges = []
     for kind in (fit_map, shared_space):
         judge = _measured(kind(clauses, vectors, store, modalities, seed), trial)
         assert judge.figures is not None
         alone, useful = judge.figures.alone, tuple(judge.figures.useful)
         if useful and useful != judge.modalities:
-            judge.modalities = useful  # the parts of the others stay as they are
+            judge.modalities = useful  # the maps of the other modalities stay in its tensors
             judge = _measured(judge, trial)
             assert judge.figures is not None
             judge.figures = replace(judge.figures, alone=alone)
@@ -338,13 +346,13 @@ def _measured(judge: Judge, trial: Trial) -> Judge:
 
 
 def sentence(judge: Judge, role: str = "judge") -> str:
-    """What a judge was fitted on and how far to trust it, in words; WARNING where it was fitted on rationales."""
+    """One sentence on a judge and its figures on dev; it begins with WARNING if the judge was fitted on rationales."""
     dev = judge.figures
     assert dev is not None
     same = "" if dev.same_intent is None else f", {dev.same_intent:.3f} against clips of the same intent"
     off = [name for name in dev.alone if name not in judge.modalities]
     alone = ", ".join(f"{name} {area:.3f}{' (switched off)' if name in off else ''}" for name, area in dev.alone.items())
-    how = f"fitted on {judge.source}" if judge.kind == FITTED else "the encoder's own space, which tells more than a fitted map"
+    how = f"fitted on {judge.source}" if judge.kind == FITTED else "cosines in the encoder's space, better than a fitted map"
     warning, worse = "", ""
     if judge.source != "captions":
         warning, worse = "WARNING: ", "; rationales name what is typical: captions of the clips would make it better"

@@ -1,11 +1,10 @@
 """The reward of a sampled answer, and its advantage over a baseline.
 
 Reward parts lie in [0, 1] and are logged raw; the truth of an answer's claims (credit.py), another part, lies in [-1, 1].
-Within the group of one clip (its K samples and, where it is drawn, the greedy answer) each part is normalised,
-z = (r - m) / (s + 1e-6), then weighted and summed: summing first lets one part swallow the others (per-reward normalisation:
-arXiv:2601.05242). Baselines: the greedy answer (SCST, arXiv:1612.00563), the mean of the other samples (arXiv:2003.09971, RLOO
-arXiv:2402.14740), the group's own mean and deviation (GRPO, arXiv:2402.03300).
-Functions see values that are parsed already: a label or None, a rationale or None, and whether the answer ended by itself.
+Within the group of one clip (its K samples and, if it is generated, the greedy answer) each part is normalised,
+z = (r - m) / (s + 1e-6), and only then weighted and summed, so that no part dominates the others by its scale (per-reward
+normalisation: arXiv:2601.05242). Baselines: the greedy answer (SCST, arXiv:1612.00563), the mean of the other samples
+(arXiv:2003.09971, RLOO arXiv:2402.14740), the mean and deviation of the group (GRPO, arXiv:2402.03300).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,12 +23,14 @@ COARSE_REWARD = 0.25
 SHORTEST, LONGEST = 8, 80  # words of a rationale
 MOST_REPETITION = 0.2
 EPSILON = 1e-6
-TRUTH = "truth"  # the part that a judge sees, not a function of the text
+TRUTH = "truth"  # the part that a judge computes from the clip, not a function of the text
 
 
 def intent_reward(answer: Answer, gold: str, taxonomy: Taxonomy) -> float:
-    """1 if the label is right, 0.25 if only its coarse class is, else 0. Out of scope has none, nor have labels of a table
-    without a column coarse."""
+    """1 for the gold label, 0.25 for another label of its coarse class, else 0.
+
+    "Out of scope" has no coarse class, and neither have the labels of a table without a column `coarse`.
+    """
     if answer.intent == gold:
         return 1.0
     if answer.intent is None:
@@ -39,16 +40,16 @@ def intent_reward(answer: Answer, gold: str, taxonomy: Taxonomy) -> float:
 
 
 def rationale_reward(answer: Answer, reference: str | None, cider: CiderD) -> float:
-    """Half min(CIDEr-D/10, 1), half ROUGE-L against the reference; 0 where either text is missing."""
+    """min(CIDEr-D / 10, 1) / 2 + ROUGE-L / 2 against the reference; 0 if either text is missing."""
     if not answer.rationale or not reference:
         return 0.0
     return min(cider.score(answer.rationale, reference) / CIDER_SCALE, 1.0) / 2 + rouge_l(answer.rationale, reference) / 2
 
 
 def consistency_rewards(answers: Sequence[Answer], golds: Sequence[str], verifier: Verifier) -> list[float]:
-    """q(gold label | rationale with every label word masked); 0 without a rationale. All at once, for it is one product.
+    """The verifier's probability of each gold label, given the rationale with label words masked; 0 without a rationale.
 
-    Gold and not the answer's own label, so that a confident wrong story earns nothing.
+    Of the gold label, not of the label that the answer names, so that a convincing rationale for a wrong label earns nothing.
     """
     q = verifier.predict_proba([answer.rationale or "" for answer in answers])
     labels = verifier.taxonomy.labels
@@ -59,25 +60,23 @@ def consistency_rewards(answers: Sequence[Answer], golds: Sequence[str], verifie
 
 
 def format_reward(answer: Answer) -> float:
-    """The share that holds of: ended with EOS and punctuation; 8-80 words; its label named at most once; hardly repeats itself.
-
-    0 if it does not parse. An answer cut at the length limit is never finished, however it ends.
-    """
+    """Share of four conditions that hold: ends with EOS and punctuation; 8-80 words; names its label at most once; repetition
+    below 0.2. 0 for an answer without a known label or without a rationale."""
     if answer.intent is None or not answer.rationale:
         return 0.0
     text = answer.rationale.strip()
-    holds = (
+    conditions = (
         answer.finished and text.endswith((".", "!", "?", '."', '!"', '?"')),
         SHORTEST <= len(words(text)) <= LONGEST,
         label_mentions(text, answer.intent) <= 1,
         repetition4(text) < MOST_REPETITION,
     )
-    return sum(holds) / len(holds)
+    return sum(conditions) / len(conditions)
 
 
 @dataclass(frozen=True)
-class Answered:
-    """n answers with their gold labels and reference rationales, and what texts are compared by."""
+class RewardInputs:
+    """n answers with their gold labels and reference rationales (None: none), and the models that score texts."""
 
     answers: Sequence[Answer]
     golds: Sequence[str]
@@ -86,23 +85,23 @@ class Answered:
     verifier: Verifier
 
 
-def _intents(given: Answered) -> list[float]:
-    taxonomy = given.verifier.taxonomy
-    return [intent_reward(answer, gold, taxonomy) for answer, gold in zip(given.answers, given.golds, strict=True)]
+def _intents(inputs: RewardInputs) -> list[float]:
+    taxonomy = inputs.verifier.taxonomy
+    return [intent_reward(answer, gold, taxonomy) for answer, gold in zip(inputs.answers, inputs.golds, strict=True)]
 
 
-def _rationales(given: Answered) -> list[float]:
-    pairs = zip(given.answers, given.references, strict=True)
-    return [rationale_reward(answer, reference, given.cider) for answer, reference in pairs]
+def _rationales(inputs: RewardInputs) -> list[float]:
+    pairs = zip(inputs.answers, inputs.references, strict=True)
+    return [rationale_reward(answer, reference, inputs.cider) for answer, reference in pairs]
 
 
 @dataclass(frozen=True)
 class Reward:
-    """A part of the reward: its weight where --reward_weights says nothing (and --credit is answer), and the function that
-    gives it for n answers; None: the judge does (self_critical.py)."""
+    """A part of the reward: its default weight with --credit answer, and the function that computes it for n answers; None for
+    the part that the judge computes (self_critical.py)."""
 
     weight: float
-    of: Callable[[Answered], list[float]] | None
+    function: Callable[[RewardInputs], list[float]] | None
 
 
 # To add a part: a function of n answers that returns n numbers in [0, 1], and its line here, which gives it its name in
@@ -110,29 +109,29 @@ class Reward:
 REWARDS = {
     "intent": Reward(1.0, _intents),
     "rationale": Reward(0.5, _rationales),
-    "consistency": Reward(0.5, lambda given: consistency_rewards(given.answers, given.golds, given.verifier)),
-    "format": Reward(0.1, lambda given: [format_reward(answer) for answer in given.answers]),
+    "consistency": Reward(0.5, lambda inputs: consistency_rewards(inputs.answers, inputs.golds, inputs.verifier)),
+    "format": Reward(0.1, lambda inputs: [format_reward(answer) for answer in inputs.answers]),
     TRUTH: Reward(0.0, None),
 }
 REWARD_WEIGHTS = {name: reward.weight for name, reward in REWARDS.items()}
 
 
 def column(part: str) -> str:
-    """The name of a part of the reward in the log."""
+    """The column of a part of the reward in the log."""
     return f"reward_{part}"
 
 
 def reward_parts(
     answers: Sequence[Answer], golds: Sequence[str], references: Sequence[str | None], cider: CiderD, verifier: Verifier
 ) -> dict[str, Tensor]:
-    """Every part of the reward that has a function, each (n,) float32 in [0, 1]; golds and references answer by answer."""
-    given = Answered(answers, golds, references, cider, verifier)
-    return {name: torch.tensor(part.of(given), dtype=torch.float32) for name, part in REWARDS.items() if part.of}
+    """Every part of the reward that is a function of n answers, each (n,) float32 in [0, 1]."""
+    inputs = RewardInputs(answers, golds, references, cider, verifier)
+    return {name: torch.tensor(part.function(inputs)).float() for name, part in REWARDS.items() if part.function}
 
 
 @dataclass(frozen=True)
 class Advantage:
-    """value (B,K): how much better a sample is than its baseline. skipped (B,) bool: all alike, nothing to learn, value 0."""
+    """value (B,K): each sample's score less its baseline. skipped (B,) bool: the samples do not differ, so value is 0."""
 
     value: Tensor
     skipped: Tensor
@@ -145,19 +144,22 @@ def advantage(
     greedy: Mapping[str, Tensor] | None = None,
     penalty: Tensor | None = None,
 ) -> Advantage:
-    """Advantage of K samples a clip from their reward parts, each (B,K); the greedy answer's parts, where drawn, are (B,).
+    """Advantages of K sampled answers to each of B clips.
 
-    Each part is normalised within its group, then the parts are weighted and summed to the score, from which `penalty` (B,K) is
-    subtracted: beta * sum over tokens of (logp - logp_ref). Baselines greedy and loo take differences of scores, group the
-    score itself. The greedy answer, which is not scored, counts without a penalty: a baseline that the samples do not change
-    leaves the expected gradient as it is. A group in which no weighted part varies is skipped with its penalty. Deviations are
-    over the group (population).
+    Each part is normalised within its group (population deviation); the weighted sum of the parts less `penalty` is the score.
+    The baselines greedy and loo subtract another score from it, group subtracts nothing. A group in which no weighted part
+    varies is skipped.
+
+    Args:
+        parts: reward parts (B,K) of the samples by name.
+        greedy: reward parts (B,) of the greedy answers. They have no penalty: the baseline must not depend on the samples.
+        penalty: (B,K), beta * sum over tokens of (logp - logp_ref).
     """
-    wanted = {name: weight for name, weight in weights.items() if weight}
-    _check(parts, baseline, wanted, greedy)
-    groups = {name: parts[name].double() if greedy is None else _with_greedy(parts[name], greedy[name]) for name in wanted}
-    alike = torch.stack([_spread(group) == 0 for group in groups.values()]).all(0)  # (B,)
-    score = torch.stack([weight * _normalised(groups[name]) for name, weight in wanted.items()]).sum(0)  # (B,K) or (B,K+1)
+    weights = {name: weight for name, weight in weights.items() if weight}
+    _check(parts, baseline, weights, greedy)
+    groups = {name: parts[name].double() if greedy is None else _with_greedy(parts[name], greedy[name]) for name in weights}
+    constant = torch.stack([_spread(group) == 0 for group in groups.values()]).all(0)  # (B,)
+    score = torch.stack([weight * _normalised(groups[name]) for name, weight in weights.items()]).sum(0)  # (B,K) or (B,K+1)
     n_samples = next(iter(parts.values())).shape[1]
     samples = score[:, :n_samples] - (0 if penalty is None else penalty.double())
     if baseline == "greedy":
@@ -167,7 +169,7 @@ def advantage(
         value = value.masked_fill((_spread(samples) == 0)[:, None], 0)
     else:
         value = samples
-    return Advantage(value.masked_fill(alike[:, None], 0).float(), alike)
+    return Advantage(value.masked_fill(constant[:, None], 0).float(), constant)
 
 
 def _with_greedy(samples: Tensor, greedy: Tensor) -> Tensor:
@@ -179,17 +181,17 @@ def _spread(group: Tensor) -> Tensor:
 
 
 def _normalised(group: Tensor) -> Tensor:
-    """z = (r - m) / (s + 1e-6) along dim 1; exactly 0 where all are equal."""
+    """z = (r - m) / (s + 1e-6) along dim 1; exactly 0 if all are equal."""
     z = (group - group.mean(1, keepdim=True)) / (group.std(1, correction=0, keepdim=True) + EPSILON)
     return z.masked_fill((_spread(group) == 0)[:, None], 0)
 
 
-def _check(parts: Mapping[str, Tensor], baseline: str, wanted: Mapping[str, float], greedy) -> None:
+def _check(parts: Mapping[str, Tensor], baseline: str, weights: Mapping[str, float], greedy) -> None:
     if baseline not in BASELINES:
         raise ValueError(f"--baseline {baseline}: expected one of {' '.join(BASELINES)}")
-    if unknown := sorted(set(wanted) - set(parts)):
+    if unknown := sorted(set(weights) - set(parts)):
         raise ValueError(f"--reward_weights names {', '.join(unknown)}; expected some of: {', '.join(parts)}")
-    if not wanted:
+    if not weights:
         raise ValueError("--reward_weights: every part weighs 0, nothing is left to reward")
     n_samples = next(iter(parts.values())).shape[1]
     if baseline == "greedy" and greedy is None:

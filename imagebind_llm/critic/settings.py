@@ -1,4 +1,4 @@
-"""What the self-critical loss is told: how many answers, what they are rewarded for, what they are compared with."""
+"""Settings of the self-critical loss."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from imagebind_llm.critic.rewards import REWARD_WEIGHTS, REWARDS, TRUTH
 
 @dataclass(frozen=True)
 class CriticSettings:
-    """How answers are sampled, rewarded and compared: the flags of engine_finetune.py with these names."""
+    """The flags of engine_finetune.py that decide how answers are sampled, rewarded and compared."""
 
     w_critic: float
     samples: int
@@ -20,12 +20,12 @@ class CriticSettings:
 
     @property
     def judges(self) -> bool:
-        """Whether anything depends on what a judge says of claims."""
+        """Whether a judge of claims is needed."""
         pays = self.credit != "answer" or self.rewards().get(TRUTH)
         return bool(self.w_critic and pays) or self.trust_references == "no"
 
     def rewards(self) -> dict[str, float]:
-        """--reward_weights as {part: weight}. Raises ValueError for an unknown part or a weight that is not a number >= 0."""
+        """Weights of the reward parts by name. Raises ValueError for an unknown part or a weight that is not a number >= 0."""
         default = REWARD_WEIGHTS if self.credit == "answer" else {TRUTH: 1.0}
         weights = self._weights() if self.reward_weights else dict(default)
         return weights | {"rationale": 0.0} if self.trust_references == "no" else weights

@@ -1,4 +1,4 @@
-"""How far a reference is trusted, token by token, where a judge looks at its clip (--trust_references no)."""
+"""Token weights of references by a judge (--trust_references no)."""
 
 from dataclasses import replace
 
@@ -8,12 +8,14 @@ from imagebind_llm.llama.tokenizers import LlamaTokenizer
 from imagebind_llm.records import Sequence as Ids
 from imagebind_llm.taxonomy import Taxonomy
 
-LEAST_WEIGHT = 0.1  # of a reference's claim that is not believed
+LEAST_WEIGHT = 0.1  # of a claim that the judge finds false
 
 
 def weighed(row: Ids, judge: Judge, tokenizer: LlamaTokenizer, taxonomy: Taxonomy | None, lead: str) -> Ids:
-    """The row with a weight for every token: max(P, LEAST_WEIGHT) for those of the reference's claims, P what the judge says of
-    the claim and the clip, 1 for all others. `lead`: what the answer begins with at the end of the prompt."""
+    """The row with a weight for every token: max(P, LEAST_WEIGHT) for the tokens of the reference's claims, 1 for all others.
+
+    P is the judge's probability that the claim is true of the clip. `lead`: beginning of the answer, which is in the prompt.
+    """
     ids = [*row.ids[row.n_prompt :]]
     text = lead + tokenizer.decode(ids)
     claims, spans = claims_in_answer(ids, text, len(lead), tokenizer, taxonomy)

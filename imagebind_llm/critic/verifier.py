@@ -1,9 +1,9 @@
-"""The verifier: which intent does a rationale argue for, once every label word in it is masked?
+"""The verifier predicts the intent that a rationale argues for, with every label word masked.
 
-Its probability of the gold label is the consistency reward; its accuracy is the masked simulatability of rationales (the
-label must not be readable off the text itself: RORA, arXiv:2402.18678). TF-IDF of words and word pairs, and logistic
-regression (scikit-learn), fitted on the *train* split's reference rationales alone, then frozen. Stored without pickle:
-    FOLDER/verifier.json          taxonomy, vocabulary, what it scored on dev
+Its probability of the gold label is the consistency reward; its accuracy is the masked simulatability of rationales (masked
+because a text that contains the label would be trivial: RORA, arXiv:2402.18678). TF-IDF of words and word pairs, and logistic
+regression (scikit-learn), fitted on the *train* split's reference rationales only, then frozen. Stored without pickle:
+    FOLDER/verifier.json          taxonomy, vocabulary, its check on dev
     FOLDER/verifier.safetensors   idf (V,), coefficients (classes,V), intercept (classes,), float64
 """
 
@@ -27,7 +27,7 @@ from imagebind_llm.text_metrics import n_grams, words
 FORMAT = 1
 MASK = "[label]"
 INVERSE_PENALTY = 10.0
-# Forms of label words where "the word without its last e, and anything after it" is too much or too little.
+# Forms of label words for which "the word without its last e, and any ending" matches too much or too little.
 FORMS = {
     "advise": r"advis\w*|advice",
     "apologise": r"apolog\w*",
@@ -44,22 +44,22 @@ NOT_MASKED = {"for"}
 
 
 class VerifierError(ValueError):
-    """The verifier cannot be fitted or read; the message says what to type."""
+    """The verifier cannot be fitted or read; the message says what to do."""
 
 
 def mask_labels(text: str, taxonomy: Taxonomy) -> str:
-    """The text with every word of every label, in whatever form (complaint, left, unhelpful), replaced by `[label]`.
+    """The text with every word of every label, in any form (complaint, left, unhelpful), replaced by `[label]`.
 
-    Where a form is doubtful it is masked: a masked word too many costs a feature, one too few gives the answer away.
+    Doubtful forms are masked too: a masked word too many costs a feature, one too few gives the answer away.
     """
     for label in taxonomy.labels:
-        if " " in label:  # as a whole: the "for" that "ask for help" would leave behind is as telling as its other words
+        if " " in label:  # masked as a whole, because the "for" of "ask for help" would give the label away as well
             text = _pattern(_label_words(label), together=True).sub(MASK, text)
     return _pattern(_label_words(" ".join(taxonomy.labels))).sub(MASK, text)
 
 
 def label_mentions(text: str, label: str) -> int:
-    """How often a text names the label, in whatever form; of "Ask for help", both words within reach of each other."""
+    """How often a text names the label, in any form; a label of several words counts if they are near each other."""
     return len(_pattern(_label_words(label), together=True).findall(text))
 
 
@@ -76,7 +76,7 @@ def _pattern(names: tuple[str, ...], together: bool = False) -> re.Pattern:
 
 @dataclass(frozen=True)
 class Check:
-    """Accuracy, and mean probability of the gold label, on rationales as they are, dealt out anew, and with a wrong label."""
+    """Accuracy and mean probability of the gold label on n rationales, compared with shuffled rationales and wrong labels."""
 
     n: int
     accuracy: float
@@ -84,15 +84,15 @@ class Check:
     gold: float
     gold_shuffled: float
     gold_swapped: float
-    standard_error: float  # of the smaller of the two falls of `gold`
+    standard_error: float  # of the smaller difference between `gold` and the two below it
 
     @property
     def peaks(self) -> bool:
-        """Whether the reference rationales score above shuffled and label-swapped ones by three standard errors."""
+        """Whether `gold` is above `gold_shuffled` and `gold_swapped` by more than three standard errors."""
         return self.gold - max(self.gold_shuffled, self.gold_swapped) > 3 * self.standard_error
 
     def sentence(self) -> str:
-        """The check in words; it begins with WARNING where the verifier is not to be trusted."""
+        """The check in words; it begins with WARNING if the verifier is no better than chance."""
         text = (
             f"verifier on {self.n} rationales: accuracy {self.accuracy:.3f} (shuffled {self.accuracy_shuffled:.3f}), "
             f"q(gold) {self.gold:.3f} (shuffled {self.gold_shuffled:.3f}, wrong label {self.gold_swapped:.3f})"
@@ -103,7 +103,7 @@ class Check:
 
 
 class Verifier:
-    """Label-masked text -> probabilities of the taxonomy's intents. `dev`: what it scored on rationales it never saw."""
+    """Predicts probabilities of the taxonomy's intents from label-masked texts. `dev`: its check on dev, if there was one."""
 
     def __init__(self, taxonomy: Taxonomy, vocabulary: Sequence[str], tensors: dict[str, Tensor], classes: Sequence[str]):
         self.taxonomy, self.classes, self.tensors = taxonomy, tuple(classes), tensors
@@ -111,7 +111,7 @@ class Verifier:
         self.dev: Check | None = None
 
     def predict_proba(self, texts: Sequence[str]) -> Tensor:
-        """q(intent | masked text) in class order, (n,C) float32; an intent that no train rationale had gets 0."""
+        """q(intent | masked text) in class order, (n,C) float32; 0 for an intent without train rationales."""
         logits = self._features(texts) @ self.tensors["coefficients"].numpy().T + self.tensors["intercept"].numpy()
         columns = [self.taxonomy.index(name) for name in self.classes]
         q = torch.zeros(len(texts), len(self.taxonomy.labels))
@@ -125,7 +125,7 @@ class Verifier:
         return vectorizer.transform(texts)
 
     def check(self, rationales: Sequence[str], intents: Sequence[str], seed: int = 0) -> Check:
-        """Does it peak on these rationales, and fall where they are shuffled or claimed for another label?"""
+        """Compare n rationales with the same rationales shuffled, and with wrong labels."""
         draw = np.random.default_rng(seed)
         gold = torch.tensor([self.taxonomy.index(intent) for intent in intents])
         q = self.predict_proba(rationales)
@@ -133,7 +133,7 @@ class Verifier:
         shuffled = q[draw.permutation(n)]
         other = (gold + torch.from_numpy(draw.integers(1, n_labels, n))) % n_labels
         p, p_shuffled, p_swapped = q[range(n), gold], shuffled[range(n), gold], q[range(n), other]
-        falls = min((p - p_shuffled, p - p_swapped), key=lambda fall: float(fall.mean()))
+        differences = min((p - p_shuffled, p - p_swapped), key=lambda difference: float(difference.mean()))
         return Check(
             n,
             accuracy=float((q.argmax(1) == gold).float().mean()),
@@ -141,11 +141,11 @@ class Verifier:
             gold=float(p.mean()),
             gold_shuffled=float(p_shuffled.mean()),
             gold_swapped=float(p_swapped.mean()),
-            standard_error=float(falls.std()) / n**0.5 if n > 1 else float("inf"),
+            standard_error=float(differences.std()) / n**0.5 if n > 1 else float("inf"),
         )
 
     def save(self, folder: Path) -> None:
-        """Write verifier.safetensors and verifier.json, whole or not at all."""
+        """Write verifier.safetensors and verifier.json, each completely or not at all."""
         state = {
             "format": FORMAT,
             "taxonomy": self.taxonomy.described(),
@@ -158,18 +158,18 @@ class Verifier:
 
     @classmethod
     def load(cls, folder: Path) -> "Verifier":
-        """Read what `save` wrote. Raises VerifierError if it is not there, damaged or of another format."""
-        where = Path(folder) / "verifier.json"
+        """Read what `save` wrote. Raises VerifierError if it is missing, damaged or of another format."""
+        path = Path(folder) / "verifier.json"
         try:
-            state, tensors = json.loads(where.read_text()), load_file(where.with_suffix(".safetensors"))
+            state, tensors = json.loads(path.read_text()), load_file(path.with_suffix(".safetensors"))
         except (OSError, json.JSONDecodeError, SafetensorError) as error:
-            raise VerifierError(f"{where}: no verifier can be read ({error}); training fits and saves one") from error
+            raise VerifierError(f"{path}: no verifier can be read ({error}); training fits and saves one") from error
         expected = (FORMAT, len(state["classes"]), len(state["vocabulary"]))
         if (got := (state.get("format"), *tensors["coefficients"].shape)) != expected:
-            raise VerifierError(f"{where}: expected format and sizes {expected}, got {got}; training fits and saves one")
+            raise VerifierError(f"{path}: expected format and sizes {expected}, got {got}; training fits and saves one")
         taxonomy = taxonomy_of(state["taxonomy"])
         if taxonomy is None:
-            raise VerifierError(f"{where}: it names no labels; training fits and saves a verifier")
+            raise VerifierError(f"{path}: it names no labels; training fits and saves a verifier")
         verifier = cls(taxonomy, state["vocabulary"], tensors, state["classes"])
         verifier.dev = Check(**state["dev"]) if state["dev"] else None
         return verifier
@@ -181,11 +181,11 @@ def fit_verifier(
     taxonomy: Taxonomy,
     dev: tuple[Sequence[str], Sequence[str]] | None = None,
 ) -> Verifier:
-    """Fit on the train split's reference rationales; `dev` (rationales, intents), if given, is scored and kept as `.dev`.
+    """Fit on the train split's reference rationales; with `dev` (rationales, intents), set `.dev` to the check on them.
 
-    The same rationales give the same verifier. Raises VerifierError unless two intents occur.
+    Deterministic. Raises VerifierError for fewer than two intents, or if no word is left after masking.
     """
-    from sklearn.linear_model import LogisticRegression  # here: it takes seconds to import, and masking needs none of it
+    from sklearn.linear_model import LogisticRegression  # here, because the import takes seconds and masking does not need it
 
     classes = [label for label in taxonomy.labels if label in set(intents)]
     if len(classes) < 2:
@@ -197,11 +197,14 @@ def fit_verifier(
     try:
         features = vectorizer.fit_transform(rationales)
     except ValueError as error:  # scikit-learn's, for texts without a word
-        raise VerifierError(f"nothing can be read from {len(rationales)} train rationales, labels masked: {error}") from error
+        raise VerifierError(
+            f"no word is left of {len(rationales)} train rationales when labels are masked ({error}); "
+            f"write others with: python write_rationales.py --splits train"
+        ) from error
     model = LogisticRegression(C=INVERSE_PENALTY, solver="newton-cg", max_iter=1000)
     model.fit(features, [classes.index(intent) for intent in intents])
     coefficients, intercept = model.coef_, model.intercept_
-    if len(classes) == 2:  # scikit-learn keeps the second class's alone, the first one's being 0
+    if len(classes) == 2:  # scikit-learn gives the coefficients of the second class only; those of the first are 0
         coefficients, intercept = (np.concatenate([np.zeros_like(part), part]) for part in (coefficients, intercept))
     parts = {"idf": vectorizer.idf_, "coefficients": coefficients, "intercept": intercept}
     tensors = {name: torch.from_numpy(np.ascontiguousarray(part)) for name, part in parts.items()}
@@ -218,6 +221,6 @@ def _vectorizer(taxonomy: Taxonomy, **more):
 
 
 def _terms(masked: str) -> list[str]:
-    """Words and word pairs; the mask itself is none, for whether a label is named says nothing about which."""
+    """Words and word pairs, without the mask."""
     terms = words(masked.replace(MASK, " "))
     return terms + [" ".join(pair) for pair in n_grams(terms, 2)]

@@ -1,9 +1,9 @@
-"""The training step: one wrapped forward pass for every backward pass.
+"""The training step.
 
     loss = w_intent * CE(intent head) + w_rationale * NLL(answer tokens) + w_caption * NLL(tokens of captions mixed in)
            + w_contrast * contrast(answers with their own clip, with another's) + lambda * self-critical loss (sampled answers)
-All are sums over all rows of a step, on every rank and in every forward pass, over their number there; so the gradient does
-not depend on how the rows were shared out.
+Each term is a mean over the whole step, all ranks and forward passes, so that the gradient does not depend on how the rows are
+distributed. Every backward pass has exactly one forward pass of the wrapped model, as DistributedDataParallel requires.
 """
 
 import math
@@ -30,23 +30,22 @@ from imagebind_llm.training.settings import TrainSettings
 
 
 class TrainingError(ValueError):
-    """Training cannot go on; the message says why and what to change."""
+    """Training cannot continue; the message says why and what to change."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What a whole step's losses are divided by, over all ranks and passes: its answer tokens, its known intents, the clips
-    among these whose answers may be criticised (not those that are prompts alone), the tokens of captions mixed in, and the
-    answers that are held against another clip."""
+    """Divisors of the losses of a whole step, over all ranks and passes."""
 
-    tokens: int
-    intents: int
-    clips: int
-    captions: int = 0
-    contrasted: int = 0
+    tokens: int  # of answers
+    intents: int  # rows with a known intent
+    clips: int  # of these, rows with an answer, for which answers are sampled
+    captions: int = 0  # tokens of captions mixed in
+    contrasted: int = 0  # answers that are compared with another clip
 
 
 def counts_of(rows: Sequence[Ids]) -> Counts:
+    """The divisors of a step with these rows."""
     tokens = [sum(len(row.ids) - row.n_prompt for row in rows if row.caption == caption) for caption in (False, True)]
     labelled = [row for row in rows if row.intent is not None]
     contrasted = sum(row.other is not None for row in rows)
@@ -54,7 +53,7 @@ def counts_of(rows: Sequence[Ids]) -> Counts:
 
 
 class Sums(RunningSums):
-    """Sums of one rank over what the model was trained on; `tokens` are all, prompts too, without padding."""
+    """Sums over the rows that one rank has trained on; `tokens` counts prompts and answers without padding."""
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -76,7 +75,7 @@ class Sums(RunningSums):
             self["right"] += int((intent_logits.argmax(1) == batch.intents)[has_intent].sum())
 
     def means(self) -> dict[str, float]:
-        """Per answer token and per known intent; what there is none of is left out."""
+        """Means per answer token, caption token, contrasted answer or known intent; without the means over nothing."""
         ratios = {
             "nll": ("nll", "answer_tokens"),
             "caption_nll": ("caption_nll", "caption_tokens"),
@@ -88,7 +87,7 @@ class Sums(RunningSums):
 
 
 def by_kind(batch: Batch, mask: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The targets (B,T) of answers, and those of captions mixed in (None if the batch has none)."""
+    """Split mask (B,T) into the targets of answers and those of captions mixed in (None if the batch has none)."""
     if batch.captions is None:
         return mask, None
     return mask & ~batch.captions[:, None], mask & batch.captions[:, None]
@@ -96,12 +95,12 @@ def by_kind(batch: Batch, mask: Tensor) -> tuple[Tensor, Tensor | None]:
 
 @dataclass(frozen=True)
 class CriticStep:
-    """The self-critical part of one step: lambda, and the generator whose seed the draws follow from."""
+    """The self-critical part of one step."""
 
     critic: Critic
-    weight: float
-    generator: torch.Generator
-    sums: CriticSums
+    weight: float  # lambda
+    generator: torch.Generator  # its seed determines the sampled answers
+    sums: CriticSums  # the log is added to these
 
 
 def train_step(
@@ -113,11 +112,11 @@ def train_step(
     sums: Sums,
     critic: CriticStep | None = None,
 ) -> float:
-    """Forward and backward of every pass, one update; adds to `sums`. Returns the gradient's norm, alike on every rank.
+    """Forward and backward for every batch of `passes`, then one update; adds to `sums`. Returns the gradient's norm, which is
+    the same on every rank.
 
-    With a critic, answers are sampled first; references and samples go through the model together.
-
-    Raises TrainingError, before anything is changed, if the gradient is not finite.
+    With a critic, answers are sampled first; one forward pass computes references and samples.
+    Raises TrainingError, before any weight changes, if the gradient is not finite.
     """
     ranks = distributed.world_size()
     bad_keys: list[str] = []
@@ -133,7 +132,7 @@ def train_step(
                 output, criticism = model(rows, checkpoint=settings.checkpoint_activations), 0.0
             output, swapped, _ = split(output, *batch.tokens.shape)
             loss = supervised_loss(batch, output, swapped, counts, settings, sums) + criticism
-            (loss * ranks).backward()  # wrapped models average over ranks, losses are sums over them
+            (loss * ranks).backward()  # the wrapped model averages gradients over ranks, but losses are shares of the step's
         if not math.isfinite(float(loss.detach())):
             bad_keys += batch.keys
         with torch.no_grad():
@@ -144,8 +143,8 @@ def train_step(
 def supervised_loss(
     batch: Batch, output: Output, swapped: Tensor, counts: Counts, settings: TrainSettings, sums: Sums
 ) -> Tensor:
-    """A pass's share of a step's loss on references: answers, captions mixed in, contrast, intents; the contrast is added to
-    `sums`. swapped: log p of the contrasted answers with another clip, no rows if there are none."""
+    """A pass's share of a step's loss on references: answers, captions, contrast, intents. Adds the contrast to `sums`.
+    swapped: (C,T) log p of the contrasted answers with another clip; C may be 0."""
     answers, captions = by_kind(batch, output.mask)
     logp = output.logp if batch.weights is None else output.logp * batch.weights
     loss = settings.w_rationale * rationale_nll(logp, answers, counts.tokens)
@@ -164,15 +163,15 @@ def supervised_loss(
 def critic_loss(
     model: nn.Module, batch: Batch, sampled: SampledAnswers, critic: CriticStep, counts: Counts, settings: TrainSettings
 ) -> tuple[Output, Tensor]:
-    """One forward pass for references and samples: the output for the references, and the pass's share of a step's
-    self-critical loss, which is a mean over the answers of the step."""
+    """One forward pass for references and samples. Returns the output for the references, and the pass's share of a step's
+    self-critical loss, which is a mean over the step's sampled answers."""
     itsl = cast(ITSL, distributed.unwrap(model))
     rows = packed(batch, sampled.scored, sampled.owners)
-    wide = with_below(itsl, rows.batch)
-    output = model(wide, checkpoint=settings.checkpoint_activations)
-    before = rows.answers(critic.critic.at_the_start(itsl, wide))
-    criticism = critic.critic.loss(sampled, rows.answers(output), rows.asked, before, critic.sums)
-    n_answers = counts.clips * critic.critic.settings.samples  # of the step
+    packed_batch = with_below(itsl, rows.batch)
+    output = model(packed_batch, checkpoint=settings.checkpoint_activations)
+    reference = rows.answers(critic.critic.at_the_start(itsl, packed_batch))
+    criticism = critic.critic.loss(sampled, rows.answers(output), rows.answer_mask, reference, critic.sums)
+    n_answers = counts.clips * critic.critic.settings.samples  # in the step
     return rows.rows(output), critic.weight * criticism * len(sampled.answers) / n_answers
 
 
@@ -181,12 +180,12 @@ def _sampled(model: nn.Module, batch: Batch, critic: CriticStep | None) -> Sampl
         return None
     try:
         return critic.critic.sample(cast(ITSL, distributed.unwrap(model)), batch, critic.generator)
-    except NotFiniteError as error:  # on this rank; torchrun ends the others
+    except NotFiniteError as error:  # on this rank only; torchrun stops the others
         raise _not_finite(batch.keys) from error
 
 
 def _update(optimizer: torch.optim.Optimizer, clip_grad: float, passes: Sequence[Batch], bad_keys: list[str]) -> float:
-    """Clip the gradient and take the step; returns the norm. `bad_keys`: rows of this rank whose loss is not finite."""
+    """Clip the gradient and update; returns the norm. `bad_keys`: rows of this rank whose loss is not finite."""
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     norm = float(torch.nn.utils.clip_grad_norm_(trained, clip_grad or math.inf))
     if not math.isfinite(norm):
@@ -199,7 +198,7 @@ def _update(optimizer: torch.optim.Optimizer, clip_grad: float, passes: Sequence
 
 
 def with_below(model: ITSL, batch: Batch) -> Batch:
-    """The batch with its states below the adapted layers, so that several passes need not compute them again."""
+    """The batch with its states below the adapted layers (`Llama.lower`), so that several passes do not compute them again."""
     if batch.below is not None or not model.llama.lowest:
         return batch
     with torch.no_grad():
@@ -210,5 +209,5 @@ def _not_finite(keys: Sequence[str]) -> TrainingError:
     return TrainingError(
         f"the loss or its gradient is not finite for a batch with {', '.join(keys[:8])}"
         f"{f' and {len(keys) - 8} more' if len(keys) > 8 else ''}; no weight was changed and no checkpoint overwritten. "
-        f"Lower --blr, lengthen --warmup_epochs, or try --dtype float32; look at these rows' embeddings if it is always they"
+        f"Lower --blr, raise --warmup_epochs, or try --dtype float32; if it happens again, check these rows' embeddings"
     )
