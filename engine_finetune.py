@@ -6,8 +6,8 @@
     torchrun --nproc_per_node 2 engine_finetune.py --data_path data/demo/clips --emb_path runs/demo/emb \\
         --output_dir runs/demo/itsl
 
-Started again, an interrupted run continues and ends with the same weights. Only train is trained on, only dev is used to
-choose, and test is looked at once, at the end.
+An interrupted run continues when it is started again, and ends with the same weights. It trains on train only, chooses the best
+epoch on dev only, and evaluates on test once, at the end.
 """
 
 import os
@@ -41,10 +41,10 @@ def main() -> int:
     try:
         with distributed.process_group(distributed.choose_device(settings.device)) as device:
             train(settings, device)
-    except ValueError as error:  # what is wrong with the input; all errors of our own are ValueErrors
+    except ValueError as error:  # bad input; all our own errors are ValueErrors
         return fail(str(error))
     except OSError as error:
-        return fail(f"{error}; mend this and start again: the run continues")
+        return fail(f"{error}; fix this and start again: the run continues")
     except KeyboardInterrupt:
         return fail("interrupted; start again to continue")
     except torch.OutOfMemoryError as error:
@@ -64,45 +64,46 @@ def train(settings: TrainSettings, device: torch.device) -> None:
         raise DataError("--w_critic needs intents and reference rationales: pass --rationales, a JSONL of {key, rationale}")
     if settings.critic.judges and corpus.store is None:
         raise DataError(
-            f"--credit {settings.credit} --trust_references {settings.trust_references}: a judge looks at clips: pass "
-            f"--emb_path, and not --modalities none"
+            f"--credit {settings.credit} --trust_references {settings.trust_references}: the judge needs embeddings of the "
+            f"clips: pass --emb_path, and not --modalities none"
         )
-    rows = corpus.taught
-    judges = run.judges(device)  # so that what cannot be judged is said before anything is trained
+    rows = corpus.train_rows
+    judges = run.judges(device)  # now, so that a judge that cannot be fitted is an error before the first step
     if judges and settings.trust_references == "no":
         lead = LEAD[settings.answer_order]
         rows = [weighed(row, judges[0], tokenizer, corpus.taxonomy, lead) if row.rationale else row for row in rows]
     with run.frozen_states(device) as states:
         collate = Collator(corpus.store, corpus.modalities, states)
-        look = partial(evaluate, assembled.model, corpus.splits.get("dev", []), collate, device, 2 * settings.batch_size)
+        dev = corpus.splits.get("dev", [])
+        evaluate_dev = partial(evaluate, assembled.model, dev, collate, device, 2 * settings.batch_size)
         if not run.progress.finished and is_worth_it(device):
             memory = rehearse(model, optimizer, rows, collate, settings, device, rehearsed_critic(run, tokenizer, device))
             say(f"the longest step fits into memory: {memory}")
         critic = None
         while not run.progress.finished:
-            critic = critic or critic_of(run, tokenizer, look, device)
-            extra = ExtraRows(corpus.mixed, corpus.headed if critic else [])
+            critic = critic or critic_of(run, tokenizer, evaluate_dev, device)
+            extra = ExtraRows(corpus.caption_rows, corpus.head_rows if critic else [])
             for moment in train_one_epoch(model, optimizer, rows, collate, settings, device, run.position, critic, extra):
                 run.end_step(moment)
             scores = {"train": run.position.sums.over_ranks().means() | run.position.critic.over_ranks().means()}
-            scores["dev"], right = look()
+            scores["dev"], right = evaluate_dev()
             run.end_epoch(scores, right)
     finish(run, tokenizer, device)
 
 
 def critic_of(
-    run: Run, tokenizer: LlamaTokenizer, look: Callable[[], tuple[dict, list[bool]]], device: torch.device
+    run: Run, tokenizer: LlamaTokenizer, evaluate_dev: Callable[[], tuple[dict, list[bool]]], device: torch.device
 ) -> Critic | None:
-    """The critic, once it is its time; what it holds answers against is the model that it began with."""
+    """The critic, once the self-critical loss is on; its reference is the model with which that began. Otherwise None."""
     if not run.progress.criticises or run.verifier is None or run.corpus.taxonomy is None:
         return None
     if run.progress.guard.began is None:
-        run.begin_criticism(look)
+        run.begin_criticism(evaluate_dev)
     return make_critic(run, tokenizer, run.reference(), device)
 
 
 def rehearsed_critic(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> Critic | None:
-    """One that holds answers against the weights of this moment, if there is ever to be a critic."""
+    """A critic for the test of memory, with the current weights as reference; None without --w_critic."""
     if not run.settings.w_critic:
         return None
     return make_critic(run, tokenizer, {name: p.detach().clone() for name, p in run.trained().items()}, device)
@@ -111,7 +112,7 @@ def rehearsed_critic(run: Run, tokenizer: LlamaTokenizer, device: torch.device) 
 def make_critic(
     run: Run, tokenizer: LlamaTokenizer, reference: dict[str, torch.Tensor], device: torch.device
 ) -> Critic:
-    """Raises DataError if its answers do not fit the context."""
+    """A critic with these reference tensors. Raises DataError if its answers do not fit the context."""
     assert run.verifier is not None and run.corpus.taxonomy is not None, "refused at the start"
     rows, start = run.corpus.splits["train"], run.progress.guard.began or 0
     judges = run.judges(device) or (None, None)
@@ -126,26 +127,26 @@ def make_critic(
 
 
 def announce(run: Run, assembled: Assembled, corpus: Corpus) -> None:
-    """What is trained on what."""
+    """Print the number of trained parameters and of rows. Raises DataError if there are fewer rows than ranks."""
     trained = {name: p.numel() for name, p in assembled.model.named_parameters() if p.requires_grad}
     say(f"trained parameters: {sum(trained.values()):,} of {sum(p.numel() for p in assembled.model.parameters()):,}")
     raw = "raw, as in LLaMA-Adapter v1"
-    say(f"prompts: {'brought to unit RMS' if assembled.config.prompts.normalise_prefix else raw}")
+    say(f"prompts: {'scaled to unit RMS' if assembled.config.prompts.normalise_prefix else raw}")
     say("rows: " + ", ".join(f"{name} {len(rows)}" for name, rows in corpus.splits.items()))
     for note in corpus.notes:
         say(note)
     if corpus.n_cut:
-        say(f"rows that lost context to fit --max_seq_len {run.settings.max_seq_len}: {corpus.n_cut}")
-    if corpus.mixed:
-        say(f"captions mixed in: {len(corpus.mixed)}, one beside every two rows")
+        say(f"rows whose prompt was shortened to fit --max_seq_len {run.settings.max_seq_len}: {corpus.n_cut}")
+    if corpus.caption_rows:
+        say(f"captions mixed in: {len(corpus.caption_rows)}, one for every two rows")
     if run.settings.limit:
-        say(f"trained on: {len(corpus.taught)} rows of train (--limit)")
-    if len(corpus.taught) < distributed.world_size():
-        raise DataError(f"{len(corpus.taught)} rows for {distributed.world_size()} ranks; lower --nproc_per_node")
+        say(f"trained on: {len(corpus.train_rows)} rows of train (--limit)")
+    if len(corpus.train_rows) < distributed.world_size():
+        raise DataError(f"{len(corpus.train_rows)} rows for {distributed.world_size()} ranks; lower --nproc_per_node")
 
 
 def fail(message: str) -> int:
-    """Say what is wrong, and on which rank: it may be wrong on one alone."""
+    """Print an error with the rank, since it may occur on one rank only; returns the exit status."""
     rank = f" (rank {os.environ['RANK']})" if "RANK" in os.environ else ""
     print(f"engine_finetune.py{rank}: {message}", file=sys.stderr)
     return 2

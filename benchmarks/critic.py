@@ -96,10 +96,10 @@ def step_by_part(run: Path, steps: int = 3) -> str:
     optimizer = make_optimizer(model, settings.weight_decay, settings.gate_lr)
     watch = watched(critic, optimizer, device)
     with TemporaryDirectory() as folder:
-        kept = [*corpus.taught, *corpus.mixed, *corpus.headed]
+        kept = [*corpus.train_rows, *corpus.caption_rows, *corpus.head_rows]
         states = compute_states(Path(folder) / "states.tmp", kept, model.llama, device, 2 * rows)
-        collate, extra = Collator(corpus.store, corpus.modalities, states), ExtraRows(corpus.mixed, corpus.headed)
-        trained = train_one_epoch(model, optimizer, corpus.taught, collate, settings, device, Position(), critic, extra)
+        collate, extra = Collator(corpus.store, corpus.modalities, states), ExtraRows(corpus.caption_rows, corpus.head_rows)
+        trained = train_one_epoch(model, optimizer, corpus.train_rows, collate, settings, device, Position(), critic, extra)
         next(trained)  # it warms up
         watch.spent.clear()
         done = len(list(islice(trained, steps)))

@@ -1,4 +1,4 @@
-"""The types that cross module borders, and nothing else."""
+"""The types that several modules share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -13,63 +13,54 @@ IGNORE = -100  # target of a token position that carries no loss (torch's own co
 
 @dataclass(frozen=True)
 class Example:
-    """One clip of a data set: where it is, what is said, and (where it is known) what was meant."""
+    """One clip of a data set: its file, its words and, if they are known, its intent and rationale."""
 
     key: str  # unique in the data set, e.g. S05_E16_329
     split: str  # train, dev, test, or "all" for a plain folder
     clip: Path | None  # None: the data set names no clip for this row
     text: str
     intent: str | None = None  # canonical label of the taxonomy
-    speaker: str | None = None  # where the data set names one
-    rationale: str | None = None  # why, in a sentence or two
+    speaker: str | None = None
+    rationale: str | None = None  # reason for the intent, in a sentence or two
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """What the model is asked, and what it should answer: `before + context + after` is the prompt.
+    """A prompt, `before + context + after`, and its answer. Only the context may be shortened. `intent` is a class index."""
 
-    Only the context may be shortened to fit a sequence. `intent` is a class index.
-    """
-
-    key: str  # names it in messages; the clip's key in the embedding store if it is `embedded`
+    key: str  # name in messages; if `embedded`, the clip's key in the embedding store
     before: str
     context: str
     after: str
     answer: str = ""
     intent: int | None = None
     embedded: bool = False
-    rationale: str | None = None  # the reference, as it stands in the answer
+    rationale: str | None = None  # the reference rationale, which is a part of the answer
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """An exchange as token ids: prompt and answer in one, the first `n_prompt` are the prompt; `cut` if context was lost.
-
-    `caption`: a caption mixed into the second stage, whose loss has a weight of its own.
-    `weights`: how much each token's likelihood counts in training; None: all alike.
-    `other`: key of a clip with another intent, with whose sound and picture the answer is to be less likely (--w_contrast).
-    """
+    """An exchange as token ids: the first `n_prompt` of `ids` are the prompt, the others the answer."""
 
     key: str
     ids: tuple[int, ...]
     n_prompt: int
     intent: int | None = None
     embedded: bool = False
-    cut: bool = False
+    cut: bool = False  # the prompt was shortened
     rationale: str | None = None
-    caption: bool = False
-    weights: tuple[float, ...] | None = None
-    other: str | None = None
+    caption: bool = False  # a caption mixed into --stage finetune, weighted by --w_caption
+    weights: tuple[float, ...] | None = None  # weight of each token in the loss; None: all 1
+    other: str | None = None  # key of the other clip in the contrastive loss (--w_contrast)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What an answer says: a label of the taxonomy or None, a rationale or None; `finished`: it ended by itself (EOS), not at
-    the length limit."""
+    """The parts of an answer."""
 
-    intent: str | None
+    intent: str | None  # a label of the taxonomy
     rationale: str | None
-    finished: bool = True
+    finished: bool = True  # it ended with EOS, not at the length limit
 
 
 @dataclass(frozen=True)
@@ -78,7 +69,7 @@ class Windows:
 
     `inputs`: (N, 3, 2, 224, 224) for vision, (N, 1, 128, 204) for audio, (1, 77) token ids for text.
     `counts`: N integers; their sum is 15 for vision (5 windows x 3 crops), 3 for audio, 1 for text.
-    The clip's embedding is the mean over windows with these weights, so equal windows are encoded once.
+    The clip's embedding is the mean over windows weighted by `counts`, so equal windows are encoded once.
     """
 
     inputs: Tensor
@@ -90,19 +81,18 @@ class Batch:
     """Rows of token ids, and the clip embeddings that belong to them.
 
     tokens: (B, T) prompt and answer, padded on the right with any valid id.
-    targets: (B, T) the answer's own tokens in place, IGNORE elsewhere: position t-1 is what predicts targets[:, t].
-    embeddings: (B, M, E) as the store has them, at ImageBind's own scales, in the order text, audio, vision; the bridge brings
-        them to unit length. None for text-only rows.
-    present: (B, M) bool, which of them the row really has; what stands in an absent slot is never looked at.
-    n_prompt: (B,) length of each prompt; the intent head reads its last position. None: no head is asked.
-    intents: (B,) class indices, IGNORE where none is known.
-    keys: what the rows are called in messages.
-    below: (B, T, D) states that enter the lowest adapted layer, where they are known; else they are computed.
+    targets: (B, T) the answer's tokens at their own columns, IGNORE elsewhere: position t-1 predicts targets[:, t].
+    embeddings: (B, M, E) as the store has them, in the order text, audio, vision, not normalised. None for text-only rows.
+    present: (B, M) bool, which embeddings the row has; the values of absent ones are not used.
+    n_prompt: (B,) length of each prompt; the intent head reads its last position. None: no intent logits are computed.
+    intents: (B,) class indices, IGNORE where unknown.
+    keys: names of the rows in messages.
+    below: (B, T, D) cached states that enter the lowest adapted layer; None: they are computed.
     captions: (B,) bool, which rows are captions mixed in; None if there are none.
-    weights: (B, T) float32, how much each token's likelihood counts in training; None: all alike.
-    positions, segments: (B, T) where several answers share the prompt of a row (packing.py): each token's position, and 0 for
-        the prompt, else which answer it belongs to, for answers do not see each other. None: one answer a row.
-    contrasted: (C,) the rows whose answers are held against another clip; None if there are none.
+    weights: (B, T) float32, weight of each token in the loss; None: all 1.
+    positions, segments: (B, T) for rows with several answers to one prompt (packing.py): each token's position, and 0 for the
+        prompt, else the number of its answer, since answers do not attend to each other. None: one answer per row.
+    contrasted: (C,) the rows whose answers are compared with another clip; None if there are none.
     swapped, swapped_present: (C, M, E) and (C, M), as `embeddings` and `present`, with that clip's sound and picture.
     """
 
@@ -137,10 +127,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Output:
-    """What one forward pass says about a Batch.
+    """The result of a forward pass on a Batch.
 
     logp: (B, T) float32, log p(targets[:, t] | everything before t), 0 where there is no target.
-    mask: (B, T) bool, where there is one.
+    mask: (B, T) bool, where there is a target.
     intent_logits: (B, C) float32, of the intent head; None without a head or without `n_prompt`.
     """
 

@@ -50,7 +50,7 @@ def test_captions_have_no_intents(tmp_path):
     """Else an intent head would be made, never trained, and asked for scores at the end."""
     rows = [{"key": "a", "caption": "A smile.", "intent": "Praise"}]
     found = read(tmp_path, rows, stage="pretrain", emb_path=str(write_store(tmp_path / "emb", ["a"])))
-    assert found.taxonomy is None and len(found.taught) == 1
+    assert found.taxonomy is None and len(found.train_rows) == 1
 
 
 @pytest.mark.parametrize("field", ["instruction", "output", "key", "clip", "intent", "rationale", "split"])
@@ -67,6 +67,6 @@ def test_a_split_that_nothing_reads_is_refused(tmp_path):
 
 def test_an_empty_output_is_an_answer_and_a_missing_one_is_not(tmp_path):
     """Alpaca's own file has rows whose output is empty; what is learnt of them is to say nothing."""
-    [row] = read(tmp_path, [{"instruction": "Say nothing.", "input": "", "output": ""}]).taught
+    [row] = read(tmp_path, [{"instruction": "Say nothing.", "input": "", "output": ""}]).train_rows
     assert row.ids[row.n_prompt :] == (TOKENIZER.eos_id,)
     assert "row 0: expected an output (or an intent), got neither" in refused(tmp_path, [{"instruction": "Say nothing."}])

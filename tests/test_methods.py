@@ -139,8 +139,8 @@ def test_training_data_in_json_are_looked_up_too_and_gone_ones_are_said(settings
     (tmp_path / "run3" / "checkpoint.json").write_text(json.dumps(info))
     protocol = load_protocol(settings)
     fit_itsl(protocol, MODALITIES, settings, lambda: None)
-    assert any("gone, are not here; that no reported row was trained on is not known" in note for note in protocol.notes)
-    assert any("run5: of an older version; what it was trained on was looked up in" in note for note in protocol.notes)
+    assert any("gone, are not here, so reported rows may be among them" in note for note in protocol.notes)
+    assert any("run5: of an older version; its training rows were read from" in note for note in protocol.notes)
 
 
 def test_checkpoints_of_other_labels_modalities_or_embeddings_are_refused(settings, monkeypatch):

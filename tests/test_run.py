@@ -21,7 +21,7 @@ def run_in(folder: Path) -> Run:
     own = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
     assembled = Assembled(model, ModelConfig(model.llama.config, model.prompt_config, None, 4), own, "toy")
     settings = TrainSettings(data_path="x", output_dir=str(folder), lora_rank=2, trainable="all")
-    corpus = Corpus({"train": rows()}, None, None, (), rows(), prompts={}, seen=(), notes=[], captions={}, mixed=[])
+    corpus = Corpus({"train": rows()}, None, None, (), rows(), prompts={}, stages=(), notes=[], captions={}, caption_rows=[])
     return Run(settings, assembled, make_optimizer(model, 0.05), corpus)
 
 

@@ -196,8 +196,8 @@ def test_an_old_checkpoints_data_are_looked_up_and_go_on_with_the_chain(world, t
     assert [Path(one.data).name for one in read_stages(later)] == ["leak.json", "MIntRec"]
     path.unlink()
     corpus = load_corpus(settings.corpus, load_tokenizer(TOKENIZER), 128)
-    assert [bool(one.unknown) for one in corpus.seen] == [True, False]
-    assert "leak.json, are not here; that no reported row was trained on is not known" in corpus.notes[0]
+    assert [bool(one.unknown) for one in corpus.stages] == [True, False]
+    assert "leak.json, are not here, so reported rows may be among them" in corpus.notes[0]
 
 
 # --- words alone
@@ -255,7 +255,7 @@ def test_training_refuses_a_test_split_that_it_sees_under_another_name(world, sp
     with pytest.raises(DataError, match=rf"1 of 6 rows to report are also rows to {split}, .* \(S03_E01_2\)"):
         load_corpus(settings.corpus, load_tokenizer(TOKENIZER), 512)
     write_rows(tmp_path / "rows.json", own)
-    assert load_corpus(settings.corpus, load_tokenizer(TOKENIZER), 512).seen[0].data == settings.data_path
+    assert load_corpus(settings.corpus, load_tokenizer(TOKENIZER), 512).stages[0].data == settings.data_path
 
 
 def test_a_store_of_another_encoder_does_not_go_with_a_checkpoint(world, chain, tmp_path):

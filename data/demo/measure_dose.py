@@ -165,13 +165,13 @@ class World:
         """Train; returns what the log says of the answers of the last epoch."""
         train, corpus, position = self.train, self.corpus, Position()
         optimizer = make_optimizer(assembled.model, train.weight_decay, train.gate_lr)
-        collate, extra = Collator(corpus.store, corpus.modalities), ExtraRows(corpus.mixed, corpus.headed)
-        steps = -(-len(corpus.taught) // train.batch_size)
+        collate, extra = Collator(corpus.store, corpus.modalities), ExtraRows(corpus.caption_rows, corpus.head_rows)
+        steps = -(-len(corpus.train_rows) // train.batch_size)
         with tqdm(total=train.epochs * steps, desc=f"training, {name}", unit="step") as bar:
             for epoch in range(train.epochs):
                 position = Position(epoch, 0, epoch * steps)
                 for _ in train_one_epoch(
-                    assembled.model, optimizer, corpus.taught, collate, train, self.device, position, critic, extra
+                    assembled.model, optimizer, corpus.train_rows, collate, train, self.device, position, critic, extra
                 ):
                     bar.update()
         return position.critic.means()

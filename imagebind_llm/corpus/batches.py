@@ -1,8 +1,8 @@
-"""Sequences to batches: which rows a step sees, who computes which of them, and how they are padded.
+"""Sequences to batches: the rows of each step, rank and forward pass, padded to tensors.
 
-The rows of a step depend on (seed, epoch, rows a step) alone. Ranks and forward passes share them out, so that one rank with
-a batch of 8 and two ranks with 4 take the same steps. Rows of similar length meet in a step: they are sorted inside chunks
-of a shuffled epoch, and the steps are shuffled again.
+The rows of a step depend only on (seed, epoch, rows per step). They are distributed over ranks and forward passes, so that one
+rank with a batch of 8 and two ranks with 4 take the same steps. The rows of a step have similar lengths: an epoch is shuffled,
+sorted by length within chunks, and the steps are shuffled again.
 """
 
 import itertools
@@ -19,11 +19,11 @@ from imagebind_llm.encoder.store import Store
 from imagebind_llm.records import IGNORE, Batch
 from imagebind_llm.records import Sequence as Ids
 
-CHUNK_STEPS = 8  # steps whose rows are sorted by length together
+CHUNK_STEPS = 8  # steps per chunk that is sorted by length
 
 
 def steps_of_epoch(lengths: Sequence[int], rows_a_step: int, seed: int, epoch: int) -> list[list[int]]:
-    """Every row once, in steps of `rows_a_step` (the last may be shorter), of similar length, in an order of its own."""
+    """The row numbers of each step of an epoch: every row once, `rows_a_step` in a step (one step may have fewer)."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = torch.randperm(len(lengths), generator=generator).tolist()
     chunks = _slices(order, rows_a_step * CHUNK_STEPS)
@@ -32,33 +32,36 @@ def steps_of_epoch(lengths: Sequence[int], rows_a_step: int, seed: int, epoch: i
 
 
 def shares(step: list[int], ranks: int, passes: int) -> list[list[list[int]]]:
-    """A step's rows for [rank][forward pass], dealt out in turn; some of a short last step may be empty."""
+    """A step's rows by [rank][forward pass], distributed in turn; some may be empty in a short step."""
     return [[step[rank * passes + number :: ranks * passes] for number in range(passes)] for rank in range(ranks)]
 
 
 def with_captions(steps: list[list[int]], n_rows: int, n_captions: int, seed: int, epoch: int) -> list[list[int]]:
-    """The steps with one caption for every two rows; captions are numbered from `n_rows` on and taken in a shuffled order."""
+    """The steps with one caption added for every two rows, in shuffled order; captions are numbered from `n_rows` on."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = itertools.cycle((n_rows + torch.randperm(n_captions, generator=generator)).tolist())
     return [[*step, *itertools.islice(order, (len(step) + 1) // 2)] for step in steps]
 
 
 def with_others(steps: list[list[int]], rows: Sequence[Ids], seed: int, epoch: int) -> list[Ids]:
-    """The rows, each with the clip of a row of its step that has another intent as its `other`, drawn evenly; without one where
-    there is none, or the row has no answer, intent or clip. The same for any number of ranks and passes."""
+    """The rows with `other` set to the key of a random row of the same step that has another intent.
+
+    It stays None if there is no such row, or if the row has no answer, intent or clip. The result does not depend on the number
+    of ranks and passes.
+    """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    found = list(rows)
+    paired_rows = list(rows)
     for step in steps:
-        asked = [i for i in step if rows[i].intent is not None and rows[i].embedded and len(rows[i].ids) > rows[i].n_prompt]
-        for i in asked:
-            if others := [j for j in asked if rows[j].intent != rows[i].intent]:
-                drawn = others[int(torch.randint(len(others), (), generator=generator))]
-                found[i] = replace(rows[i], other=rows[drawn].key)
-    return found
+        clips = [i for i in step if rows[i].intent is not None and rows[i].embedded and len(rows[i].ids) > rows[i].n_prompt]
+        for i in clips:
+            if others := [j for j in clips if rows[j].intent != rows[i].intent]:
+                other = others[int(torch.randint(len(others), (), generator=generator))]
+                paired_rows[i] = replace(rows[i], other=rows[other].key)
+    return paired_rows
 
 
 def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """All rows in batches of similar length, for evaluation."""
+    """The row numbers of batches of similar length, for evaluation."""
     return _slices(sorted(range(len(lengths)), key=lambda row: lengths[row]), size)
 
 
@@ -67,18 +70,18 @@ def _slices(rows: list[int], size: int) -> list[list[int]]:
 
 
 class States(Protocol):
-    """Hidden states by row (frozen_states.py)."""
+    """Interface of cached hidden states (training/frozen_states.py)."""
 
     def batch(self, rows: Sequence[Ids]) -> torch.Tensor: ...
 
 
 class Collator:
-    """Makes Batches of sequences; reads the embeddings of those that have any, and the `states` below the adapted layers."""
+    """Makes a Batch of sequences, with their embeddings from `store` and their cached `states` below the adapted layers."""
 
     def __init__(self, store: Store | None, modalities: Iterable[str], states: "States | None" = None):
-        """`modalities` of a clip that the model may know."""
+        """`modalities`: those that the model may see; all others are marked as absent."""
         self.store, self.states = store, states
-        self.known = torch.tensor([name in modalities for name in MODALITIES])
+        self.modality_mask = torch.tensor([name in modalities for name in MODALITIES])  # (M,)
 
     def __call__(self, rows: Sequence[Ids]) -> Batch:
         longest = max(len(row.ids) for row in rows)
@@ -109,42 +112,44 @@ class Collator:
         )
 
     def embeddings(self, rows: Sequence[Ids]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """(B,M,E) and (B,M); zeros and False for rows that have no clip. Nothing at all without a store."""
+        """Embeddings (B,M,E) and presence (B,M) of the rows; zeros and False for rows without a clip. None without a store."""
         if self.store is None:
             return None, None
         vectors = torch.zeros(len(rows), len(MODALITIES), self.store.identity.width)
         present = torch.zeros(len(rows), len(MODALITIES), dtype=torch.bool)
-        there = [i for i, row in enumerate(rows) if row.embedded]
-        if there:
-            vectors[there], present[there] = self.store.read([rows[i].key for i in there])
-        return vectors, present & self.known
+        clip_rows = [i for i, row in enumerate(rows) if row.embedded]
+        if clip_rows:
+            vectors[clip_rows], present[clip_rows] = self.store.read([rows[i].key for i in clip_rows])
+        return vectors, present & self.modality_mask
 
     def _swapped(
         self, rows: Sequence[Ids], embeddings: torch.Tensor | None, present: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
-        """The rows that name an `other` clip, and their embeddings with that clip's sound and picture; nothing without any."""
-        picked = [i for i, row in enumerate(rows) if row.other is not None]
-        if not picked or self.store is None or embeddings is None or present is None:
+        """The fields `contrasted`, `swapped` and `swapped_present` of the batch; empty if no row has an `other` clip."""
+        pairs = [i for i, row in enumerate(rows) if row.other is not None]
+        if not pairs or self.store is None or embeddings is None or present is None:
             return {}
-        vectors, there = self.store.read([rows[i].other or "" for i in picked])
-        there, text = there & self.known, MODALITIES.index("text")
-        vectors[:, text], there[:, text] = embeddings[picked, text], present[picked, text]
-        return {"contrasted": torch.tensor(picked), "swapped": vectors, "swapped_present": there}
+        vectors, presence = self.store.read([rows[i].other or "" for i in pairs])
+        presence, text = presence & self.modality_mask, MODALITIES.index("text")
+        vectors[:, text], presence[:, text] = embeddings[pairs, text], present[pairs, text]
+        return {"contrasted": torch.tensor(pairs), "swapped": vectors, "swapped_present": presence}
 
     def without_targets(self, row: Ids) -> Batch:
-        """A batch that has no effect: what a rank computes when a short step has no row for it."""
+        """A batch without any loss, for a rank that has no row in a short step."""
         return self([Ids(row.key, row.ids, len(row.ids), None, row.embedded)])
 
 
 def answer_batch(batch: Batch, rows: Sequence[int], prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> Batch:
-    """Answers to clips of a batch as rows to be scored, each behind its prompt; no intent head is asked. `rows`: which row of
-    the batch each answers, with its clip and key."""
+    """A batch of further answers to clips of `batch`, each with its prompt, as rows to be scored. Their intents are IGNORE.
+
+    rows: the row of `batch` that each answer belongs to.
+    """
     device = batch.tokens.device
-    both = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
-    longest = max(map(len, both))
-    tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in both], device=device)
+    sequences = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+    longest = max(map(len, sequences))
+    tokens = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in sequences], device=device)
     n_prompt = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    ends = torch.tensor([len(row) for row in both], device=device)
+    ends = torch.tensor([len(ids) for ids in sequences], device=device)
     columns = torch.arange(longest, device=device)
     answer = (columns >= n_prompt[:, None]) & (columns < ends[:, None])
     owners = torch.tensor(rows, device=device)
@@ -174,6 +179,6 @@ class _Planned(TorchDataset):
 def load(
     sequences: Sequence[Ids], plan: list[list[int]], collate: Collator, num_workers: int, device: torch.device
 ) -> Iterable[Batch]:
-    """The batches of a plan (rows of each), in order, read ahead by `num_workers` processes."""
+    """The batches of a plan (the row numbers of each), in order, loaded by `num_workers` processes."""
     pin = device.type == "cuda"
     return DataLoader(_Planned(sequences, plan, collate), batch_size=None, num_workers=num_workers, pin_memory=pin)

@@ -1,11 +1,11 @@
-"""Which rows a model has seen, and how a row is known again under any name.
+"""Which rows a model has seen in training, so that a report on them is refused.
 
     CHECKPOINT/checkpoint.json  "chain": the data of every stage of training, first to last; "seen": the digest of seen.json
     CHECKPOINT/seen.json        by stage, 8-byte digests of the rows that it was trained on and chosen on
 
-So a report on such rows is refused wherever the checkpoint goes, whether or not its training data are still there, and
-whichever stage saw them. A row is known by its key, its file, its sound and its picture, each alone; its text says less,
-because two people may say `thank you`: only where most reported rows repeat text and label, they are a copy.
+The checkpoint carries this list, so it works without the training data, for every stage of training. A row is recognised by any
+one of its key, file, sound and picture. Its text is weaker evidence, because two people may say `thank you`: only if most
+reported rows repeat text and label, they are taken for a copy.
 """
 
 import hashlib
@@ -26,28 +26,28 @@ from imagebind_llm.itsl.checkpoint import CheckpointError, read_info, resolve
 from imagebind_llm.records import Example
 
 SEEN = "seen.json"
-CLIP = ("key", "file", "sound", "picture")  # any of them in common: the same clip
+CLIP = ("key", "file", "sound", "picture")  # two rows with one of these in common are the same clip
 SAID = ("said", "text")  # text with label, text alone
 LISTED = 5
-CHUNK = 1024  # rows whose vectors are in memory at a time
-RowMarks = dict[str, str]  # of one row: kind -> digest
-Marks = dict[str, set[str]]  # of many
+CHUNK = 1024  # rows whose vectors are read at a time
+RowMarks = dict[str, str]  # marks of one row: from kind to digest
+Marks = dict[str, set[str]]  # marks of many rows: from kind to digests
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
 def row_key(row: Mapping[str, Any]) -> str | None:
-    """The key of a row of a JSON: what it gives as key, or its clip without the ending; None if it names no clip."""
+    """The key of a row of JSON: its field `key`, or its `clip` without the ending; None if it has neither."""
     if row.get("key"):
         return str(row["key"])
     return str(Path(row["clip"]).with_suffix("")) if row.get("clip") else None
 
 
 def json_example(row: Mapping[str, Any], label: str | None = None) -> Example:
-    """A row of a JSON as it can be known again: key, words, and label or, without one, its answer.
+    """An Example of a row of JSON, for its marks: key, text, and label or, without a label, its output.
 
-    An instruction about a clip is the question that all clips are asked, so it counts as no words.
+    The instruction of a row with a clip is not its text, because it is the same question for all clips.
     """
     key = row_key(row) or ""
     text = row.get("input") or row.get("caption") or ("" if key else row.get("instruction")) or ""
@@ -60,64 +60,65 @@ def json_example(row: Mapping[str, Any], label: str | None = None) -> Example:
 def vector_marks(vectors: Tensor, present: Tensor) -> list[RowMarks]:
     """Digests of the sound and the picture of each row of vectors (N,M,E); absent (`present` (N,M)) or zero ones have none."""
     columns = {"sound": MODALITIES.index("audio"), "picture": MODALITIES.index("vision")}
-    there = present & (vectors != 0).any(-1)
+    present = present & (vectors != 0).any(-1)
     return [
-        {kind: _digest(row[m].numpy().tobytes()) for kind, m in columns.items() if own[m]}
-        for row, own in zip(vectors.float(), there, strict=True)
+        {kind: _digest(row[m].numpy().tobytes()) for kind, m in columns.items() if presence[m]}
+        for row, presence in zip(vectors.float(), present, strict=True)
     ]
 
 
 def stored_marks(examples: Sequence[Example], store: Store | None) -> list[RowMarks]:
-    """The same of the clips of a store; nothing for rows that it does not have."""
-    found: list[RowMarks] = [{} for _ in examples]
-    there = [i for i, example in enumerate(examples) if store is not None and example.key in store]
-    for start in range(0, len(there), CHUNK):
-        part = there[start : start + CHUNK]
+    """`vector_marks` of the examples' embeddings in a store; empty for those that it does not have."""
+    rows: list[RowMarks] = [{} for _ in examples]
+    stored = [i for i, example in enumerate(examples) if store is not None and example.key in store]
+    for start in range(0, len(stored), CHUNK):
+        part = stored[start : start + CHUNK]
         assert store is not None
         for i, marks in zip(part, vector_marks(*store.read([examples[i].key for i in part])), strict=True):
-            found[i] = marks
-    return found
+            rows[i] = marks
+    return rows
 
 
 def row_marks(examples: Sequence[Example], vectors: Sequence[RowMarks]) -> list[RowMarks]:
-    """What each row of one split is known by; `vectors`: what `vector_marks` says of it.
+    """The marks of each row of one split; `vectors`: the result of `vector_marks` or `stored_marks` for them.
 
-    What different clips of the split share is no mark: silence, black frames, a text that goes with several labels.
+    What different clips of the split share is no mark: silence, black frames, a text with several labels.
     """
-    shared, loose = _shared(examples, vectors), _loose_texts(examples)
+    shared, ambiguous = _shared(examples, vectors), _ambiguous_texts(examples)
     rows = []
-    for example, own in zip(examples, vectors, strict=True):
-        marks = {kind: mark for kind, mark in own.items() if mark not in shared}
+    for example, digests in zip(examples, vectors, strict=True):
+        marks = {kind: mark for kind, mark in digests.items() if mark not in shared}
         marks |= {"key": _digest(example.key)} if example.key else {}
         marks |= {"file": _digest(str(example.clip.resolve()))} if example.clip else {}
         if text := spoken(example.text):
             marks["text"] = _digest(text)
-            marks |= {"said": _digest(f"{text}\0{example.intent or ''}")} if text not in loose else {}
+            marks |= {"said": _digest(f"{text}\0{example.intent or ''}")} if text not in ambiguous else {}
         rows.append(marks)
     return rows
 
 
 def _shared(examples: Sequence[Example], vectors: Sequence[RowMarks]) -> set[str]:
-    """Sounds that come with different pictures and pictures with different sounds; without the other, with different words.
+    """Digests of sounds that occur with different pictures and vice versa; without the other, with different texts.
 
-    A clip that stands in the split twice, whatever the words, has both in common with itself, and so stays known.
+    A clip that is twice in the split has the same sound and picture both times, so these are not among them.
     """
-    beside, words = defaultdict(set), defaultdict(set)
+    partners, words = defaultdict(set), defaultdict(set)
     for example, marks in zip(examples, vectors, strict=True):
         for kind, other in (("sound", "picture"), ("picture", "sound")):
             if kind in marks and other in marks:
-                beside[marks[kind]].add(marks[other])
+                partners[marks[kind]].add(marks[other])
             elif kind in marks:
                 words[marks[kind]].add(spoken(example.text))
-    alone = {mark for mark, texts in words.items() if len(texts) > 1 and mark not in beside}
-    return alone | {mark for mark, others in beside.items() if len(others) > 1}
+    without_partner = {mark for mark, texts in words.items() if len(texts) > 1 and mark not in partners}
+    return without_partner | {mark for mark, others in partners.items() if len(others) > 1}
 
 
-def _loose_texts(examples: Sequence[Example]) -> set[str]:
-    labels = defaultdict(set)
+def _ambiguous_texts(examples: Sequence[Example]) -> set[str]:
+    """Texts that occur with several labels."""
+    labels_by_text = defaultdict(set)
     for example in examples:
-        labels[spoken(example.text)].add(example.intent)
-    return {text for text, known in labels.items() if len(known) > 1}
+        labels_by_text[spoken(example.text)].add(example.intent)
+    return {text for text, labels in labels_by_text.items() if len(labels) > 1}
 
 
 def spoken(text: str) -> str:
@@ -127,11 +128,11 @@ def spoken(text: str) -> str:
 
 def joined(rows: Iterable[RowMarks]) -> Marks:
     """The marks of many rows, by kind."""
-    found: Marks = {kind: set() for kind in (*CLIP, *SAID)}
+    all_marks: Marks = {kind: set() for kind in (*CLIP, *SAID)}
     for marks in rows:
         for kind, mark in marks.items():
-            found[kind].add(mark)
-    return found
+            all_marks[kind].add(mark)
+    return all_marks
 
 
 def _digest(content: str | bytes) -> str:
@@ -142,24 +143,23 @@ def _digest(content: str | bytes) -> str:
 
 
 def overlap(report: Sequence[RowMarks], seen: Marks) -> tuple[list[int], str]:
-    """Which rows to report are among the seen ones, and by what they are known.
+    """Numbers of the reported rows that are among the seen ones, and what they have in common with them.
 
-    A clip in common is one too many. Text alone says less; but where most reported rows repeat text and label, files were
-    mixed up.
+    These are the rows of a common clip, if there is any, else the rows of common text and label, if most rows are.
     """
-    again = [i for i, marks in enumerate(report) if any(marks[kind] in seen[kind] for kind in CLIP if kind in marks)]
-    if again:
-        return again, "key, file or embedding"
+    clips = [i for i, marks in enumerate(report) if any(marks[kind] in seen[kind] for kind in CLIP if kind in marks)]
+    if clips:
+        return clips, "key, file or embedding"
     copied = [i for i, marks in enumerate(report) if marks.get("said") in seen["said"]]
     return (copied, "text and label") if len(copied) > len(report) / 2 else ([], "")
 
 
 def refuse_overlap(name: str, other: Sequence[RowMarks], examples: Sequence[Example], report: Sequence[RowMarks]) -> None:
-    """Raise DataError if a reported clip is among the rows of another split, under any name; `report`: marks of `examples`."""
-    found, why = overlap(report, joined(other))
-    if found:
+    """Raise DataError if a reported row is also in another split; `other` and `report`: marks of both, `name`: the other's."""
+    rows, why = overlap(report, joined(other))
+    if rows:
         raise DataError(
-            f"{len(found)} of {len(report)} rows to report are also rows to {name}, by {why} ({_listed(found, examples)}): a "
+            f"{len(rows)} of {len(report)} rows to report are also rows to {name}, by {why} ({_listed(rows, examples)}): a "
             f"split that is reported on is neither trained on nor selected on; take them out of one of the two tables"
         )
 
@@ -173,15 +173,12 @@ def _listed(rows: Sequence[int], examples: Sequence[Example]) -> str:
 
 @dataclass(frozen=True)
 class Stage:
-    """One training of those that a checkpoint went through: its data, and the marks of what it was trained and chosen on.
+    """One stage of a checkpoint's training."""
 
-    `unknown` says what cannot be known of it; empty where everything is.
-    """
-
-    data: str
-    trained: Marks
-    chosen: Marks
-    unknown: str = ""
+    data: str  # path
+    trained: Marks  # of the rows that it was trained on
+    chosen: Marks  # of the rows on which the epoch was chosen
+    unknown: str = ""  # a sentence on what is not known about this stage; empty if all is known
 
     def parts(self) -> Iterator[tuple[str, Marks]]:
         yield "trained", self.trained
@@ -189,10 +186,10 @@ class Stage:
 
 
 def summary(stages: Sequence[Stage]) -> dict[str, Any]:
-    """What checkpoint.json says of the stages: their data, how many keys, and the digest of seen.json."""
+    """The fields "chain" and "seen" of checkpoint.json."""
     chain = [
-        {"data": one.data, **{f"{part}_keys": len(marks["key"]) for part, marks in one.parts()}, "unknown": one.unknown}
-        for one in stages
+        {"data": stage.data, **{f"{part}_keys": len(marks["key"]) for part, marks in stage.parts()}, "unknown": stage.unknown}
+        for stage in stages
     ]
     return {"chain": chain, "seen": _digest(_encoded(stages))}
 
@@ -204,17 +201,17 @@ def save_stages(folder: Path, stages: Sequence[Stage]) -> None:
 
 def _encoded(stages: Sequence[Stage]) -> bytes:
     rows = [
-        {"data": one.data, "unknown": one.unknown}
-        | {part: {kind: sorted(found) for kind, found in marks.items()} for part, marks in one.parts()}
-        for one in stages
+        {"data": stage.data, "unknown": stage.unknown}
+        | {part: {kind: sorted(digests) for kind, digests in marks.items()} for part, marks in stage.parts()}
+        for stage in stages
     ]
     return (json.dumps(rows, separators=(",", ":")) + "\n").encode()
 
 
 def read_stages(folder: Path) -> tuple[Stage, ...]:
-    """What a checkpoint has seen, stage by stage. The data of one made before this was noted are looked up.
+    """The stages of a checkpoint. Those of an old checkpoint without seen.json are derived from its data, if they are there.
 
-    Raises CheckpointError if seen.json is not the one that was saved.
+    Raises CheckpointError if seen.json is missing or not the one that was saved.
     """
     info, path = read_info(folder), resolve(folder) / SEEN
     if "seen" not in info:
@@ -222,42 +219,42 @@ def read_stages(folder: Path) -> tuple[Stage, ...]:
     content = path.read_bytes() if path.is_file() else b""
     if _digest(content) != info["seen"]:
         state = "damaged" if content else "missing"
-        raise CheckpointError(f"{path}: {state}; it says what the model was trained on: copy the whole checkpoint folder again")
+        raise CheckpointError(f"{path}: {state}; it lists the rows of training: copy the whole checkpoint folder again")
     return tuple(
         Stage(row["data"], _as_sets(row["trained"]), _as_sets(row["chosen"]), row["unknown"]) for row in json.loads(content)
     )
 
 
 def _as_sets(marks: Mapping[str, list[str]]) -> Marks:
-    return {kind: set(found) for kind, found in marks.items()}
+    return {kind: set(digests) for kind, digests in marks.items()}
 
 
 def stages_before(start: str) -> tuple[Stage, ...]:
-    """What --pretrained_path has seen: the stages of a checkpoint of ours, nothing that is known of another's adapter."""
+    """The stages of --pretrained_path: those of a checkpoint, or one unknown stage for a released adapter."""
     if not start:
         return ()
     path = resolve(Path(start))
     if path.is_dir():
         return read_stages(path)
-    return (_unknown(path.name, f"{path.name}: what it was trained on is unknown; that no reported row was among it too"),)
+    return (_unknown(path.name, f"{path.name}: its training data are unknown, so reported rows may be among them"),)
 
 
 def _looked_up(folder: Path, info: dict[str, Any]) -> tuple[Stage, ...]:
-    """The stages of a checkpoint of ours that has no seen.json, by the paths of their data and starts."""
+    """The stages of an old checkpoint without seen.json, from the paths of its data and of --pretrained_path."""
     settings = info["settings"]
     path, start = Path(settings["data_path"]), settings.get("pretrained_path", "")
     before: tuple[Stage, ...] = ()
     if start:
-        gone = f"{start}: {folder} began with it, and it is not here; that no reported row was trained on is not known"
-        before = stages_before(start) if Path(start).exists() else (_unknown(start, gone),)
+        why = f"{start}: {folder} was trained from it, and it is not here, so reported rows may be among its training data"
+        before = stages_before(start) if Path(start).exists() else (_unknown(start, why),)
     try:
         examples = _examples_of(path)
     except (DataError, ValueError, OSError):
-        gone = f"{folder}: its training data, {path}, are not here; that no reported row was trained on is not known"
-        return (*before, _unknown(str(path), gone))
+        why = f"{folder}: its training data, {path}, are not here, so reported rows may be among them"
+        return (*before, _unknown(str(path), why))
     parts = [[e for e in examples if (e.split == "dev") == chosen and e.split != "test"] for chosen in (False, True)]
     trained, chosen = (joined(row_marks(part, [{} for _ in part])) for part in parts)
-    old = f"{folder}: of an older version; what it was trained on was looked up in {path}, by key, file and text alone"
+    old = f"{folder}: of an older version; its training rows were read from {path} and compared by key, file and text only"
     return (*before, Stage(str(path), trained, chosen, old))
 
 
@@ -273,8 +270,8 @@ def _unknown(data: str, why: str) -> Stage:
 
 def refuse_seen(folder: str, stages: Sequence[Stage], examples: Sequence[Example], report: Sequence[RowMarks]) -> None:
     """Raise DataError if the model of `folder` was trained or chosen on a reported row, in any of its stages."""
-    if found := _overlap_of(stages, report):
-        rows, why, data = found
+    if common := _overlap_of(stages, report):
+        rows, why, data = common
         raise DataError(
             f"{folder}: {len(rows)} of the {len(report)} rows to report are rows of {data} that it was trained or chosen on "
             f"({_listed(rows, examples)}; by {why}); report on rows that it has not seen, or take another model"
@@ -282,24 +279,26 @@ def refuse_seen(folder: str, stages: Sequence[Stage], examples: Sequence[Example
 
 
 def keys_seen(folder: Path, examples: Sequence[Example], store: Store | None) -> set[str]:
-    """The keys of those rows of one split that the model of a checkpoint was trained or chosen on."""
-    found = _overlap_of(read_stages(folder), row_marks(examples, stored_marks(examples, store)))
-    return {examples[i].key for i in found[0]} if found else set()
+    """The keys of those examples, all of one split, that the model of a checkpoint was trained or chosen on."""
+    common = _overlap_of(read_stages(folder), row_marks(examples, stored_marks(examples, store)))
+    return {examples[i].key for i in common[0]} if common else set()
 
 
 def _overlap_of(stages: Sequence[Stage], report: Sequence[RowMarks]) -> tuple[list[int], str, str] | None:
-    everything = {kind: set().union(*(m[kind] for one in stages for _, m in one.parts())) for kind in (*CLIP, *SAID)}
-    rows, why = overlap(report, everything)
+    """`overlap` with the rows of all stages, and the data of the stages that have them; None if there is none."""
+    all_marks = {kind: set().union(*(m[kind] for stage in stages for _, m in stage.parts())) for kind in (*CLIP, *SAID)}
+    rows, why = overlap(report, all_marks)
     if not rows:
         return None
     kinds = CLIP if why != "text and label" else SAID[:1]
-    shares = [one.data for one in stages if any(m[kind] & joined(report)[kind] for _, m in one.parts() for kind in kinds)]
-    return rows, why, " and ".join(dict.fromkeys(shares))
+    marks = joined(report)
+    data = [stage.data for stage in stages if any(m[kind] & marks[kind] for _, m in stage.parts() for kind in kinds)]
+    return rows, why, " and ".join(dict.fromkeys(data))
 
 
 def notes(folder: str, stages: Sequence[Stage], report: Sequence[RowMarks]) -> list[str]:
-    """What a reader of a report must know: what is unknown of the stages, and how many reported texts they had."""
-    said = set().union(*(marks["text"] for one in stages for _, marks in one.parts()))
-    again = sum(marks.get("text") in said for marks in report)
-    repeated = [f"{folder}: reported texts that occur in what it was trained or chosen on: {again} of {len(report)}"]
-    return [one.unknown for one in stages if one.unknown] + (repeated if again else [])
+    """Sentences for a report: what is unknown about the stages, and how many reported texts occur in them."""
+    seen_texts = set().union(*(marks["text"] for stage in stages for _, marks in stage.parts()))
+    count = sum(marks.get("text") in seen_texts for marks in report)
+    repeated = [f"{folder}: reported texts that occur in what it was trained or chosen on: {count} of {len(report)}"]
+    return [stage.unknown for stage in stages if stage.unknown] + (repeated if count else [])

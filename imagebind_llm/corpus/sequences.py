@@ -1,8 +1,8 @@
-"""What is trained on: a MIntRec-like folder, a JSON of instructions or a JSON of captions, as token sequences by split.
+"""Reads training data as token sequences by split: a data set of clips, a JSON of instructions or a JSON of captions.
 
-MIntRec, MIntRec2.0, a table with splits and labels: every clip asks for its intent and, where rationales.jsonl has one, why
+MIntRec, MIntRec2.0, a table with splits and labels: a clip's answer is its intent and, if rationales.jsonl has one, a rationale
 instructions.json     [{"instruction", "input", "output"}, ...]; optionally "key" or "clip", "intent", "rationale", "split"
-captions.json         [{"key" or "clip", "caption"}, ...]; optionally "split": the first stage
+captions.json         [{"key" or "clip", "caption"}, ...]; optionally "split"; for --stage pretrain
 """
 
 import json
@@ -38,14 +38,14 @@ from imagebind_llm.llama.tokenizers import LlamaTokenizer
 from imagebind_llm.records import Example, Exchange, Sequence
 from imagebind_llm.taxonomy import MINTREC, MINTREC2, Taxonomy
 
-TEXTS = ("instruction", "output", "caption", "key", "clip", "intent", "rationale", "split")  # of a row of JSON
-# by split, what is asked and the rows as they can be known again; the taxonomy of their intents
+TEXTS = ("instruction", "output", "caption", "key", "clip", "intent", "rationale", "split")  # text fields of a row of JSON
+# exchanges by split, examples by split (to recognise rows, seen.py), the taxonomy of their intents
 Read = tuple[dict[str, list[Exchange]], dict[str, list[Example]], Taxonomy | None]
 
 
 @dataclass(frozen=True)
 class CorpusSettings:
-    """Which rows are read, and how they are asked: the flags of engine_finetune.py with these names."""
+    """The flags of engine_finetune.py that decide which rows are read and how."""
 
     data_path: str
     emb_path: str
@@ -62,36 +62,38 @@ class CorpusSettings:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Token sequences by split, the taxonomy of their intents (None: there are none), and the embeddings of their clips."""
+    """The data of a training run."""
 
     splits: dict[str, list[Sequence]]
-    taxonomy: Taxonomy | None
-    store: Store | None
-    modalities: tuple[str, ...]  # that the model may know
-    taught: list[Sequence]  # the rows of train that are trained on: all but for --limit
-    prompts: dict[str, list[list[int]]]  # by split that is scored, each row's prompt as it is asked: of whatever answer
-    seen: tuple[Stage, ...]  # what this training and those before it train and choose on
-    notes: list[str]  # what a reader of the result must know
+    taxonomy: Taxonomy | None  # None: no row has an intent
+    store: Store | None  # None: no row has a clip
+    modalities: tuple[str, ...]  # those that the model may see
+    train_rows: list[Sequence]  # the rows of train that are trained on: all, or --limit of them
+    prompts: dict[str, list[list[int]]]  # token ids of each prompt of dev and test, as in inference, whatever its answer
+    stages: tuple[Stage, ...]  # what this training and those before it train and choose on
+    notes: list[str]  # sentences for a report, see `seen.notes`
     captions: dict[str, dict[str, list[str]]]  # of train and dev clips: {split: {key: texts}}
-    mixed: list[Sequence]  # those of train, by --w_caption
+    caption_rows: list[Sequence]  # captions of train clips to mix in, with --w_caption
 
     @property
-    def headed(self) -> list[Sequence]:
-        """The prompts of all train rows with an intent, where --limit keeps some of them from being trained on: what the intent
-        head is supervised on while answers are criticised."""
-        if len(self.taught) == len(self.splits["train"]):
+    def head_rows(self) -> list[Sequence]:
+        """The prompts of all train rows with an intent, which supervise the intent head during self-critical training; empty if
+        --limit excludes no row."""
+        if len(self.train_rows) == len(self.splits["train"]):
             return []
         return [_prompt_of(row) for row in self.splits["train"] if row.intent is not None]
 
     @property
     def n_cut(self) -> int:
-        """Sequences that lost context to fit."""
+        """Number of sequences whose prompt was shortened."""
         return sum(sequence.cut for rows in self.splits.values() for sequence in rows)
 
 
 def load_corpus(settings: CorpusSettings, tokenizer: LlamaTokenizer, max_len: int) -> Corpus:
-    """Read, check and tokenise everything. Raises DataError, StoreError, InstructionError; CheckpointError for a
-    --pretrained_path that was trained on other embeddings. Rows to report that any stage has seen are refused.
+    """Read, check and tokenise the data.
+
+    Raises DataError, StoreError or InstructionError for bad data, also if test has rows that were trained or chosen on in any
+    stage; CheckpointError if --pretrained_path was trained on other embeddings.
     """
     path = Path(settings.data_path)
     if path.suffix == ".json":
@@ -104,50 +106,56 @@ def load_corpus(settings: CorpusSettings, tokenizer: LlamaTokenizer, max_len: in
     store = _open_store(settings, exchanges) if any(e.embedded for rows in exchanges.values() for e in rows) else None
     if store and settings.pretrained_path and resolve(Path(settings.pretrained_path)).is_dir():
         check_store(store, read_info(Path(settings.pretrained_path)).get("store"))
-    seen, said = _seen(settings, examples, store, taxonomy is not None)
+    stages, warnings = _stages(settings, examples, store, taxonomy is not None)
     splits = {name: [encode_exchange(e, tokenizer, max_len) for e in rows] for name, rows in exchanges.items()}
     scored = {name: rows for name, rows in exchanges.items() if name in ("dev", "test")}
     prompts = {name: [encode_prompt(e, tokenizer, max_len) for e in rows] for name, rows in scored.items()}
-    taught = _spread(splits["train"], settings.limit)
-    if taxonomy is not None and all(row.intent is None for row in taught):
+    train_rows = _evenly_spaced(splits["train"], settings.limit)
+    if taxonomy is not None and all(row.intent is None for row in train_rows):
         raise DataError(
-            f"{path}: none of the {len(taught)} rows to train on has an intent, so the intents of other rows cannot be "
+            f"{path}: none of the {len(train_rows)} rows to train on has an intent, so the intents of other rows cannot be "
             f"learnt; give rows of train an intent, or take it out of the others"
         )
     captions = read_captions(Path(settings.captions), splits) if settings.captions else {}
     if settings.w_caption and store is None:
-        raise DataError(f"--w_caption {settings.w_caption:g}: captions say what is seen and heard, and no clip is")
+        raise DataError(f"--w_caption {settings.w_caption:g}: expected rows with clips, {path} has none; leave it out")
     if settings.w_contrast and (store is None or taxonomy is None):
-        raise DataError(f"--w_contrast {settings.w_contrast:g}: {path} has no clips with intents to hold answers against")
-    told = [caption_exchange(key, text) for key, texts in captions.get("train", {}).items() for text in texts]
-    mixed = [replace(encode_exchange(e, tokenizer, max_len), caption=True) for e in told] if settings.w_caption else []
-    return Corpus(splits, taxonomy, store, modalities if store else (), taught, prompts, seen, said, captions, mixed)
+        raise DataError(f"--w_contrast {settings.w_contrast:g}: expected clips with intents, {path} has none; leave it out")
+    caption_rows: list[Sequence] = []
+    if settings.w_caption:
+        exchanges_of = [caption_exchange(key, text) for key, texts in captions.get("train", {}).items() for text in texts]
+        caption_rows = [replace(encode_exchange(e, tokenizer, max_len), caption=True) for e in exchanges_of]
+    modalities = modalities if store else ()
+    return Corpus(splits, taxonomy, store, modalities, train_rows, prompts, stages, warnings, captions, caption_rows)
 
 
-def _seen(
+def _stages(
     settings: CorpusSettings, examples: dict[str, list[Example]], store: Store | None, reports: bool
 ) -> tuple[tuple[Stage, ...], list[str]]:
-    """What this training and those before it train and choose on, all of train even with --limit (the verifier reads it), and
-    what is not known of that. Raises DataError if test is reported and any of it was seen."""
+    """The stages of this training and those before it, and sentences on them for a report.
+
+    All of train counts even with --limit, because the verifier reads it. Raises DataError if test is reported and one of its
+    rows was seen.
+    """
     before = stages_before(settings.pretrained_path)
     marks = {name: row_marks(rows, stored_marks(rows, store)) for name, rows in examples.items()}
-    said = []
+    warnings = []
     if reports and "test" in marks:
         for name in ("train", "dev"):
             refuse_overlap(name, marks.get(name, []), examples["test"], marks["test"])
         refuse_seen(f"--pretrained_path {settings.pretrained_path}", before, examples["test"], marks["test"])
-        said = notes(settings.pretrained_path, before, marks["test"])
-    own = Stage(settings.data_path, joined(marks["train"]), joined(marks.get("dev", [])))
-    return (*before, own), said
+        warnings = notes(settings.pretrained_path, before, marks["test"])
+    stage = Stage(settings.data_path, joined(marks["train"]), joined(marks.get("dev", [])))
+    return (*before, stage), warnings
 
 
 def _prompt_of(row: Sequence) -> Sequence:
-    """Without its answer, and so without a target for the decoder."""
+    """The row without its answer, so that only its intent is a target."""
     return replace(row, ids=row.ids[: row.n_prompt], rationale=None)
 
 
-def _spread(rows: list[Sequence], limit: int) -> list[Sequence]:
-    """So many rows, evenly spread; 0: all."""
+def _evenly_spaced(rows: list[Sequence], limit: int) -> list[Sequence]:
+    """`limit` evenly spaced rows; all rows if it is 0."""
     return [rows[i * len(rows) // limit] for i in range(limit)] if 0 < limit < len(rows) else rows
 
 
@@ -193,30 +201,30 @@ def _read_folder(path: Path, settings: CorpusSettings) -> Read:
         )
     splits = with_rationales(dataset.splits, rationales_file(dataset.root, settings.rationales))
     order, modalities = settings.answer_order, settings.modalities
-    asked = {name: [ask(e, dataset.taxonomy, modalities, order) for e in rows] for name, rows in splits.items()}
-    return asked, splits, dataset.taxonomy
+    exchanges = {name: [ask(e, dataset.taxonomy, modalities, order) for e in rows] for name, rows in splits.items()}
+    return exchanges, splits, dataset.taxonomy
 
 
 def ask(example: Example, taxonomy: Taxonomy | None, modalities: tuple[str, ...], order: str = "label") -> Exchange:
-    """A clip's exchange as the modalities allow it: the words are in the prompt with "text" or with "none"."""
-    alone = NO_MODALITY in modalities
-    return clip_exchange(example, taxonomy, alone or "text" in modalities, not alone, order)
+    """The exchange about a clip for a model of these modalities: its words are in the prompt with "text" or "none"."""
+    text_only = NO_MODALITY in modalities
+    return clip_exchange(example, taxonomy, text_only or "text" in modalities, not text_only, order)
 
 
-def rationales_file(root: Path, named: str) -> Path | None:
-    """The file that --rationales names, or the one beside the data, if there is one."""
-    if named and not Path(named).is_file():
-        raise DataError(f"--rationales {named}: no such file; expected JSON lines of {{key, rationale}}")
-    beside = root / "rationales.jsonl"
-    return Path(named) if named else beside if beside.is_file() else None
+def rationales_file(root: Path, path: str) -> Path | None:
+    """The file that --rationales names or, if `path` is "", rationales.jsonl in the data folder, if it exists."""
+    if path and not Path(path).is_file():
+        raise DataError(f"--rationales {path}: no such file; expected JSON lines of {{key, rationale}}")
+    default = root / "rationales.jsonl"
+    return Path(path) if path else default if default.is_file() else None
 
 
 def with_rationales(splits: dict[str, list[Example]], file: Path | None) -> dict[str, list[Example]]:
-    """The examples with the rationales of a JSONL of {key, rationale}; those that it does not have go without."""
+    """The examples with the rationales of a JSONL file of {key, rationale}; None for those that are not in it."""
     if file is None:
         return splits
-    known = {key: row["rationale"] for key, row in rationale_rows(file).items()}
-    return {name: [replace(e, rationale=known.get(e.key)) for e in rows] for name, rows in splits.items()}
+    rationales = {key: row["rationale"] for key, row in rationale_rows(file).items()}
+    return {name: [replace(e, rationale=rationales.get(e.key)) for e in rows] for name, rows in splits.items()}
 
 
 # --- JSON -------------------------------------------------------------------------------------------------------------
@@ -264,31 +272,31 @@ def _json_rows(path: Path, flag: str = "--data_path") -> list[dict]:
 
 
 def read_captions(path: Path, splits: dict[str, list[Sequence]]) -> dict[str, dict[str, list[str]]]:
-    """Captions of the train and dev clips among `splits`, by split and key; those of other clips are left out.
+    """Captions of the train and dev clips of `splits`, by split and key, without those of other clips.
 
-    Raises DataError for a caption without key or text, for one whose split is not its clip's, and if train has none.
+    Raises DataError for a caption without key or text, for one whose split is not that of its clip, and if train has none.
     """
-    known = {row.key: split for split, rows in splits.items() for row in rows}
-    found: dict[str, dict[str, list[str]]] = {"train": {}, "dev": {}}
+    split_of = {row.key: split for split, rows in splits.items() for row in rows}
+    captions: dict[str, dict[str, list[str]]] = {"train": {}, "dev": {}}
     for number, row in enumerate(_json_rows(path, "--captions")):
         key = row_key(row)
         if not key or not isinstance(row.get("caption"), str):
             raise DataError(f"{path}, row {number}: expected key (or clip) and caption, got the fields {', '.join(row)}")
         split = str(row.get("split", "train"))
-        if known.get(key, split) != split:
+        if split_of.get(key, split) != split:
             raise DataError(
-                f"{path}, row {number}: {key} is a clip of {known[key]}, its caption one of {split}; a caption's split must be "
-                f"its clip's, so that nothing is fitted on what is reported on"
+                f"{path}, row {number}: {key} is a clip of {split_of[key]}, its caption one of {split}; a caption's split must "
+                f"be its clip's, so that nothing is fitted on what is reported on"
             )
-        if key in known and split in found:
-            found[split].setdefault(key, []).append(row["caption"])
-    if not found["train"]:
+        if key in split_of and split in captions:
+            captions[split].setdefault(key, []).append(row["caption"])
+    if not captions["train"]:
         raise DataError(f"--captions {path}: no caption of a train clip of this data; keys must be those of the clips")
-    return found
+    return captions
 
 
 def _taxonomy_of(path: Path, rows: list[dict]) -> Taxonomy | None:
-    """The first taxonomy that knows every intent of the file. Raises DataError for an intent that has no class."""
+    """The first taxonomy that has every intent of the file. Raises DataError if none has, or for an intent out of scope."""
     labels = {row["intent"] for row in rows if row.get("intent") is not None}
     for taxonomy in (MINTREC, MINTREC2):
         if all(taxonomy.knows(label) for label in labels):
@@ -299,9 +307,9 @@ def _taxonomy_of(path: Path, rows: list[dict]) -> Taxonomy | None:
                     f"out ({len(places)} of {len(rows)}), or leave out their intent and give them an output"
                 )
             return taxonomy if labels else None
-    strange = sorted(label for label in labels if not MINTREC2.knows(label)) or sorted(labels)
+    unknown = sorted(label for label in labels if not MINTREC2.knows(label)) or sorted(labels)
     raise DataError(
-        f"{path}: intents {', '.join(map(repr, strange[:5]))} are in neither MIntRec's nor MIntRec2.0's taxonomy together"
+        f"{path}: intents {', '.join(map(repr, unknown[:5]))} are in neither MIntRec's nor MIntRec2.0's taxonomy together"
     )
 
 
@@ -313,14 +321,14 @@ def _json_exchange(path: Path, number: int, row: dict, taxonomy: Taxonomy | None
         return caption_exchange(clip, row["caption"])
     label = taxonomy.canonical(row["intent"]) if taxonomy and row.get("intent") is not None else None
     answer = row.get("output") or (answer_text(label, row.get("rationale"), settings.answer_order) if label else "")
-    if not answer and row.get("output") is None:  # "" is an answer, which Alpaca's own file has: the end token alone
+    if not answer and row.get("output") is None:  # an output "" is allowed, Alpaca's file has some: the end token alone
         raise DataError(f"{path}, row {number}: expected an output (or an intent), got neither")
     lead = LEAD[settings.answer_order]
     if not label or not answer.startswith(lead):
-        lead = ""  # else it is the prompt's end, as with clips: the head reads where the decoder chooses the label
-    known = {"intent": taxonomy.index(label) if taxonomy and label else None, "rationale": row.get("rationale")}
+        lead = ""  # else the prompt ends with it, as with clips, so that the head reads where the decoder predicts the label
+    fields = {"intent": taxonomy.index(label) if taxonomy and label else None, "rationale": row.get("rationale")}
     embedded = clip is not None and NO_MODALITY not in settings.modalities
-    given = str(row.get("input") or "")
+    context = str(row.get("input") or "")
     return instruction_exchange(
-        clip or f"row {number}", row["instruction"], given, answer.removeprefix(lead), lead, embedded=embedded, **known
+        clip or f"row {number}", row["instruction"], context, answer.removeprefix(lead), lead, embedded=embedded, **fields
     )

@@ -126,8 +126,8 @@ def _centred_clips(store: Store, keys: Sequence[str], columns: Sequence[int]) ->
 
 
 def shared_space(clauses: Clauses, vectors: ClauseVectors, store: Store, modalities: Sequence[str], seed: int = 0) -> Judge:
-    """A judge by cosines in the encoder's space, less the train clips' mean, without calibration. `seed`, which `fit_map` needs,
-    is not used."""
+    """A judge by cosines in the encoder's space, less the train clips' mean, without calibration. `seed` is not used; `fit_map`
+    has it too."""
     clips, present = clip_vectors(store, clauses.keys)
     clip_mean = clips.sum(0) / present.sum(0).clamp(min=1)[:, None]
     return Judge(vectors, store, SHARED, {"clip_mean": clip_mean} | _uncalibrated(clauses, vectors, store), modalities)

@@ -45,7 +45,7 @@ def describe(
     """
     device = model.llama.tok_embeddings.weight.device
     prompt = tokenizer.encode(CAPTION_REQUEST + beginning, bos=True)
-    looked_at = present & Collator(None, modalities).known
+    looked_at = present & Collator(None, modalities).modality_mask
     for part in batch_slices(len(vectors), batch_size):
         shown, presence = vectors[part].to(device), looked_at[part].to(device)
         asked = [prompt] * len(shown)

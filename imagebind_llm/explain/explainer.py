@@ -104,7 +104,7 @@ class Explainer:
         self.device = self.model.prefix_query.weight.device
         self.max_len = min(question.max_seq_len, assembled.config.llama.max_seq_len)
         self._wording = Wording(self.model, tokenizer, question.order)
-        self._known = Collator(None, self.modalities).known
+        self._modality_mask = Collator(None, self.modalities).modality_mask
         lead = tokenizer.encode(LEAD["label"])
         whole = [tokenizer.encode(answer_text(label, None)) for label in self.taxonomy.labels]
         assert all(ids[: len(lead)] == lead for ids in whole), "a label changes the tokens before it"
@@ -206,7 +206,7 @@ class Explainer:
     def _on_device(self, embeddings: Tensor | None, present: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         if embeddings is None or present is None or not self.needs_embeddings:
             return None, None
-        return embeddings.to(self.device), (present & self._known).to(self.device)
+        return embeddings.to(self.device), (present & self._modality_mask).to(self.device)
 
 
 def _rows(part: slice, embeddings: Tensor | None, present: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

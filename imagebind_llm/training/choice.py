@@ -1,4 +1,4 @@
-"""Which epoch of a run is kept, judged on dev alone, and when the self-critical loss is stopped."""
+"""Choice of the best epoch on dev, and the guard that stops the self-critical loss."""
 
 from dataclasses import dataclass, field
 
@@ -9,25 +9,25 @@ WINDOW = 20  # steps
 
 @dataclass
 class Guard:
-    """Stops self-critical training when, at the end of two epochs, dev accuracy has fallen by more than a paired standard error
-    below the supervised model's (`right`: where that one was right; without a dev split it never has), or the judge that pays
-    has seen answers get truer and the one that watches has not.
+    """Stops self-critical training after two strikes.
 
-    `began`: the epoch with which the self-critical loss began; None: it has not. `paid`, `watched`: the truth of the answers
-    of each of the last steps, as the two judges see it."""
+    An epoch gets a strike if dev accuracy is below the supervised model's by more than a paired standard error, and one if the
+    truth of answers has risen by the rewarding judge but not by the watching judge. Without dev there are no strikes of the
+    first kind. The field names are those of checkpoint.json.
+    """
 
-    began: int | None = None
-    right: list[bool] = field(default_factory=list)
+    began: int | None = None  # the first epoch with the self-critical loss; None: it has not begun
+    right: list[bool] = field(default_factory=list)  # for each dev row, whether the supervised model's head was right
     strikes: int = 0
-    paid: list[float] = field(default_factory=list)
-    watched: list[float] = field(default_factory=list)
+    paid: list[float] = field(default_factory=list)  # mean truth of answers in each of the last steps, by the rewarding judge
+    watched: list[float] = field(default_factory=list)  # and by the watching judge
 
     @property
     def stops(self) -> bool:
         return self.strikes >= 2
 
     def passes(self, right: list[bool]) -> bool:
-        """Compare with another model on the same rows; counts a strike if it is worse."""
+        """Compare a model with the supervised one on the same dev rows; adds a strike and returns False if it is worse."""
         if not right:
             return True
         change = torch.tensor(right, dtype=torch.float64) - torch.tensor(self.right, dtype=torch.float64)
@@ -36,13 +36,15 @@ class Guard:
         return not worse
 
     def note(self, paid: float, watched: float) -> None:
-        """Remember a step."""
+        """Record the mean truth of a step's answers by both judges."""
         self.paid, self.watched = ([*old, new][-2 * WINDOW :] for old, new in ((self.paid, paid), (self.watched, watched)))
 
     def agrees(self) -> bool:
-        """Whether the watching judge bears out what the paying one has seen; counts a strike if it does not.
+        """Compare the two judges; adds a strike and returns False if they disagree.
 
-        It does not if pay has risen from one window of steps to the next by two standard errors, and watch by less than one."""
+        They disagree if the rewarding judge's truth has risen from one window of steps to the next by more than two standard
+        errors, and the watching judge's by less than one.
+        """
         if len(self.paid) < 2 * WINDOW:
             return True
         (pay, pay_error), (watch, watch_error) = _rise(self.paid), _rise(self.watched)
@@ -52,31 +54,31 @@ class Guard:
 
 
 def _rise(values: list[float]) -> tuple[float, float]:
-    """By how much the mean of the last WINDOW values is above that of those before them, and its standard error."""
+    """Mean of the last WINDOW values less the mean of the WINDOW values before them, and its standard error."""
     before, after = torch.tensor(values, dtype=torch.float64)[-2 * WINDOW :].split(WINDOW)
     return float(after.mean() - before.mean()), float(((before.var() + after.var()) / WINDOW).sqrt())
 
 
 @dataclass
 class Choice:
-    """Which epoch is the best, judged on dev alone: of those whose macro F1 is within a standard error of the highest, the one
-    whose answers are likeliest (the one-standard-error rule of Breiman et al., 1984). Between epochs whose heads are equally
-    good, the decoder decides. Without intents the likeliest answers win; where answers are labels alone, the
-    highest macro F1.
+    """The best epoch by its dev scores.
 
-    The standard error is the highest epoch's own, as in that rule: a plain bootstrap over dev rows (training.evaluate), not
-    one of the difference between two epochs."""
+    Of the epochs whose macro F1 is within a standard error of the highest, it is the one with the lowest negative
+    log-likelihood (the one-standard-error rule of Breiman et al., 1984). Without intents the lowest negative log-likelihood
+    decides; if answers are labels only, the highest macro F1. The standard error is that of the highest macro F1, by bootstrap
+    over dev rows (epoch.evaluate).
+    """
 
-    peak: float = 0.0  # the highest macro F1 so far
-    peak_se: float = 0.0  # and its standard error
-    f1: float = 0.0  # the best epoch's own
-    nll: float | None = None  # and its negative log-likelihood an answer token; None: there is no best epoch yet
-    stale: int = 0  # epochs since
+    peak: float = 0.0  # highest macro F1 so far
+    peak_se: float = 0.0  # its standard error
+    f1: float = 0.0  # macro F1 of the best epoch
+    nll: float | None = None  # negative log-likelihood per answer token of the best epoch; None: there is none yet
+    stale: int = 0  # epochs since the best one
 
     def offer(self, scores: dict[str, float], likelihood_decides: bool) -> bool:
-        """Whether the epoch with these dev scores is the best so far. Without a dev split every one is.
+        """Record an epoch's dev scores; returns whether it is the best so far. Without a dev split every epoch is.
 
-        `likelihood_decides`: between epochs of like macro F1; else the higher macro F1 does.
+        `likelihood_decides`: between epochs of similar macro F1; otherwise the higher macro F1 decides.
         """
         if not scores:
             return True
@@ -88,8 +90,8 @@ class Choice:
         elif not likelihood_decides:
             better = f1 > self.f1
         else:
-            near = f1 - f1_se if f1 > self.peak else self.peak - self.peak_se
-            better = f1 >= near and (nll < self.nll or self.f1 < near)
+            threshold = f1 - f1_se if f1 > self.peak else self.peak - self.peak_se
+            better = f1 >= threshold and (nll < self.nll or self.f1 < threshold)
         if f1 is not None and f1 > self.peak:
             self.peak, self.peak_se = f1, f1_se
         if better:

@@ -17,7 +17,7 @@ PICTURES = (
     ("Learning rate", "", ("lr",)),
     ("Norm of the gradient", "", ("grad_norm",)),
     ("Rewards", "of sampled answers, raw, in [0, 1]", tuple(column(part) for part in REWARDS if part != TRUTH)),
-    ("Truth of answers", "in [-1, 1], by the judge that pays and by the one that watches", (column(TRUTH), "watched_truth")),
+    ("Truth of answers", "in [-1, 1], by the rewarding judge and by the watching one", (column(TRUTH), "watched_truth")),
     ("Claims", "an answer", ("claims",)),
     ("Verdicts", "mean probability of a claim, and share of claims without a verdict", ("claim_p", "undecided")),
     ("Groups and endings", "shares of clips with answers all alike, of answers without an end", ("skipped", "unfinished")),

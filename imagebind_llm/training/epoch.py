@@ -1,4 +1,4 @@
-"""The epoch and the evaluation. What one step does: step.py."""
+"""Training for one epoch, and evaluation. A single step is in step.py."""
 
 import hashlib
 import time
@@ -18,39 +18,39 @@ from imagebind_llm.training.schedule import lr_at, peak_lr
 from imagebind_llm.training.settings import TrainSettings
 from imagebind_llm.training.step import CriticStep, Sums, counts_of, train_step
 
-RESAMPLES = 500  # of dev rows, for the standard error of its macro F1
-HEADED_ROWS = 2  # a prompt costs about a sixtieth of a clip whose four answers are sampled and scored
+RESAMPLES = 500  # bootstrap samples of dev rows, for the standard error of macro F1
+HEAD_ROWS = 2  # a prompt costs about a sixtieth of a clip whose four answers are sampled and scored
 
 
 @dataclass
 class Position:
-    """How far a run has come; with the weights and the optimizer, all that resuming needs."""
+    """Position of a run; resuming needs it, the weights and the optimizer's state."""
 
-    epoch: int = 0  # the one that is being trained
-    step: int = 0  # inside it
-    total: int = 0  # since the start
-    sums: Sums = field(default_factory=Sums)  # of the running epoch, this rank's
+    epoch: int = 0  # current epoch
+    step: int = 0  # steps done in it
+    total: int = 0  # steps done in all
+    sums: Sums = field(default_factory=Sums)  # of the current epoch on this rank
     critic: CriticSums = field(default_factory=CriticSums)
 
 
 @dataclass(frozen=True)
 class Moment:
-    """What a console line shows."""
+    """State after a step, for the log."""
 
     position: Position
-    steps: int  # of the epoch
+    steps: int  # number of steps of the epoch
     lr: float
-    norm: float
+    norm: float  # of the gradient
     tokens_per_s: float
 
 
 @dataclass(frozen=True)
 class ExtraRows:
-    """Rows that go through the model beside those that are trained on.
+    """Rows in addition to the train rows.
 
-    captions: one for every two rows of a step (batches.with_captions), weighted by --w_caption.
-    prompts: rows without answers, HEADED_ROWS of which are drawn for each row of a step and supervise the intent head, so that
-        it does not overfit to the few rows that are criticised. They have a pass of their own, at a prompt's cost.
+    captions: one is added for every two rows of a step (batches.with_captions), weighted by --w_caption.
+    prompts: rows without answers. HEAD_ROWS random ones per row of a step supervise the intent head in a separate pass, so that
+        it does not overfit to the few rows of self-critical training.
     """
 
     captions: Sequence[Ids] = ()
@@ -68,7 +68,7 @@ def train_one_epoch(
     critic: Critic | None = None,
     extra: ExtraRows | None = None,
 ) -> Iterator[Moment]:
-    """Train from `position` to the end of its epoch, yielding after every step; `position` always says what is done."""
+    """Train from `position` to the end of its epoch. Updates `position` and yields after every step."""
     extra = extra or ExtraRows()
     steps, sequences = _epoch_plan(sequences, extra.captions, settings, position.epoch)
     ranks, rank, passes = distributed.world_size(), distributed.rank(), settings.accum_iter
@@ -80,11 +80,11 @@ def train_one_epoch(
         moment = position.epoch + position.step / len(steps)
         lr = _set_lr(optimizer, lr_at(moment, peak_lr(settings, ranks), settings))
         step_batches = [next(batches).to(device) for _ in range(passes)]
-        headed = _drawn_rows(extra.prompts, HEADED_ROWS * len(steps[position.step]), settings.seed, position)
-        if headed:
-            share = headed[rank::ranks]
-            step_batches.insert(0, (collate(share) if share else collate.without_targets(headed[0])).to(device))
-        counts = counts_of([*(sequences[row] for row in steps[position.step]), *headed])
+        head_rows = _drawn_rows(extra.prompts, HEAD_ROWS * len(steps[position.step]), settings.seed, position)
+        if head_rows:
+            share = head_rows[rank::ranks]
+            step_batches.insert(0, (collate(share) if share else collate.without_targets(head_rows[0])).to(device))
+        counts = counts_of([*(sequences[row] for row in steps[position.step]), *head_rows])
         weight = critic.weight(moment) if critic else 0.0
         step = CriticStep(critic, weight, _draws(settings, position), position.critic) if critic and weight else None
         norm = train_step(model, optimizer, step_batches, counts, settings, position.sums, step)
@@ -96,7 +96,7 @@ def train_one_epoch(
 def _epoch_plan(
     sequences: Sequence[Ids], captions: Sequence[Ids], settings: TrainSettings, epoch: int
 ) -> tuple[list[list[int]], Sequence[Ids]]:
-    """The rows of every step of an epoch, as places among the sequences that are returned, captions mixed in at their end."""
+    """The row numbers of every step of an epoch, and the sequences that they number: rows, then captions mixed in."""
     rows_a_step = settings.batch_size * settings.accum_iter * distributed.world_size()
     steps = steps_of_epoch([len(row.ids) for row in sequences], rows_a_step, settings.seed, epoch)
     if settings.w_contrast:
@@ -108,14 +108,14 @@ def _epoch_plan(
 
 
 def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> float:
-    """Give each group its share of the schedule's learning rate, which is returned."""
+    """Set each group's learning rate to `lr` times its `lr_scale`; returns `lr`."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
     return lr
 
 
 def _drawn_rows(rows: Sequence[Ids], count: int, seed: int, position: Position) -> list[Ids]:
-    """So many of the rows, or none of none: drawn anew in every step, the same on every rank and after resuming."""
+    """`count` random rows (none if `rows` is empty), others in every step, the same on every rank and after resuming."""
     if not rows:
         return []
     generator = torch.Generator().manual_seed(seed * 1_000_003 + position.total)
@@ -123,7 +123,7 @@ def _drawn_rows(rows: Sequence[Ids], count: int, seed: int, position: Position) 
 
 
 def _draws(settings: TrainSettings, position: Position) -> torch.Generator:
-    """A seed that depends on (seed, epoch, step) alone, so that resuming draws the same answers, on any number of ranks."""
+    """A generator whose seed depends on (seed, epoch, step) only, so that a resumed run samples the same answers."""
     parts = (settings.seed, position.epoch, position.step)
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
@@ -136,11 +136,10 @@ def _draws(settings: TrainSettings, position: Position) -> torch.Generator:
 def evaluate(
     model: ITSL, sequences: Sequence[Ids], collate: Collator, device: torch.device, batch_size: int, num_workers: int = 0
 ) -> tuple[dict[str, float], list[bool]]:
-    """Teacher-forced scores of a split, every row once, whatever the number of ranks: nll per answer token and, where intents
-    are known, cross_entropy, accuracy and macro_f1 of the intent head (over the classes that occur), and as macro_f1_se its
-    standard error: the standard deviation over bootstrap samples of the rows.
+    """Teacher-forced scores of a split, and for each row with a known intent whether the head is right. Collective.
 
-    Also returned: whether the head was right, for each row with a known intent, in order.
+    Scores are nll per answer token and, if intents are known, cross_entropy, accuracy and macro_f1 of the intent head (over the
+    classes that occur), and macro_f1_se, its standard deviation over bootstrap samples of the rows. Every row counts once.
     """
     if not sequences:
         return {}, []

@@ -1,7 +1,7 @@
-"""Hidden states below the lowest adapted layer: nothing there trains and no prompt reaches it, so a row needs them once.
+"""Cache of the hidden states below the lowest adapted layer, which do not change in training.
 
 With prompts and LoRA in the top 12 of 30 layers a step costs 12 forward and 12 backward layers instead of 30 and 12.
-They lie in one file that all ranks of a machine map; each rank computes a share of the rows.
+The states are in one memory-mapped file per machine; each rank computes a share of the rows.
 """
 
 import math
@@ -21,16 +21,16 @@ from imagebind_llm.llama.decoder import Llama
 from imagebind_llm.records import Sequence as Ids
 from imagebind_llm.training.log import say
 
-LEAST_SHARE = 4  # at least a quarter of the layers must lie below
-ZEROS = 2**24  # bytes a write
+LEAST_SHARE = 4  # use the cache if at least a quarter of the layers are below the adapted ones
+ZEROS = 2**24  # bytes per write
 
 
 class FrozenStates:
-    """States entering the lowest adapted layer, (T,D) of every distinct row of token ids, in a mapped file."""
+    """Inputs (T,D) of the lowest adapted layer for every distinct row of token ids, in a memory-mapped file."""
 
     def __init__(self, path: Path, rows: Sequence[Ids], width: int, dtype: torch.dtype):
-        """Maps `path`, which is made if it is not there. Raises OSError if the disk has no room for it, RuntimeError if it
-        cannot map a file that processes share."""
+        """Map `path`, which is created if it does not exist. Raises OSError if the disk is full, RuntimeError if it does not
+        support shared mappings."""
         self._places: dict[tuple[int, ...], int] = {}
         total = 0
         for row in rows:
@@ -49,12 +49,12 @@ class FrozenStates:
         return row.ids in self._places
 
     def put(self, row: Ids, states: Tensor) -> None:
-        """Keep states (T,D) of a row."""
+        """Write the states (T,D) of a row."""
         start = self._places[row.ids]
         self._states[start : start + len(row.ids)] = states
 
     def batch(self, rows: Sequence[Ids]) -> Tensor:
-        """(B,T,D), zeros where a row is padded."""
+        """The states (B,T,D) of rows, zeros in the padding."""
         longest = max(len(row.ids) for row in rows)
         out = self._states.new_zeros(len(rows), longest, self._states.shape[1])
         for i, row in enumerate(rows):
@@ -64,7 +64,7 @@ class FrozenStates:
 
 
 def _reserve(file: int, n_bytes: int) -> None:
-    """Take the room on the disk now: a full one would end a later write to the mapping with a signal. Raises OSError."""
+    """Allocate the file on the disk, because a write to a mapping on a full disk would kill the process. Raises OSError."""
     try:
         os.posix_fallocate(file, 0, n_bytes)
         return
@@ -73,13 +73,13 @@ def _reserve(file: int, n_bytes: int) -> None:
     except OSError as error:
         if error.errno not in UNSUPPORTED:
             raise
-    place = os.fstat(file).st_size  # what another rank of this machine has written already
-    while place < n_bytes:
-        place += os.pwrite(file, bytes(min(ZEROS, n_bytes - place)), place)
+    size = os.fstat(file).st_size  # another rank of this machine may have written a part
+    while size < n_bytes:
+        size += os.pwrite(file, bytes(min(ZEROS, n_bytes - size)), size)
 
 
 def states_size(rows: Sequence[Ids], llama: Llama) -> int:
-    """Bytes that the states of these rows take; 0 if too few layers lie below to be worth it."""
+    """Bytes of the states of these rows; 0 if too few layers are below the adapted ones for a cache."""
     if llama.lowest * LEAST_SHARE < llama.config.n_layers:
         return 0
     return sum(map(len, {row.ids for row in rows})) * llama.config.dim * llama.tok_embeddings.weight.element_size()
@@ -89,8 +89,10 @@ def states_size(rows: Sequence[Ids], llama: Llama) -> int:
 def cached_states(
     root: Path, rows: Sequence[Ids], llama: Llama, cache_gb: float, device: torch.device, batch_size: int
 ) -> Iterator[FrozenStates | None]:
-    """The states of these rows in a file under `root`, which is deleted afterwards; None if they are more than `cache_gb` (said
-    on the console unless that is 0), or too few layers lie below to be worth it. Collective."""
+    """The states of these rows in a file under `root`, which is deleted afterwards. Collective.
+
+    None if they are larger than `cache_gb`, or if too few layers are below the adapted ones for a cache.
+    """
     size = states_size(rows, llama)
     if not 0 < size <= cache_gb * 1e9:
         if size and cache_gb:
@@ -109,9 +111,9 @@ def cached_states(
 
 
 def compute_states(path: Path, rows: Sequence[Ids], llama: Llama, device: torch.device, batch_size: int) -> FrozenStates | None:
-    """The states of all rows. Collective: the ranks of a machine share the work and the file, which is anew each time.
+    """Compute the states of all rows into a new file. Collective: the ranks of a machine share the work and the file.
 
-    None, with a warning, if the disk cannot map a file that processes share.
+    Returns None, with a warning, if the disk does not support shared mappings.
     """
     if distributed.node_rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,8 +135,8 @@ def compute_states(path: Path, rows: Sequence[Ids], llama: Llama, device: torch.
     distinct = list({row.ids: row for row in rows}.values())
     plan = by_length([len(row.ids) for row in distinct], batch_size)[distributed.node_rank() :: distributed.node_size()]
     collate = Collator(None, ())
-    for picked in tqdm(plan, desc="frozen layers", unit="batch", disable=not distributed.is_main(), leave=False):
-        batch = [distinct[row] for row in picked]
+    for numbers in tqdm(plan, desc="frozen layers", unit="batch", disable=not distributed.is_main(), leave=False):
+        batch = [distinct[number] for number in numbers]
         with torch.no_grad():
             hidden = llama.lower(collate(batch).tokens.to(device)).to("cpu")  # (B,T,D)
         for row, state in zip(batch, hidden, strict=True):

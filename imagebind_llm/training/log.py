@@ -1,4 +1,4 @@
-"""What a training run says: lines on the console, log.txt (a JSON an epoch), steps.jsonl and curves.html in its folder."""
+"""The log of a training run: console, and log.txt (a line of JSON per epoch), steps.jsonl and curves.html in its folder."""
 
 import json
 import resource
@@ -22,25 +22,25 @@ QUIET = {"advantage", "distinct_2", "reward_format"}  # in the log, not on the c
 
 
 def say(text: str) -> None:
-    """One line on the console, from the main rank."""
+    """Print a line on the main rank."""
     if distributed.is_main():
         print(text, flush=True)
 
 
 class Log:
-    """The log of a run in its folder. Means are of the steps since the line before."""
+    """Writes the log of a run. Means are over the steps since the previous line."""
 
     def __init__(self, root: Path, settings: TrainSettings, position: Position):
         self.root, self.settings = root, settings
-        self._sums = (Sums(position.sums), CriticSums(position.critic))  # of the epoch, by the last line
+        self._sums = (Sums(position.sums), CriticSums(position.critic))  # as they were at the previous line
         self.start_clock(position)
 
     def start_clock(self, position: Position) -> None:
-        """Time spent until now is not that of steps."""
-        self._last = (time.perf_counter(), position.total)  # when the last line was, and after which step
+        """Measure the time of steps from now on."""
+        self._last = (time.perf_counter(), position.total)  # time and step of the previous line
 
     def step(self, moment: Moment) -> None:
-        """A line for every --log_steps steps and the last of an epoch. Collective."""
+        """Write a line after every --log_steps steps and after the last of an epoch. Collective."""
         at = moment.position
         if at.step % self.settings.log_steps and at.step != moment.steps:
             return
@@ -65,7 +65,7 @@ class Log:
         )
 
     def epoch(self, history: Sequence[dict[str, Any]], best: bool, position: Position) -> None:
-        """A line for the epoch that `history` ends with; log.txt and curves.html anew."""
+        """Write a line for the last epoch of `history`, log.txt and curves.html."""
         self._sums = (Sums(), CriticSums())
         if distributed.is_main():
             write_atomic(self.root / "log.txt", "".join(json.dumps(row) + "\n" for row in history).encode())
@@ -84,7 +84,7 @@ def shown_scores(scores: dict[str, float]) -> str:
 
 
 def memory() -> str:
-    """Peak memory: of the GPU, or of this process."""
+    """Peak memory of the GPU, or of this process without one."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB"
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,8 +1,8 @@
-"""The longest step of a run, taken once before the first one: too little memory shows at once and not after hours.
+"""A test of memory: the longest step of a run, computed once before the first, to fail at once and not after hours.
 
-Everything that takes memory is included: the longest rows of the corpus in as many passes as matter, the moments and,
-with the self-critical loss, answers that are sampled and scored up to their limit beside a frozen copy of what trains.
-Nothing is changed: weights, moments, sums, random numbers.
+It includes all that takes memory: the longest rows of the corpus, the optimizer's moments and, with the self-critical loss,
+sampled answers of the largest length and a frozen copy of the trained tensors. It does not change weights, moments, sums or
+random numbers.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from imagebind_llm.training.step import CriticStep, Sums, counts_of, train_step
 
 
 class StillOptimizer(torch.optim.Optimizer):
-    """Holds as much memory as AdamW's moments of the parameters that `optimizer` has none of yet, and changes no parameter."""
+    """Optimizer that changes no parameter, but allocates AdamW's moments for the parameters that have none in `optimizer`."""
 
     def __init__(self, optimizer: torch.optim.Optimizer):
         super().__init__([{"params": group["params"]} for group in optimizer.param_groups], {})
@@ -33,7 +33,7 @@ class StillOptimizer(torch.optim.Optimizer):
 
 
 def is_worth_it(device: torch.device) -> bool:
-    """Whether running out of memory raises an error there. A process that takes too much of a CPU's is killed instead."""
+    """Whether running out of memory raises an error on the device. On a CPU the process would be killed instead."""
     return device.type != "cpu"
 
 
@@ -46,10 +46,11 @@ def rehearse(
     device: torch.device,
     critic: Critic | None = None,
 ) -> str:
-    """Take the longest step without changing anything; says what it was. `critic` is used up: its answers do not end.
+    """Compute the longest step without an update; returns a description of it. Collective.
 
-    Two passes at most, since the second finds the gradients of the first and is as large as all that follow. Collective.
-    Raises torch.OutOfMemoryError, and whatever else a step raises.
+    `critic` cannot be used afterwards, because its answers no longer end with EOS. There are two passes at most: the second,
+    with the gradients of the first in memory, is as large as all later ones. Raises torch.OutOfMemoryError, and all that
+    `train_step` raises.
     """
     ranks = distributed.world_size()
     size = -(-min(len(sequences), settings.batch_size * settings.accum_iter * ranks) // (settings.accum_iter * ranks))
@@ -67,5 +68,5 @@ def rehearse(
 
 
 def _sampled_width(row: Ids) -> int:
-    """Tokens before the answers that are sampled to a row; -1: none are."""
+    """Number of prompt tokens of a row for which answers are sampled; -1 if none are."""
     return -1 if row.intent is None else row.n_prompt

@@ -1,7 +1,7 @@
-"""What a training run ends with: the best checkpoint calibrated on dev, then the test split looked at once.
+"""The end of a training run: calibrate the best checkpoint on dev, then evaluate it on test once.
 
-Where the true cues of dev are known (the demo world), results.json also says how true some dev rationales are, and how far they
-follow when sound or pictures are swapped.
+If the true cues of dev are known (the demo world), results.json also has the truth of some dev rationales, and the share of
+their claims that follow when sound or pictures are swapped.
 
 OUTPUT_DIR/best/calibration.json    OUTPUT_DIR/results.json    OUTPUT_DIR/predictions_{dev,test}.jsonl
 """
@@ -31,14 +31,14 @@ from imagebind_llm.training.resume import read_weights
 from imagebind_llm.training.run import Run
 
 RESULTS = "results.json"  # written last
-BATCH = 32  # on a GPU no more than training showed to fit
-ALPHA_ROWS = 128  # of dev, for the choice of alpha
-SWAPPED_ROWS = 32  # of these, explained again with the sound, then with the pictures of another
+BATCH = 32  # on a GPU at most twice the batch size of training, which is known to fit
+ALPHA_ROWS = 128  # dev rows for the choice of alpha
+SWAPPED_ROWS = 32  # of these, rows that are explained again with the sound or the pictures of another clip
 Scored = tuple[Tensor, Tensor, Tensor]  # log-probabilities (N,C) by head and by decoder, gold (N,)
 
 
 def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
-    """Load the best weights, calibrate them on dev, report on test. Collective; ranks share the rows."""
+    """Load the best weights, calibrate them on dev and evaluate them on test. Collective; ranks share the rows."""
     folder = run.root / distributed.from_main("best" if (run.root / "best").exists() else "last")
     say(f"{folder}: the checkpoint to use")
     if run.corpus.taxonomy is None:
@@ -72,7 +72,7 @@ def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
 
 
 def _splits(corpus: Corpus) -> dict[str, list[Ids]]:
-    """The rows of dev and test, where any of them has an intent; says where none has."""
+    """The rows of dev and test, without a split in which no row has an intent."""
     splits: dict[str, list[Ids]] = {split: corpus.splits[split] for split in ("dev", "test") if split in corpus.splits}
     for split in [name for name, rows in splits.items() if all(row.intent is None for row in rows)]:
         say(f"{split}: none of its {len(splits.pop(split))} rows has an intent, so there are no scores of intents")
@@ -80,7 +80,7 @@ def _splits(corpus: Corpus) -> dict[str, list[Ids]]:
 
 
 def _report_split(run: Run, split: str, scored: Scored, calibration: Calibration) -> dict[str, dict[str, float]]:
-    """Scores of a split by head, decoder and both; says them, and writes the predictions."""
+    """Scores of a split by head, decoder and both. Prints them and writes the predictions."""
     assert run.corpus.taxonomy is not None
     head, decoder, gold = scored
     report = {
@@ -97,7 +97,7 @@ def _report_split(run: Run, split: str, scored: Scored, calibration: Calibration
 def _report_rationales(
     run: Run, calibration: Calibration, scored: Scored, rationales: dict[str, str], following: dict[str, float | None]
 ) -> dict[str, dict]:
-    """How true some dev rationales are and how far they follow a swap, where the data set knows the true cues; says both."""
+    """Truth of some dev rationales, and the share of claims that follow a swap, if true cues are known. Prints both."""
     report: dict[str, dict] = {}
     if claims := _claims(run, calibration, scored, rationales):
         report["claims"] = claims
@@ -110,7 +110,7 @@ def _report_rationales(
 
 
 def _is_done(run: Run, folder: Path, step: int) -> bool:
-    """Whether the results of these very weights are on disk; the answer of the first rank holds for all."""
+    """Whether the results of these weights are on disk, as the main rank sees it."""
     path, results = run.root / RESULTS, {}
     if path.is_file() and (folder / CALIBRATION).is_file():
         results = json.loads(path.read_text())
@@ -122,7 +122,7 @@ def _scored(
 ) -> Scored:
     """Head and decoder log-probabilities (N,C) and gold (N,) of the rows with a known intent, in order, from all ranks.
 
-    The `prompts` are those of explain.py; those of the sequences were shortened to leave room for the gold answer.
+    `prompts` are those of inference, because the prompts of `sequences` may be shortened to fit the gold answer.
     """
     labelled = [i for i, row in enumerate(sequences) if row.intent is not None]
     share = labelled[distributed.rank() :: distributed.world_size()]
@@ -146,15 +146,15 @@ def _with_alpha(
     batch: int,
     seed: int,
 ) -> tuple[Calibration, dict[str, str]]:
-    """The calibration with the alpha that serves ALPHA_ROWS drawn dev rows best, and their rationales by key, written for it.
+    """The calibration with the alpha that is best on ALPHA_ROWS random dev rows, and these rows' generated rationales by key.
 
-    Files are often sorted, by intent or episode, so the first rows would speak for some alone.
+    Random, because files are often sorted by intent or episode.
     """
     explainer.calibration = calibration
     labelled = [i for i, row in enumerate(sequences) if row.intent is not None]
-    drawn = torch.randperm(len(labelled), generator=torch.Generator().manual_seed(seed))[:ALPHA_ROWS]
-    head, decoder, gold = (part[drawn] for part in scored)
-    rows = [labelled[i] for i in drawn.tolist()]
+    sample = torch.randperm(len(labelled), generator=torch.Generator().manual_seed(seed))[:ALPHA_ROWS]
+    head, decoder, gold = (part[sample] for part in scored)
+    rows = [labelled[i] for i in sample.tolist()]
     p = calibration.probabilities(head, decoder)
     texts = _rationales(explainer, [prompts[i] for i in rows], *collate.embeddings([sequences[i] for i in rows]), batch)
     alpha = choose_alpha(p, explainer.read(p, texts), gold)
@@ -164,7 +164,7 @@ def _with_alpha(
 def _rationales(
     explainer: Explainer, prompts: Sequence[list[int]], embeddings: Tensor | None, present: Tensor | None, batch: int
 ) -> list[str]:
-    """One for each prompt, in order; ranks share them."""
+    """The generated rationale of each prompt, in order; ranks share them."""
     share = list(range(len(prompts)))[distributed.rank() :: distributed.world_size()]
     rationales: list[tuple[int, str]] = []
     for start in range(0, len(share), batch):
@@ -176,15 +176,17 @@ def _rationales(
 
 
 def _references(run: Run, keys: Sequence[str]) -> dict[str, Rationale]:
-    """The references with true cues of these clips; nothing where the data set's rationales.jsonl does not know them all."""
-    file = Path(run.settings.data_path) / "rationales.jsonl"  # faithful, whatever --rationales was trained on
+    """The references of these clips with their true cues; empty if rationales.jsonl does not have those of all clips."""
+    file = Path(run.settings.data_path) / "rationales.jsonl"  # with the clips' true cues, whatever --rationales was
     references = read_rationales(file) if file.is_file() else {}
     return references if all(key in references and references[key].cues for key in keys) else {}
 
 
 def _following(run: Run, explainer: Explainer, keys: Sequence[str], collate: Collator, batch: int) -> dict[str, float | None]:
-    """How far rationales follow a swap of sound and of pictures among the first SWAPPED_ROWS of these dev clips; nothing where
-    no cues are known, or the words alone."""
+    """Share of claims that follow a swap of sound or pictures among the first SWAPPED_ROWS of these dev clips, by modality.
+
+    Empty if no true cues are known or the model sees text only.
+    """
     keys = keys[:SWAPPED_ROWS]
     references = _references(run, keys)
     if not references or len(keys) < 2:
@@ -205,8 +207,10 @@ def _following(run: Run, explainer: Explainer, keys: Sequence[str], collate: Col
 
 
 def _claims(run: Run, calibration: Calibration, scored: Scored, rationales: dict[str, str]) -> dict[str, dict]:
-    """How true the rationales of some dev rows (by key) are, beside references and clip-blind templates; nothing where the
-    data set does not know the true cues."""
+    """Scores of the claims of generated rationales (by key), of the references and of templates that do not depend on the clip.
+
+    Empty if the data set has no true cues.
+    """
     references = _references(run, list(rationales))
     if not references:
         return {}
@@ -220,8 +224,8 @@ def _claims(run: Run, calibration: Calibration, scored: Scored, rationales: dict
 
 def _claims_line(scores: dict[str, float | None], n: int) -> str:
     names = ("cue_precision", "cue_recall", "cue_skill", "atypical_precision")
-    shown = (f"{COLUMNS[name]} {'–' if (value := scores[name]) is None else f'{value:.3f}'}" for name in names)
-    return f"claims of {n} dev rationales: {' '.join(shown)}"
+    columns = (f"{COLUMNS[name]} {'–' if (value := scores[name]) is None else f'{value:.3f}'}" for name in names)
+    return f"claims of {n} dev rationales: {' '.join(columns)}"
 
 
 def _scores(p: Tensor, gold: Tensor) -> dict[str, float]:

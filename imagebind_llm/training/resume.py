@@ -1,4 +1,4 @@
-"""What a run reads back when it is started again, and what it refuses: another run's folder, ranks that would go apart."""
+"""Reading back a run that is started again, and checks that the folder is this run's and that all ranks see the same."""
 
 import hashlib
 import json
@@ -19,14 +19,14 @@ from imagebind_llm.training.continuation import differences, digest_of_rationale
 from imagebind_llm.training.epoch import Position
 from imagebind_llm.training.settings import TrainSettings
 
-FREE = {  # flags that may change on the way
+FREE = {  # flags that may differ when a run continues
     *("resume", "num_workers", "device", "log_steps", "save_steps"),
     *("output_dir", "patience", "cache_gb", "checkpoint_activations"),
 }
 
 
 def describe(settings: TrainSettings, assembled: Assembled, corpus: Corpus) -> dict[str, Any]:
-    """What a checkpoint's JSON says of its run, by which a continuation is told from another run."""
+    """Description of a run in a checkpoint's JSON, which a continuation must match (continuation.differences)."""
     store = corpus.store
     return {
         "settings": json.loads(json.dumps(asdict(settings))),
@@ -53,8 +53,8 @@ def _digest_of_rows(corpus: Corpus) -> str:
 
 
 def read_info(root: Path, name: str, about: dict[str, Any]) -> dict[str, Any]:
-    """The JSON of the checkpoint `name` in a run's folder. Raises CheckpointError if not all ranks see it, or if it is of
-    another run than `about`."""
+    """The JSON of the checkpoint `name` in a run's folder. Raises CheckpointError if not all ranks see it, or if it does not
+    match the description `about`."""
     folder = root / name
     visible = distributed.gather_objects((folder / checkpoint.INFO).is_file())
     if any(visible) and not all(visible):
@@ -69,7 +69,7 @@ def read_info(root: Path, name: str, about: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_weights(model: nn.Module, folder: Path) -> None:
-    """Put a checkpoint's tensors into the model's parameters, in place."""
+    """Copy a checkpoint's tensors into the model's parameters, in place."""
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, tensor in checkpoint.read_tensors(folder).items():
@@ -86,7 +86,7 @@ def moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Ten
 
 
 def read_moments(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Give the optimizer the state that a checkpoint holds, on each parameter's device."""
+    """Restore the optimizer's state from a checkpoint, on each parameter's device."""
     state = checkpoint.read_tensors(folder, checkpoint.OPTIMIZER)
     for name, parameter in model.named_parameters():
         if f"{name}.exp_avg" in state:
@@ -95,7 +95,7 @@ def read_moments(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Pat
 
 
 def refuse_folders_apart(root: Path) -> None:
-    """Raise CheckpointError if --output_dir is not one folder for all ranks, as on disks that machines have each."""
+    """Raise CheckpointError if --output_dir is not the same folder for all ranks, as on local disks of several machines."""
     if distributed.world_size() == 1:
         return
     token = root / f".{distributed.gather_objects(uuid.uuid4().hex)[0]}.tmp"
@@ -111,7 +111,7 @@ def refuse_folders_apart(root: Path) -> None:
 
 
 def refuse_steps_apart(root: Path, at: Position) -> None:
-    """Raise CheckpointError if ranks would go on from different steps: a machine may see an older state of the disk."""
+    """Raise CheckpointError if ranks would continue from different steps: a machine may see an older state of the disk."""
     steps = distributed.gather_objects((at.epoch, at.step, at.total))
     apart = next((rank for rank, step in enumerate(steps) if step != steps[0]), None)
     if apart is not None:

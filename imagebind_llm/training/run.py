@@ -1,4 +1,4 @@
-"""One training run on disk: it starts or continues, saves, and keeps what the self-critical loss needs.
+"""A training run on disk: start or resume, save, and the state of the self-critical loss.
 
 OUTPUT_DIR/{last, best} (checkpoint.py)   reference.safetensors, judges/   log.txt, steps.jsonl, curves.html (log.py)
 """
@@ -32,10 +32,10 @@ JUDGES = "judges"  # a folder
 
 
 class Run:
-    """A run in its output folder: where it is (`progress`), what it says (`log`), and its checkpoints."""
+    """A run in its output folder, with its `progress`, its `log` and its checkpoints."""
 
     def __init__(self, settings: TrainSettings, assembled: Assembled, optimizer: torch.optim.Optimizer, corpus: Corpus):
-        """Continues from OUTPUT_DIR/last if there is one and --resume allows it. Raises CheckpointError if it does not fit."""
+        """Resume from OUTPUT_DIR/last if it exists and --resume is auto. Raises CheckpointError if that is another run."""
         self.settings, self.assembled, self.optimizer, self.corpus = settings, assembled, optimizer, corpus
         self.root = Path(settings.output_dir)
         explained = any(row.rationale for row in corpus.splits.get("dev", []))
@@ -71,15 +71,17 @@ class Run:
     # --- steps and epochs ---------------------------------------------------------------------------------------------
 
     def end_step(self, moment: Moment) -> None:
-        """Log a step and, every --save_steps inside an epoch, save. Collective."""
+        """Log a step, and save after every --save_steps within an epoch. Collective."""
         self.progress.end_step()
         self.log.step(moment)
         if self.position.step % self.settings.save_steps == 0 and self.position.step < moment.steps:
             self.save()
 
     def end_epoch(self, scores: dict[str, dict[str, float]], right: list[bool]) -> None:
-        """Record an epoch's scores ({"train": ..., "dev": ...}; `right`: of each dev row, whether the head was), keep it if it
-        is the best, and write the log. Collective."""
+        """Record an epoch's scores {"train": ..., "dev": ...}, save, and write the log. Collective.
+
+        right: for each dev row, whether the head is right.
+        """
         best, warning = self.progress.end_epoch(scores, right)
         if warning:
             say(warning)
@@ -87,18 +89,18 @@ class Run:
         self.log.epoch(self.progress.history, best, self.position)
 
     def save(self, best: bool = False) -> None:
-        """Write a checkpoint of this moment (on the main rank). Collective: every rank calls it."""
+        """Write a checkpoint on the main rank. Collective."""
         progress = self.progress.saved()
         if distributed.is_main():
-            info = self._about | progress | {"commit": checkpoint.code_commit(), **summary(self.corpus.seen)}
+            info = self._about | progress | {"commit": checkpoint.code_commit(), **summary(self.corpus.stages)}
             moments = resume.moments(self.assembled.model, self.optimizer)
             step = self.position.total
             checkpoint.save(self.root, step, self.assembled.adapter(), moments, info, best, self._write_beside)
         distributed.barrier()
 
     def _write_beside(self, folder: Path) -> None:
-        """What belongs to the weights: the rows that they have seen, the verifier and the judges."""
-        save_stages(folder, self.corpus.seen)
+        """Write further files of a checkpoint: the rows that were seen, the verifier and the judges."""
+        save_stages(folder, self.corpus.stages)
         if self.verifier is not None:
             self.verifier.save(folder)
         for name, judge in zip(NAMES, self._judges or (), strict=False):
@@ -106,9 +108,9 @@ class Run:
 
     @contextmanager
     def frozen_states(self, device: torch.device) -> Iterator[FrozenStates | None]:
-        """States below the adapted layers of every row, if they fit into --cache_gb and save time; gone afterwards."""
-        headed = self.corpus.headed if self.settings.w_critic else []
-        rows = [*self.corpus.taught, *self.corpus.mixed, *headed, *self.corpus.splits.get("dev", [])]
+        """The cached states below the adapted layers of every row, or None, see `cached_states`."""
+        head_rows = self.corpus.head_rows if self.settings.w_critic else []
+        rows = [*self.corpus.train_rows, *self.corpus.caption_rows, *head_rows, *self.corpus.splits.get("dev", [])]
         cache_gb = 0.0 if self.progress.finished else self.settings.cache_gb
         llama, batch_size = self.assembled.model.llama, 2 * self.settings.batch_size
         with cached_states(self.root, rows, llama, cache_gb, device, batch_size) as states:
@@ -117,17 +119,19 @@ class Run:
 
     # --- the self-critical loss ---------------------------------------------------------------------------------------
 
-    def begin_criticism(self, look: Callable[[], tuple[dict[str, float], list[bool]]]) -> None:
-        """Go back to the best supervised model and remember it as the one to be criticised: its weights, and what `look` says
-        of it on dev, as `evaluate` does."""
+    def begin_criticism(self, evaluate_dev: Callable[[], tuple[dict[str, float], list[bool]]]) -> None:
+        """Load the best supervised model, store it as the reference of the self-critical loss, and record its dev scores.
+
+        evaluate_dev: evaluates the model on dev, as `evaluate` does.
+        """
         best, last = distributed.from_main([checkpoint.linked(self.root / name) for name in ("best", "last")])
         if best and best != last:
             resume.read_weights(self.assembled.model, self.root / best)
-            self.optimizer.state.clear()  # its moments are of the weights that are left behind
+            self.optimizer.state.clear()  # its moments belong to the last weights, not to the best
         if distributed.is_main():
             frozen = {name: p.detach().cpu().contiguous() for name, p in self.trained().items()}
             write_atomic(self.root / REFERENCE, save_tensors(frozen))
-        scores, right = look()
+        scores, right = evaluate_dev()
         self.progress.begin_criticism(scores, right)
         dev = f"dev before it: {shown_scores(scores)}" if scores else "there is no dev split to guard it by"
         say(f"self-critical loss from here on; {dev}")
@@ -138,12 +142,12 @@ class Run:
         return {name: p for name, p in self.assembled.model.named_parameters() if p.requires_grad}
 
     def reference(self) -> dict[str, torch.Tensor]:
-        """The frozen copy of the trained tensors as they were when criticism began."""
+        """The trained tensors by name as they were when the self-critical loss began."""
         tensors = checkpoint.read_tensors(self.root, REFERENCE)
         return {name: tensors[name].to(p.device) for name, p in self.trained().items()}
 
     def judges(self, device: torch.device) -> tuple[Judge, Judge] | None:
-        """The judge that pays and the one that watches, where anything depends on them; said how good they are. Collective."""
+        """The rewarding and the watching judge, or None if no judge is needed. Prints their figures once. Collective."""
         settings = self.settings
         if self._judges is None and settings.critic.judges and self.corpus.store is not None:
             folder = self.root / JUDGES
@@ -152,8 +156,10 @@ class Run:
 
     @cached_property
     def verifier(self) -> Verifier | None:
-        """Fitted on train's reference rationales alone; None if there are none, or too few and nothing depends on it. Says
-        whether it is to be trusted. Raises VerifierError if they are too few for the self-critical loss."""
+        """The verifier, fitted on train's reference rationales; None if there are none. Prints its check on dev.
+
+        With too few rationales it is None too, or VerifierError is raised if the self-critical loss needs it.
+        """
         taxonomy = self.corpus.taxonomy
         train, dev = (self._rationales(split) for split in ("train", "dev"))
         if taxonomy is None or not train[0]:
@@ -170,7 +176,7 @@ class Run:
         return verifier
 
     def _rationales(self, split: str) -> tuple[list[str], list[str]]:
-        """Reference rationales of a split and the intents that they argue for."""
+        """Reference rationales of a split and their intents."""
         rows = [row for row in self.corpus.splits.get(split, []) if row.rationale and row.intent is not None]
         labels = self.corpus.taxonomy.labels if self.corpus.taxonomy else ()
         return [row.rationale or "" for row in rows], [labels[row.intent or 0] for row in rows]

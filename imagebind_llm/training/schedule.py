@@ -12,14 +12,14 @@ BETAS, EPS = (0.9, 0.95), 1e-8
 
 
 def peak_lr(settings: TrainSettings, ranks: int) -> float:
-    """--lr, or --blr scaled to the rows of a step: blr * batch * passes * ranks / 256."""
+    """Peak learning rate: --lr, or --blr scaled by the rows of a step, blr * batch * passes * ranks / 256."""
     if settings.lr is not None:
         return settings.lr
     return settings.blr * settings.batch_size * settings.accum_iter * ranks / 256
 
 
 def lr_at(epoch: float, peak: float, settings: TrainSettings) -> float:
-    """Learning rate at a moment (in epochs): rises in a line during the warm-up, then falls along a half cosine to min_lr."""
+    """Learning rate at `epoch`, a fraction of epochs: linear warm-up, then half a cosine down to min_lr."""
     if epoch < settings.warmup_epochs:
         return peak * epoch / settings.warmup_epochs
     share = (epoch - settings.warmup_epochs) / (settings.epochs - settings.warmup_epochs)
@@ -27,20 +27,19 @@ def lr_at(epoch: float, peak: float, settings: TrainSettings) -> float:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, gate_lr: float = 1.0) -> list[dict[str, Any]]:
-    """Trained parameters for AdamW: vectors and biases without weight decay, all others (gates and prompts too) with it.
+    """Parameter groups for AdamW: vectors and biases without weight decay, all others (also gates and prompts) with it.
 
-    `lr_scale` says how many times the schedule's learning rate a group gets: `gate_lr` the gates, which have a group of
-    their own if that is not 1.
+    A group's `lr_scale` multiplies the schedule's learning rate. The gates are a separate group with `gate_lr` if it is not 1.
     """
-    free: list[nn.Parameter] = []
+    not_decayed: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
     gates: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_free = parameter.ndim == 1 or name.endswith(".bias")
+            is_vector = parameter.ndim == 1 or name.endswith(".bias")
             is_gate = gate_lr != 1 and name.endswith(".gate")
-            (gates if is_gate else free if is_free else decayed).append(parameter)
-    groups = [(free, 0.0, 1.0), (decayed, weight_decay, 1.0), *([(gates, weight_decay, gate_lr)] if gates else [])]
+            (gates if is_gate else not_decayed if is_vector else decayed).append(parameter)
+    groups = [(not_decayed, 0.0, 1.0), (decayed, weight_decay, 1.0), *([(gates, weight_decay, gate_lr)] if gates else [])]
     return [{"params": params, "weight_decay": decay, "lr_scale": scale} for params, decay, scale in groups]
 
 

@@ -1,4 +1,4 @@
-"""The flags of engine_finetune.py. Lower rooms get the few that they use: `corpus`, `build` and `critic`.
+"""The flags of engine_finetune.py. Other rooms get only those that they use: `corpus`, `build` and `critic`.
 
 Invalid combinations raise ValueError in __post_init__, before any file is read.
 """
@@ -96,7 +96,7 @@ class TrainSettings:
 
     @classmethod
     def saved(cls, values: dict[str, Any]) -> "TrainSettings":
-        """The settings in a checkpoint's JSON; flags that no longer exist are ignored."""
+        """The settings from a checkpoint's JSON, without flags that no longer exist."""
         names = {field.name for field in fields(cls)}
         current: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items() if n in names}
         return cls(**current)
