@@ -29,7 +29,7 @@ def main() -> int:
     except (DataError, LockedError, StoreError, WeightsError) as error:
         return fail(str(error))
     except OSError as error:
-        return fail(f"{error}; nothing that was stored before is lost: mend this and start again")
+        return fail(f"{error}; nothing that was stored before is lost: fix this and start again")
     except torch.OutOfMemoryError as error:
         return fail(f"{error}; nothing that was stored before is lost: lower --batch_size and start again")
     except KeyboardInterrupt:

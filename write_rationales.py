@@ -32,7 +32,7 @@ def main() -> int:
     except (DataError, LockedError, RationalesError) as error:
         return fail(str(error))
     except OSError as error:
-        return fail(f"{error}; answers that were recorded before are kept: mend this and start again")
+        return fail(f"{error}; answers that were recorded before are kept: fix this and start again")
     except KeyboardInterrupt:
         return fail(f"interrupted; every answer so far is kept beside {settings.output}: start again to continue")
     report(summary, settings.output, page)

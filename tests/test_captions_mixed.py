@@ -73,7 +73,7 @@ def train(world, output: str, **flags):
 def test_a_run_says_how_many_captions_it_mixes_in_and_logs_them_apart(world):
     done = train(world, "mixed", captions=world / "MIntRec" / "captions.json", w_caption=0.5)
     assert done.code == 0, done.err
-    assert "captions mixed in: 12, one beside every two rows" in done.out
+    assert "captions mixed in: 12, one for every two rows" in done.out
     [epoch] = read_lines(world / "mixed" / "log.txt")
     assert epoch["train"]["caption_nll"] > 0 and "caption_nll" not in epoch["dev"]
 

@@ -273,7 +273,7 @@ def test_a_judge_that_can_tell_nothing_is_refused_before_anything_is_trained(wor
     done = train(world | seen | {"emb_path": world["emb_path"]}, tmp_path)
     assert done.code == 2 and "cannot tell clips" in done.err and not (tmp_path / "last").exists()
     done = train(world | seen | {"modalities": "none"}, tmp_path / "blind")
-    assert done.code == 2 and "a judge looks at clips" in done.err
+    assert done.code == 2 and "the judge needs embeddings of the clips" in done.err
 
 
 def test_a_caption_of_another_split_than_its_clips_is_refused(world, seen, tmp_path):

@@ -38,7 +38,7 @@ def test_what_is_predicted_does_not_depend_on_how_long_the_gold_answer_is(world,
         places = {"data_path": data, "emb_path": world / "emb", "llama_model_path": world / "LLAMA"}
         done = call(engine_finetune.main, **SMALL, **places, max_seq_len=200, output_dir=tmp_path / f"run{name}")
         assert done.code == 0, done.err
-        cut.append(f"rows that lost context to fit --max_seq_len 200: {ROWS['test']}" in done.out)
+        cut.append(f"rows whose prompt was shortened to fit --max_seq_len 200: {ROWS['test']}" in done.out)
         found.append(read_lines(tmp_path / f"run{name}" / "predictions_test.jsonl"))
     assert cut == [False, True], "the long answers must take room from the prompt"
     assert [row["key"] for row in found[0]] == [key_of("test", i) for i in range(ROWS["test"])] and found[0] == found[1]

@@ -1,4 +1,4 @@
-"""Answers about clips, for people and for files: what explain.py prints and writes."""
+"""What explain.py prints and writes: answers about a clip or a split."""
 
 import json
 from collections.abc import Collection, Iterator, Sequence
@@ -26,31 +26,31 @@ class ExplainSettings:
     """The flags of explain.py."""
 
     checkpoint: str = flag(help="a checkpoint folder of engine_finetune.py, such as runs/demo/itsl/best")
-    clip: str = flag("", "a video file; --text says what is said in it")
-    text: str = flag("", "the words that are said in the clip")
-    data_path: str = flag("", "instead of --clip: a data set whose embeddings are in --emb_path")
-    emb_path: str = flag("", "its embedding store")
+    clip: str = flag("", "video file to explain, together with --text")
+    text: str = flag("", "transcript of the clip")
+    data_path: str = flag("", "data set to explain instead of --clip; needs --emb_path")
+    emb_path: str = flag("", "embedding store of --data_path, made by avt_get_emb.py")
     key: str = flag("", "key of the clip of --data_path to explain")
-    batch: str = flag("", "all clips of --split: write their answers here, one JSON a line; continues if interrupted")
+    batch: str = flag("", "JSONL file for answers to all clips of --split; an interrupted run continues")
     split: str = flag("test", "split that --batch explains")
-    limit: int = flag(0, "only the first clips of the split; 0: all")
-    llama_model_path: str = flag("", "the LLaMA, if it is not where it was when the checkpoint was made")
+    limit: int = flag(0, "number of clips of the split, from the first; 0: all")
+    llama_model_path: str = flag("", "path of the LLaMA; if not given, the one that the checkpoint names")
     encoder_weights: str = flag("", "weights of the encoder for --clip; if not given, checkpoints/ENCODER.safetensors or .pth")
-    max_new_tokens: int = flag(96, "most tokens of a rationale")
-    best_of: int = flag(0, "rationales to sample beside the greedy one; the judge picks the best of all; 0: greedy only")
+    max_new_tokens: int = flag(96, "largest number of tokens of a rationale")
+    best_of: int = flag(0, "rationales to sample in addition to the greedy one; the judge picks the best; 0: greedy only")
     temperature: float = flag(0.6, "sampling temperature of --best_of")
-    judge: str = flag("", "a checkpoint folder whose judge checks claims and serves --best_of; if not given, --checkpoint's")
-    batch_size: int = flag(32, "clips in a batch")
-    device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
-    dtype: str = flag("auto", "of frozen weights; auto: a GPU's bfloat16, else float32", ("auto", "float32", "bfloat16"))
+    judge: str = flag("", "checkpoint folder with the judge of claims and of --best_of; if not given, --checkpoint")
+    batch_size: int = flag(32, "clips per batch")
+    device: str = flag("auto", "auto: cuda if available, else cpu", ("auto", "cpu", "cuda"))
+    dtype: str = flag("auto", "dtype of frozen weights; auto: bfloat16 on a GPU, else float32", ("auto", "float32", "bfloat16"))
 
     def __post_init__(self) -> None:
         if bool(self.clip or (self.text and not self.data_path)) == bool(self.data_path):
             raise ValueError(
-                'say what to explain: --clip FILE --text "...", or --data_path and --emb_path with --key or --batch'
+                'pass either --clip FILE --text "...", or --data_path and --emb_path with --key or --batch'
             )
         if self.data_path and bool(self.key) == bool(self.batch):
-            raise ValueError("--data_path wants --key KEY for one clip, or --batch FILE for all of a split")
+            raise ValueError("--data_path needs either --key KEY for one clip, or --batch FILE for all of a split")
         if self.max_new_tokens < 1 or self.batch_size < 1 or self.limit < 0 or self.best_of < 0:
             raise ValueError("--max_new_tokens and --batch_size must be at least 1, --limit and --best_of at least 0")
         if not 0 < self.temperature < float("inf"):
@@ -58,9 +58,9 @@ class ExplainSettings:
 
 
 def embed_clip(explainer: Explainer, example: Example, settings: ExplainSettings) -> tuple[Tensor | None, Tensor | None]:
-    """Embeddings (1,M,E) and presence (1,M) of a clip, made as those that the model was trained on.
+    """Embeddings (1,M,E) and presence (1,M) of a clip, made in the same way as those that the model was trained on.
 
-    What cannot be read of it counts as absent, and is said. Raises DataError if nothing can.
+    A modality that cannot be read is absent, and the reason is printed. Raises DataError if none can be read.
     """
     if not explainer.needs_embeddings or explainer.store_identity is None:
         return None, None
@@ -70,14 +70,14 @@ def embed_clip(explainer: Explainer, example: Example, settings: ExplainSettings
         print(f"not used, {failure.modality}: {failure.reason}")
     if not encoded.present.any():
         reasons = "; ".join(failure.reason for failure in encoded.failures) or "no words"
-        raise DataError(f"{example.clip}: nothing of it can be used: {reasons}")
+        raise DataError(f"{example.clip}: nothing of it can be used ({reasons}); pass another --clip, or --text")
     return encoded.vectors, encoded.present
 
 
 def shown(
     explanation: Explanation, labels: Sequence[str], example: Example, claims: Sequence[CheckedClaim] | None = None
 ) -> str:
-    """The answer as a person reads it; `claims`: its rationale's, where a judge has checked them."""
+    """The answer as printed text; `claims`: the checked claims of the rationale, if there is a judge."""
     lines = [f"Intent:     {explanation.intent} ({float(explanation.probabilities.max()):.2f})"]
     lines.append("Or:         " + ", ".join(f"{label} ({p:.2f})" for label, p in explanation.runners_up(labels)))
     lines.append(f"Rationale:  {explanation.rationale}{'' if explanation.finished else ' ... (cut at --max_new_tokens)'}")
@@ -92,22 +92,22 @@ def shown(
 
 
 def answer_split(explainer: Explainer, settings: ExplainSettings, check: ClaimCheck | None = None) -> None:
-    """Write an answer a line for every clip of a split, with its claims checked; rows that an interrupted run wrote are kept.
+    """Write a line of JSON for every clip of a split, with checked claims; lines of an interrupted run are kept.
 
-    A file of another model's answers is moved to NAME.old.jsonl (or .old2, .old3 ...), and that is said. Raises DataError for
-    a file that holds anything but answers about clips of this split. `seen` in a line says whether the model was trained or
-    chosen on that clip: then its answer is no result, and scores say so.
+    Answers of another model in the file are moved to NAME.old.jsonl (or .old2, .old3 ...). `seen` in a line says whether the
+    model was trained or chosen on that clip; such answers are no results, and scores say so. Raises DataError if the file holds
+    anything but answers about clips of this split.
     """
     whole = load_dataset(settings.data_path, (settings.split,)).splits[settings.split]
     examples = whole[: settings.limit or None]
     path = Path(settings.batch)
     refuse_other_content(path, settings.split, {example.key for example in whole})
-    picked = (settings.best_of, settings.temperature, settings.judge) if settings.best_of else (None, None, None)
+    choice = (settings.best_of, settings.temperature, settings.judge) if settings.best_of else (None, None, None)
     stamp: dict[str, Any] = {"model": explainer.digest, "max_new_tokens": settings.max_new_tokens}
-    stamp |= dict(zip(("best_of", "temperature", "judge"), picked, strict=True))
+    stamp |= dict(zip(("best_of", "temperature", "judge"), choice, strict=True))
     done, others = _written(path, stamp)
     if others:
-        old = path.replace(_free(path))
+        old = path.replace(_unused_name(path))
         print(f"{path} held {others} answers of another model or --max_new_tokens; they are in {old} now")
         _write(path, whole, done)
     todo = [example for example in examples if example.key not in done]
@@ -134,9 +134,9 @@ def answer_split(explainer: Explainer, settings: ExplainSettings, check: ClaimCh
 
 
 def scores_beside(data_path: str, answers: Sequence[Path], split: str) -> tuple[dict[str, dict[str, float | None]], str]:
-    """Scores of files of answers beside references, shuffled and template rationales, and what the judge of them is worth.
+    """Scores of files of answers together with those of references, shuffled references and templates, and a sentence on them.
 
-    Nothing where there are no references; where there are too few of them to judge by, no scores and the reason.
+    Both are empty without references; with too few references the sentence gives the reason why there are no scores.
     """
     if not (folder_of(data_path) / "rationales.jsonl").is_file() or split not in ("dev", "test"):
         return {}, ""
@@ -147,7 +147,7 @@ def scores_beside(data_path: str, answers: Sequence[Path], split: str) -> tuple[
 
 
 def answer_row(explainer: Explainer, example: Example, explanation: Explanation) -> dict:
-    """One line of the file: what rationales.jsonl has, and what the model thought."""
+    """A line of the file: the fields of rationales.jsonl, and the model's probabilities."""
     return {
         "key": example.key,
         "gold": example.intent,
@@ -162,30 +162,30 @@ def answer_row(explainer: Explainer, example: Example, explanation: Explanation)
 
 
 def _write(path: Path, examples: Sequence[Example], rows: dict[str, dict]) -> None:
-    """The rows that there are, in the order of the examples."""
+    """Write the rows to a file, in the order of the examples; examples without a row are skipped."""
     lines = [json.dumps(rows[example.key]) + "\n" for example in examples if example.key in rows]
     write_atomic(path, "".join(lines).encode())
 
 
 def refuse_other_content(path: Path, split: str, keys: Collection[str]) -> None:
-    """Raises DataError if a file for answers about the clips `keys` of a split holds anything else: it would be lost."""
-    strange = [line for line, content in _lines(path) if not isinstance(content, dict) or content.get("key") not in keys]
-    if strange:
+    """Raise DataError if a file holds lines that are not answers about the clips `keys`, which would be overwritten."""
+    other = [line for line, content in _lines(path) if not isinstance(content, dict) or content.get("key") not in keys]
+    if other:
         raise DataError(
-            f"{path}: {len(strange)} of its lines are no answers about clips of split {split}, {strange[0][:60]!r} for one; "
+            f"{path}: {len(other)} of its lines are no answers about clips of split {split}, {other[0][:60]!r} for one; "
             f"they stay as they are: give another file for this split"
         )
 
 
 def _written(path: Path, stamp: dict) -> tuple[dict[str, dict], int]:
-    """Rows of this very model that are there already, and how many of others."""
+    """The rows of a file with this stamp by key, and the number of others."""
     rows = [row for _, row in _lines(path)]
-    kept = {row["key"]: row for row in rows if {name: row.get(name) for name in stamp} == stamp}
-    return kept, sum({name: row.get(name) for name in stamp} != stamp for row in rows)
+    matching = {row["key"]: row for row in rows if {name: row.get(name) for name in stamp} == stamp}
+    return matching, sum({name: row.get(name) for name in stamp} != stamp for row in rows)
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """The lines of a file and what each says, None for what is no JSON; a last line that was cut off is left out."""
+    """The lines of a file with their parsed JSON, None if it is invalid; without a last line that was cut off."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""  # our own lines are ASCII
     for line in text.splitlines(keepends=True):
         try:
@@ -195,19 +195,19 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
                 yield line, None
 
 
-def _free(path: Path) -> Path:
-    """NAME.old.jsonl or, where that is taken, NAME.old2.jsonl and so on."""
+def _unused_name(path: Path) -> Path:
+    """NAME.old.jsonl or, if that exists, NAME.old2.jsonl and so on."""
     names = (path.with_suffix(f".old{number}{path.suffix}") for number in ("", *range(2, 10_000)))
     return next(name for name in names if not name.exists())
 
 
 def open_store(explainer: Explainer, settings: ExplainSettings) -> Store | None:
-    """--emb_path, checked; None for a model that knows words alone."""
+    """The store --emb_path, checked against the model; None for a model of text only. Raises DataError if it is not given."""
     if not explainer.needs_embeddings:
         return None
     if not settings.emb_path:
         raise DataError(
-            f"this model looks at {' '.join(explainer.modalities)}: pass --emb_path, a store made by: "
+            f"this model uses {' '.join(explainer.modalities)}: pass --emb_path, a store made by: "
             f"python avt_get_emb.py --data_path {settings.data_path} --output_dir EMB"
         )
     store = Store(Path(settings.emb_path))

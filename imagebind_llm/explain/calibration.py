@@ -1,10 +1,10 @@
-"""How head, decoder and verifier are mixed into probabilities, and how dev chooses the mixture.
+"""Calibration: mixes head, decoder and verifier into probabilities, with weights chosen on dev.
 
     p(y | clip) = softmax over y of (share * log p_head(y) + (1 - share) * log p_decoder("Intent: y")) / temperature
-The head and the decoder both know the intent; `share` and `temperature` are chosen on dev, by likelihood.
+`share` and `temperature` maximise the likelihood of the gold intents of dev.
 
-The model criticises its own answer (spec: p(y | clip) * q(y | rationale)^alpha, alpha from dev): q is the verifier's reading of
-the rationale with every label word masked. Where that would change the intent, the answer is flagged as inconsistent.
+The rationale is checked too: p(y | clip) * q(y | rationale)^alpha, where q is the verifier's prediction from the rationale with
+every label word masked, and alpha is chosen on dev. If this changes the likeliest intent, the answer is called inconsistent.
 """
 
 import json
@@ -19,24 +19,24 @@ from imagebind_llm.files import write_atomic
 CALIBRATION = "calibration.json"
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
-SMALLEST = 1e-6  # of a probability that is to be raised to a power
+SMALLEST = 1e-6  # lower bound of q before it is raised to a power
 TEMPERATURES = tuple(float(f"{2 ** (i / 4):.4g}") for i in range(-8, 17))  # a quarter to sixteen
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How head and decoder are mixed and how sure they are together; chosen on dev by likelihood."""
+    """The parameters of the mixture."""
 
     share: float = 0.5  # of the head
     temperature: float = 1.0
-    alpha: float = 0.0  # weight of the verifier's reading of the rationale; 0 also without a verifier
+    alpha: float = 0.0  # exponent of the verifier's q; 0 without a verifier
 
     def probabilities(self, head: Tensor, decoder: Tensor) -> Tensor:
-        """(N,C) from the log-probabilities of both, (N,C) each."""
+        """Probabilities (N,C) from the log-probabilities (N,C) of head and decoder."""
         return ((self.share * head + (1 - self.share) * decoder) / self.temperature).softmax(1)
 
     def criticised(self, p: Tensor, q: Tensor) -> Tensor:
-        """p * q^alpha, normalised: (N,C) each."""
+        """Probabilities (N,C) proportional to p * q^alpha; p and q (N,C)."""
         scores = p * q.clamp(min=SMALLEST) ** self.alpha
         return scores / scores.sum(1, keepdim=True)
 
@@ -46,13 +46,13 @@ class Calibration:
 
     @classmethod
     def load(cls, folder: Path) -> "Calibration | None":
-        """That of a checkpoint folder; None if it has none."""
+        """Read calibration.json of a checkpoint folder; None if there is none."""
         path = folder / CALIBRATION
         return cls(**json.loads(path.read_text())) if path.is_file() else None
 
 
 def calibrate(head: Tensor, decoder: Tensor, gold: Tensor) -> Calibration:
-    """The share and temperature under which the gold intents (N,) of a dev split are likeliest. head, decoder (N,C)."""
+    """Choose share and temperature by the likelihood of the gold intents (N,) of dev; head and decoder (N,C)."""
     rows = torch.arange(len(gold))
     best = max(
         (Calibration(share, temperature) for share in SHARES for temperature in TEMPERATURES),
@@ -62,7 +62,7 @@ def calibrate(head: Tensor, decoder: Tensor, gold: Tensor) -> Calibration:
 
 
 def choose_alpha(p: Tensor, q: Tensor, gold: Tensor) -> float:
-    """How much the rationale should count: the alpha under which the gold intents (N,) of dev are likeliest. p, q (N,C)."""
+    """Choose alpha by the likelihood of the gold intents (N,) of dev; p and q (N,C)."""
     rows = torch.arange(len(gold))
 
     def likelihood(alpha: float) -> float:

@@ -1,4 +1,4 @@
-"""What a model says when it is asked to describe clips, as the first stage of training asks; the second may unlearn it."""
+"""Describes clips with a checkpoint of any stage, with the prompt of --stage pretrain, to measure what the model sees."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,15 +16,15 @@ from imagebind_llm.itsl.model import ITSL
 from imagebind_llm.llama.tokenizers import LlamaTokenizer
 
 MAX_NEW_TOKENS = 112  # of a caption
-LISTING = "Face:"  # how the demo world's captions begin that name all cues in one line
+LISTING = "Face:"  # beginning of those captions of the demo world that name all cues in one line
 
 
 def load_describer(
     folder: Path, llama_model_path: str = "", device: str = "cpu", dtype: str = "auto"
 ) -> tuple[ITSL, LlamaTokenizer, dict[str, Any]]:
-    """The model and tokenizer of a checkpoint of any stage, and what the checkpoint says of itself. Raises CheckpointError."""
-    place = torch.device(device)
-    assembled, info = restore(folder, llama_model_path, place, frozen_dtype(dtype, place))
+    """The model and tokenizer of a checkpoint of any stage, and its JSON. Raises CheckpointError."""
+    torch_device = torch.device(device)
+    assembled, info = restore(folder, llama_model_path, torch_device, frozen_dtype(dtype, torch_device))
     _, tokenizer = open_language(llama_model_path or info["settings"]["llama_model_path"])
     return assembled.model.eval(), tokenizer, info
 
@@ -39,15 +39,15 @@ def describe(
     batch_size: int = 32,
     max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> Iterator[str]:
-    """The likeliest caption of every clip that starts with `beginning`, in order.
+    """Yield the greedy caption of every clip, starting with `beginning`, in order.
 
-    vectors (N,M,E) and present (N,M) as the store has them; modalities that the model does not know are not looked at.
+    vectors (N,M,E) and present (N,M) as in the store; only `modalities` are used.
     """
     device = model.llama.tok_embeddings.weight.device
     prompt = tokenizer.encode(CAPTION_REQUEST + beginning, bos=True)
-    looked_at = present & Collator(None, modalities).modality_mask
+    present = present & Collator(None, modalities).modality_mask
     for part in batch_slices(len(vectors), batch_size):
-        shown, presence = vectors[part].to(device), looked_at[part].to(device)
-        asked = [prompt] * len(shown)
-        for [ids] in generate(model, asked, max_new_tokens, tokenizer.eos_id, embeddings=shown, present=presence):
+        embeddings, presence = vectors[part].to(device), present[part].to(device)
+        prompts = [prompt] * len(embeddings)
+        for [ids] in generate(model, prompts, max_new_tokens, tokenizer.eos_id, embeddings=embeddings, present=presence):
             yield f"{beginning} {tokenizer.decode(ids).strip()}".strip()

@@ -1,7 +1,7 @@
-"""Clips in, intents and rationales out: a trained model's answers, in batches.
+"""Predicts intents and rationales with a trained model, in batches.
 
-calibration.py has the formula of the probabilities. The label with the highest one is put into the answer, and the decoder goes
-on with the rationale (wording.py): so the two always agree.
+calibration.py has the formula of the probabilities. The label with the highest one is put into the answer, and the decoder
+continues with the rationale (wording.py), so that the two agree.
 """
 
 import hashlib
@@ -32,32 +32,28 @@ MAX_NEW_TOKENS = 96  # of a rationale
 
 @dataclass(frozen=True)
 class Question:
-    """How a model is asked: the intents that it chooses from, the modalities that it looks at, the longest sequence in tokens,
-    and what comes first in its answer, the label or the rationale."""
+    """How a model was trained to answer."""
 
     taxonomy: Taxonomy
     modalities: Sequence[str]
     max_seq_len: int
-    order: str = "label"
+    order: str = "label"  # what an answer begins with: label or rationale
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """An answer about one clip: probabilities (C,) in the taxonomy's order, the likeliest intent, why, and whether the
-    rationale was ended by the model (or ran into the limit).
-
-    `criticised` (C,): the probabilities after reading the rationale; `consistent`: they have the same likeliest intent.
-    """
+    """An answer about one clip."""
 
     key: str
-    probabilities: Tensor
-    intent: str
+    probabilities: Tensor  # (C,) in the taxonomy's order
+    intent: str  # the likeliest
     rationale: str
-    finished: bool
-    criticised: Tensor
+    finished: bool  # the rationale ended with EOS, not at the length limit
+    criticised: Tensor  # (C,) probabilities after the verifier has read the rationale
 
     @property
     def consistent(self) -> bool:
+        """Whether the likeliest intent is the same after reading the rationale."""
         return bool(self.criticised.argmax() == self.probabilities.argmax())
 
     def runners_up(self, labels: Sequence[str], count: int = 3) -> list[tuple[str, float]]:
@@ -68,23 +64,22 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the model thinks of N clips: log-probabilities (N,C) by head and decoder and, if it was trained to give its reasons
-    first, each rationale and whether that came to its end."""
+    """Scores of N clips."""
 
-    head: Tensor
-    decoder: Tensor
-    rationales: list[Written] | None = None
+    head: Tensor  # (N,C) log-probabilities by the intent head
+    decoder: Tensor  # (N,C) log-probabilities by the decoder
+    rationales: list[Written] | None = None  # if the model was trained to give the rationale first
 
 
 class Explainer:
-    """A trained model, ready to answer.
+    """A trained model that answers questions about clips.
 
         explainer = load_explainer(Path("runs/demo/itsl/best"))  # loading.py
         vectors, present = store.read([example.key for example in examples])
         for explanation in explainer.explain(examples, vectors, present): ...
 
-    `embeddings` (N,M,E) as the store has them and `present` (N,M) bool; change or drop rows of them to see what an answer
-    depends on. Modalities that the model was not trained with are never looked at.
+    In all methods `embeddings` (N,M,E) are as in the store, and `present` (N,M) is bool. Modalities that the model was not
+    trained with are ignored.
     """
 
     def __init__(
@@ -100,19 +95,19 @@ class Explainer:
         self.model, self.tokenizer = assembled.model, tokenizer
         self.taxonomy, self.modalities, self.order = question.taxonomy, tuple(question.modalities), question.order
         self.calibration, self.verifier, self.store_identity = calibration or Calibration(), verifier, store_identity
-        self.best_of: BestOf | None = None  # greedy rationales, unless it is given
+        self.best_of: BestOf | None = None  # None: greedy rationales
         self.device = self.model.prefix_query.weight.device
         self.max_len = min(question.max_seq_len, assembled.config.llama.max_seq_len)
         self._wording = Wording(self.model, tokenizer, question.order)
         self._modality_mask = Collator(None, self.modalities).modality_mask
         lead = tokenizer.encode(LEAD["label"])
-        whole = [tokenizer.encode(answer_text(label, None)) for label in self.taxonomy.labels]
-        assert all(ids[: len(lead)] == lead for ids in whole), "a label changes the tokens before it"
-        self._labels = [ids[len(lead) :] for ids in whole]
+        answers = [tokenizer.encode(answer_text(label, None)) for label in self.taxonomy.labels]
+        assert all(ids[: len(lead)] == lead for ids in answers), "a label changes the tokens before it"
+        self._labels = [ids[len(lead) :] for ids in answers]
 
     @property
     def digest(self) -> str:
-        """Tells models apart: of what was trained, and how it is read."""
+        """Digest of the trained tensors and of the calibration."""
         return hashlib.sha256((digest(self._assembled.adapter()) + repr(self.calibration)).encode()).hexdigest()[:16]
 
     @property
@@ -120,15 +115,15 @@ class Explainer:
         return NO_MODALITY not in self.modalities
 
     def check_store(self, store: Store) -> None:
-        """Raises CheckpointError if the store's embeddings were made in another way than those the model was trained on."""
+        """Raise CheckpointError if the store's embeddings were made in another way than those the model was trained on."""
         check_store(store, self.store_identity)
 
     # --- intents ------------------------------------------------------------------------------------------------------
 
     def prompts(self, examples: Sequence[Example]) -> list[list[int]]:
-        """The token ids of the question about each clip."""
-        asked = (ask(Example(e.key, e.split, e.clip, e.text), None, self.modalities, self.order) for e in examples)
-        return [encode_prompt(exchange, self.tokenizer, self.max_len) for exchange in asked]
+        """The token ids of the prompt for each clip."""
+        exchanges = (ask(Example(e.key, e.split, e.clip, e.text), None, self.modalities, self.order) for e in examples)
+        return [encode_prompt(exchange, self.tokenizer, self.max_len) for exchange in exchanges]
 
     @torch.no_grad()
     def score(
@@ -138,7 +133,10 @@ class Explainer:
         present: Tensor | None,
         max_new_tokens: int = MAX_NEW_TOKENS,
     ) -> Reading:
-        """What head and decoder think, on the CPU. A rationale that comes first is written before the decoder is asked."""
+        """Log-probabilities by head and decoder, on the CPU.
+
+        If the model gives the rationale first, it is generated, and the decoder's label is conditioned on it.
+        """
         self.model.eval()
         vectors, presence = self._on_device(embeddings, present)
         rows = read_prompts(self.model, prompts, self._labels, vectors, presence)
@@ -147,21 +145,21 @@ class Explainer:
         if self.order == "rationale":
             rationales = self._wording.before_label(prompts, vectors, presence, max_new_tokens)
             beginnings = [self._wording.after_lead(f"{LEAD['rationale']} {text} {LEAD['label']}") for text, _ in rationales]
-            asked = [[*prompt, *ids] for prompt, ids in zip(prompts, beginnings, strict=True)]
-            rows = read_prompts(self.model, asked, self._labels, vectors, presence)
+            extended = [[*prompt, *ids] for prompt, ids in zip(prompts, beginnings, strict=True)]
+            rows = read_prompts(self.model, extended, self._labels, vectors, presence)
         decoder = score_rows(rows, self._labels).log_softmax(1)
         return Reading(head.float().cpu(), decoder.float().cpu(), rationales)
 
     def intents(
         self, examples: Sequence[Example], embeddings: Tensor | None, present: Tensor | None, batch_size: int = 32
     ) -> tuple[Tensor, Tensor]:
-        """`score` of any number of clips, (N,C) each."""
+        """Log-probabilities by head and by decoder, (N,C) each, in batches."""
         prompts = self.prompts(examples)
         parts = [self.score(prompts[s], *_rows(s, embeddings, present)) for s in batch_slices(len(prompts), batch_size)]
         return torch.cat([part.head for part in parts]), torch.cat([part.decoder for part in parts])
 
     def probabilities(self, examples: Sequence[Example], embeddings: Tensor | None, present: Tensor | None) -> Tensor:
-        """p(intent | clip): (N,C), calibrated."""
+        """Calibrated p(intent | clip), (N,C)."""
         return self.calibration.probabilities(*self.intents(examples, embeddings, present))
 
     # --- rationales ---------------------------------------------------------------------------------------------------
@@ -174,20 +172,20 @@ class Explainer:
         max_new_tokens: int = MAX_NEW_TOKENS,
         batch_size: int = 32,
     ) -> Iterator[Explanation]:
-        """An answer about each clip, in order, as batches are done."""
+        """Yield an explanation of each clip, in order, batch by batch."""
         prompts = self.prompts(examples)
         for part in batch_slices(len(prompts), batch_size):
-            probabilities, written = self.answer(prompts[part], *_rows(part, embeddings, present), max_new_tokens)
+            probabilities, rationales = self.answer(prompts[part], *_rows(part, embeddings, present), max_new_tokens)
             intents = [self.taxonomy.labels[i] for i in probabilities.argmax(1).tolist()]
-            criticised = self.calibration.criticised(probabilities, self.read(probabilities, [text for text, _ in written]))
-            answers = zip(examples[part], probabilities, intents, written, criticised, strict=True)
+            criticised = self.calibration.criticised(probabilities, self.read(probabilities, [text for text, _ in rationales]))
+            answers = zip(examples[part], probabilities, intents, rationales, criticised, strict=True)
             for example, p, intent, (rationale, finished), after in answers:
                 yield Explanation(example.key, p, intent, rationale, finished, after)
 
     def answer(
         self, prompts: Sequence[list[int]], embeddings: Tensor | None, present: Tensor | None, max_new_tokens: int
     ) -> tuple[Tensor, list[Written]]:
-        """Probabilities (N,C), and a rationale for the likeliest intent of each clip with whether it came to its end."""
+        """Probabilities (N,C), and for each clip the rationale of the likeliest intent and whether it is finished."""
         reading = self.score(prompts, embeddings, present, max_new_tokens)
         probabilities = self.calibration.probabilities(reading.head, reading.decoder)
         if reading.rationales is not None:
@@ -198,7 +196,7 @@ class Explainer:
         return probabilities, self._wording.after_label(prompts, intents, *rows, max_new_tokens, best)
 
     def read(self, probabilities: Tensor, rationales: Sequence[str]) -> Tensor:
-        """q(intent | rationale with its label words masked), (N,C); without a verifier every intent alike."""
+        """q(intent | rationale with label words masked) by the verifier, (N,C); uniform without a verifier."""
         if self.verifier is None:
             return torch.full_like(probabilities, 1 / probabilities.shape[1])
         return self.verifier.predict_proba(rationales)

@@ -1,4 +1,4 @@
-"""Rationales as files have them: references beside a data set, and answers of a model."""
+"""Reads files of rationales: references of a data set, and answers of a model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,20 +10,21 @@ from imagebind_llm.explain.cue_table import CueTable
 
 @dataclass(frozen=True)
 class Rationale:
-    """A line of a rationales.jsonl: `cues` is the truth about the clip, where it is known, and `table` says how texts name it;
-    `seen`: written by a model that was trained or chosen on the clip."""
+    """A line of a JSONL file of rationales."""
 
     key: str
     intent: str
     rationale: str
-    cues: Mapping[str, str] | None = None
-    seen: bool = False
-    table: CueTable | None = field(default=None, repr=False)
+    cues: Mapping[str, str] | None = None  # true cues of the clip, if they are known
+    seen: bool = False  # its model was trained or chosen on the clip
+    table: CueTable | None = field(default=None, repr=False)  # phrases that name the cues
 
 
 def read_rationales(path: Path) -> dict[str, Rationale]:
-    """By key, the lines of a JSONL of {key, rationale, intent, cues}; of two with one key the later. The table of cues is the
-    one in the same folder. Raises DataError."""
+    """The lines of a JSONL file of {key, rationale, intent, cues} by key, the later one of equal keys.
+
+    The table of cues is read from the same folder. Raises DataError for a line that is not of this form.
+    """
     table = CueTable.beside(path.parent)
     return {
         key: Rationale(key, row.get("intent") or "", row["rationale"], row.get("cues"), bool(row.get("seen")), table)

@@ -1,4 +1,4 @@
-"""Rationales by decoding: before the intent or after it, the likeliest or the best of several."""
+"""Generates rationales, before or after the label, greedily or as the best of several samples."""
 
 from collections.abc import Sequence
 
@@ -14,24 +14,24 @@ from imagebind_llm.taxonomy import Taxonomy
 
 
 class Wording:
-    """Writes the rationales of a model that answers in `order` (label or rationale first).
+    """Generates the rationales of a model that answers in `order` (label or rationale first).
 
-    prompts: token ids of N questions; vectors (N,M,E) and present (N,M), on the model's device, or None for a model of the
-    words alone; limit: most tokens of a rationale. A rationale comes with whether the model ended it (or ran into the limit).
+    In all methods: prompts, token ids of N prompts; vectors (N,M,E) and present (N,M) on the model's device, None for a model
+    of text only; limit, largest number of tokens of a rationale. Each rationale comes with whether it is finished.
     """
 
     def __init__(self, model: ITSL, tokenizer: LlamaTokenizer, order: str):
         self.model, self.tokenizer, self.order = model, tokenizer, order
 
     def after_lead(self, text: str) -> list[int]:
-        """The ids of an answer's beginning without its lead, which ends the prompt."""
+        """Token ids of the beginning `text` of an answer, without its lead, which is in the prompt."""
         lead = self.tokenizer.encode(LEAD[self.order])
         return self.tokenizer.encode(text)[len(lead) :]
 
     def before_label(
         self, prompts: Sequence[list[int]], vectors: Tensor | None, present: Tensor | None, limit: int
     ) -> list[Written]:
-        """The likeliest rationales where they come first, without the intent that follows them."""
+        """Greedy rationales of a model that gives them first, without the label that follows."""
         answers = generate(self.model, prompts, limit, self.tokenizer.eos_id, embeddings=vectors, present=present)
         texts = [self.tokenizer.decode(ids).partition(LEAD["label"])[0].strip() for [ids] in answers]
         return [(text, len(ids) < limit) for text, [ids] in zip(texts, answers, strict=True)]
@@ -45,28 +45,28 @@ class Wording:
         limit: int,
         best: tuple[BestOf, Taxonomy] | None = None,
     ) -> list[Written]:
-        """A rationale for each clip and given intent: the likeliest, or what `best` picks among it and those that it draws."""
-        begun = [self.after_lead(f"{LEAD['label']} {intent}. {LEAD['rationale']}") for intent in intents]
-        asked = [[*prompt, *ids] for prompt, ids in zip(prompts, begun, strict=True)]
-        answers = self._generated(asked, vectors, present, limit)
+        """A rationale for each clip and intent: the greedy one or, with `best`, the best of it and of sampled ones."""
+        beginnings = [self.after_lead(f"{LEAD['label']} {intent}. {LEAD['rationale']}") for intent in intents]
+        extended = [[*prompt, *ids] for prompt, ids in zip(prompts, beginnings, strict=True)]
+        answers = self._generated(extended, vectors, present, limit)
         if best is None or vectors is None or present is None:
             return [text for [text] in answers]
         judge, taxonomy = best
-        drawn = self._generated(asked, vectors, present, limit, judge)
-        texts = [[*greedy, *sampled] for greedy, sampled in zip(answers, drawn, strict=True)]
+        samples = self._generated(extended, vectors, present, limit, judge)
+        texts = [[*greedy, *sampled] for greedy, sampled in zip(answers, samples, strict=True)]
         return judge.pick(texts, vectors.cpu(), present.cpu(), taxonomy)
 
     def _generated(
-        self, asked: list[list[int]], vectors: Tensor | None, present: Tensor | None, limit: int, best: BestOf | None = None
+        self, prompts: list[list[int]], vectors: Tensor | None, present: Tensor | None, limit: int, best: BestOf | None = None
     ) -> list[list[Written]]:
-        """The greedy answer to each prompt, or those that `best` is to choose from."""
+        """The greedy continuation of each prompt or, with `best`, the sampled ones."""
         draws = None
         if best is not None:
-            draws = torch.cat([uniform((best.seed, prompt), (best.count, limit)) for prompt in asked])
+            draws = torch.cat([uniform((best.seed, prompt), (best.count, limit)) for prompt in prompts])
             draws = draws.to(self.model.prefix_query.weight.device)
         answers = generate(
             self.model,
-            asked,
+            prompts,
             limit,
             self.tokenizer.eos_id,
             embeddings=vectors,
