@@ -25,11 +25,11 @@ SUBJECTS = ("extraction", "media", "language", "loading", "training")
 class BenchmarkSettings:
     """The flags of benchmark.py."""
 
-    only: tuple[str, ...] = flag(SUBJECTS, "which subjects", SUBJECTS)
-    match: str = flag("", "only the cases whose name contains this")
-    rounds: int = flag(3, "counted runs of each contender, after one warm-up")
-    threads: int = flag(2, "threads of each contender")
-    run: str = flag("", "output folder of a run with --credit claim: its step by part, means over --rounds steps")
+    only: tuple[str, ...] = flag(SUBJECTS, "subjects to measure", SUBJECTS)
+    match: str = flag("", "measure only cases whose name contains this")
+    rounds: int = flag(3, "timed runs of each program, after one warm-up")
+    threads: int = flag(2, "threads of each program")
+    run: str = flag("", "output folder of a run with --credit claim: time the parts of its step, means over --rounds steps")
 
 
 def main() -> int:

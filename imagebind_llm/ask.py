@@ -20,14 +20,14 @@ from imagebind_llm.llama.tokenizers import check_vocabulary, load_tokenizer
 class AskSettings:
     """What `python -m imagebind_llm.ask` takes."""
 
-    instruction: str = flag(help="what to ask")
-    llama_model_path: str = flag("", "a LLaMA: Meta or Hugging Face folder or .gguf; if not given, SmolLM2 from `make setup`")
-    max_new_tokens: int = flag(128, "stop after this many, if the model has not")
-    temperature: float = flag(0.0, "0: always the likeliest token")
-    top_p: float = flag(0.75, "draw from the smallest set of tokens that holds this probability")
-    seed: int = flag(0, "of the drawing")
-    device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
-    dtype: str = flag("float32", "bfloat16 halves the memory", ("float32", "bfloat16"))
+    instruction: str = flag(help="instruction or question for the model")
+    llama_model_path: str = flag("", "LLaMA: a Meta or Hugging Face folder or .gguf file; if not given, `make setup`'s SmolLM2")
+    max_new_tokens: int = flag(128, "largest number of tokens of the answer")
+    temperature: float = flag(0.0, "sampling temperature; 0: always the likeliest token")
+    top_p: float = flag(0.75, "nucleus sampling: the smallest set of tokens with this probability")
+    seed: int = flag(0, "seed of sampling")
+    device: str = flag("auto", "auto: cuda if available, else cpu", ("auto", "cpu", "cuda"))
+    dtype: str = flag("float32", "dtype of the weights; bfloat16 halves the memory", ("float32", "bfloat16"))
 
     def __post_init__(self) -> None:
         if not self.instruction.strip():

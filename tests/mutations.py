@@ -294,7 +294,7 @@ MUTATIONS = [
     M("an answer without claims is not punished", "critic/credit.py", "total / CAP + floor(verdicts)", "total / CAP",
       "test_credit.py::test_truth_is_the_capped_net_sum_and_misses_a_quarter_for_each_claim_too_few"),
     M("the divergence counts without bounds", "critic/self_critical.py",
-      "log_ratio.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)\n", "log_ratio\n",
+      "log_ratio.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)", "log_ratio",
       "test_claim_credit.py::test_the_divergence_is_taken_off_token_by_token_and_within_bounds"),
     M("the divergence is added", "critic/self_critical.py", "value = value - self.settings.kl", "value = value + self.settings.kl",
       "test_claim_credit.py::test_the_divergence_is_taken_off_token_by_token_and_within_bounds"),

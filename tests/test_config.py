@@ -146,7 +146,7 @@ def test_one_sample_is_enough_beside_a_greedy_answer():
         ([], "pass either --clip FILE"),
         (["--clip", "a.mp4", "--data_path", "b"], "pass either --clip FILE"),
         (["--data_path", "b"], "--data_path needs either --key KEY for one clip, or --batch FILE"),
-        (["--data_path", "b", "--key", "k", "--batch", "f"], "--data_path needs either --key KEY for one clip, or --batch FILE"),
+        (["--data_path", "b", "--key", "k", "--batch", "f"], "--data_path needs either --key KEY for one clip, or --batch"),
         (["--clip", "a.mp4", "--max_new_tokens", "0"], "--max_new_tokens and --batch_size must be at least 1"),
         (["--data_path", "b", "--batch", "f", "--limit", "-1"], "--limit and --best_of at least 0"),
     ],

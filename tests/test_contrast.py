@@ -188,4 +188,4 @@ def test_it_needs_sounds_or_pictures_of_the_second_stage(world, flags):
 def test_it_needs_intents(world):
     file = world / "questions.json"
     file.write_text('[{"instruction": "Say.", "input": "", "output": "It is."}]')
-    assert "has no clips with intents" in train(world, "no", w_contrast=1, data_path=file).err
+    assert "expected clips with intents" in train(world, "no", w_contrast=1, data_path=file).err

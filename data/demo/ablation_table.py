@@ -79,8 +79,8 @@ class Answers:
 class TableSettings:
     """The flags of data/demo/ablation_table.py."""
 
-    data_path: str = flag("data/demo/clips", "the data set that was explained")
-    output_dir: str = flag("runs/demo/ablation", "holds seed0, seed1 ... with a folder a run")
+    data_path: str = flag("data/demo/clips", "folder of the demo world")
+    output_dir: str = flag("runs/demo/ablation", "folder with seed0, seed1 ... of the ablation, each with a folder per run")
 
 
 def main() -> int:

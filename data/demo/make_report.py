@@ -37,8 +37,8 @@ N_SHOWN = 3  # clips of each kind
 class ReportSettings:
     """The flags of data/demo/make_report.py."""
 
-    data_path: str = flag("data/demo/clips", "the demo world")
-    runs: str = flag("runs/demo", "holds what the stages of the demo made; report.html goes there")
+    data_path: str = flag("data/demo/clips", "folder of the demo world")
+    runs: str = flag("runs/demo", "output folder of the demo, for report.html")
 
 
 def main() -> int:

@@ -36,16 +36,16 @@ RESAMPLES = 2000
 class CaptionSettings:
     """The flags of data/demo/measure_captions.py."""
 
-    checkpoint: str = flag(help="a checkpoint folder, such as runs/demo/pretrain/best")
-    data_path: str = flag("data/demo/clips", "the demo world")
-    emb_path: str = flag("runs/demo/emb", "its embedding store")
-    llama_model_path: str = flag("", "the LLaMA it was trained with, if it is elsewhere now")
-    split: str = flag("dev", "whose clips: train shows what was learnt by heart", ("train", "dev", "test"))
-    limit: int = flag(0, "only the first clips of the split; 0: all")
-    batch_size: int = flag(32, "clips at a time")
-    device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
-    dtype: str = flag("auto", "of frozen weights; auto: bfloat16 on a GPU, else float32", ("auto", "float32", "bfloat16"))
-    output: str = flag("", "also write accuracy by cue and the captions here, as JSON")
+    checkpoint: str = flag(help="checkpoint folder, such as runs/demo/pretrain/best")
+    data_path: str = flag("data/demo/clips", "folder of the demo world")
+    emb_path: str = flag("runs/demo/emb", "embedding store of --data_path")
+    llama_model_path: str = flag("", "path of the LLaMA; if not given, the one that the checkpoint names")
+    split: str = flag("dev", "split to describe; train shows what was memorised", ("train", "dev", "test"))
+    limit: int = flag(0, "number of clips of the split, from the first; 0: all")
+    batch_size: int = flag(32, "clips per batch")
+    device: str = flag("auto", "auto: cuda if available, else cpu", ("auto", "cpu", "cuda"))
+    dtype: str = flag("auto", "dtype of frozen weights; auto: bfloat16 on a GPU, else float32", ("auto", "float32", "bfloat16"))
+    output: str = flag("", "JSON file for accuracy by cue and the captions")
 
 
 def main() -> int:

@@ -54,15 +54,15 @@ CLIPS = 8  # a batch
 class CriticSettings:
     """The flags of data/demo/measure_critic.py."""
 
-    checkpoint: str = flag(help="a checkpoint folder, such as runs/demo/itsl/best")
-    data_path: str = flag("data/demo/clips", "the demo world")
-    emb_path: str = flag("runs/demo/emb", "its embedding store")
-    captions: str = flag("", "what the judge is fitted on; if not given, captions.json in the data folder")
-    batches: int = flag(12, "batches of 8 clips; a gradient of each by every row of the table is held in memory")
-    credit: tuple[str, ...] = flag(CREDITS, "answer: one advantage for all its tokens; claim: a claim's own; to_go", CREDITS)
-    samples: int = flag(4, "answers a clip")
-    seed: int = flag(0, "of the clips and the answers")
-    dtype: str = flag("auto", "of frozen weights; auto: float32", ("auto", "float32", "bfloat16"))
+    checkpoint: str = flag(help="checkpoint folder, such as runs/demo/itsl/best")
+    data_path: str = flag("data/demo/clips", "folder of the demo world")
+    emb_path: str = flag("runs/demo/emb", "embedding store of --data_path")
+    captions: str = flag("", "captions for the judge; if not given, captions.json in the data folder")
+    batches: int = flag(12, "batches of 8 clips; the gradients of each are kept in memory")
+    credit: tuple[str, ...] = flag(CREDITS, "kinds of credit to measure, see engine_finetune.py --help", CREDITS)
+    samples: int = flag(4, "answers per clip")
+    seed: int = flag(0, "seed of the clips and the answers")
+    dtype: str = flag("auto", "dtype of frozen weights; auto: float32", ("auto", "float32", "bfloat16"))
 
     def __post_init__(self) -> None:
         if self.batches < 3 or self.samples < 2:

@@ -54,20 +54,20 @@ CLAIMED, TRUE, ATYPICAL, SEEN = 1, 2, 5, 6  # columns of cue_counts
 class DoseSettings:
     """The flags of data/demo/measure_dose.py."""
 
-    checkpoint: str = flag(help="a supervised checkpoint folder: what every dose starts from")
-    output_dir: str = flag("runs/demo/dose", "results by dose, table and page")
-    data_path: str = flag("data/demo/clips", "the demo world")
-    emb_path: str = flag("runs/demo/emb", "its embedding store")
-    rationales: str = flag("", "what is trained on; if not given, what the checkpoint was")
-    captions: str = flag("", "what the judges are fitted on; if not given, captions.json in the data folder")
-    doses: tuple[float, ...] = flag((0.0, 0.1, 0.3, 0.5), "shares of the verdicts that are turned round")
-    limit: int = flag(200, "clips of train that are criticised")
-    epochs: int = flag(3, "passes over them; criticism reaches its full weight with the second")
-    dev_limit: int = flag(0, "the first clips of dev that are asked about; 0: all")
-    batch_size: int = flag(8, "clips a step")
-    seed: int = flag(0, "of order and answers, of the judges, and of which verdicts are turned round")
-    device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
-    dtype: str = flag("auto", "of frozen weights; auto: a GPU's bfloat16, else float32", ("auto", "float32", "bfloat16"))
+    checkpoint: str = flag(help="supervised checkpoint folder that every run starts from")
+    output_dir: str = flag("runs/demo/dose", "folder for results by dose, table and page")
+    data_path: str = flag("data/demo/clips", "folder of the demo world")
+    emb_path: str = flag("runs/demo/emb", "embedding store of --data_path")
+    rationales: str = flag("", "rationales to train on; if not given, those of the checkpoint")
+    captions: str = flag("", "captions for the judges; if not given, captions.json in the data folder")
+    doses: tuple[float, ...] = flag((0.0, 0.1, 0.3, 0.5), "shares of the verdicts that are inverted")
+    limit: int = flag(200, "number of train clips")
+    epochs: int = flag(3, "epochs; the self-critical loss has its full weight from the second on")
+    dev_limit: int = flag(0, "number of dev clips to explain, from the first; 0: all")
+    batch_size: int = flag(8, "clips per step")
+    seed: int = flag(0, "seed of row order, answers, judges and inverted verdicts")
+    device: str = flag("auto", "auto: cuda if available, else cpu", ("auto", "cpu", "cuda"))
+    dtype: str = flag("auto", "dtype of frozen weights; auto: bfloat16 on a GPU, else float32", ("auto", "float32", "bfloat16"))
 
     def __post_init__(self) -> None:
         if wrong := [dose for dose in self.doses if not 0 <= dose <= 1]:

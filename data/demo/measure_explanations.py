@@ -54,12 +54,12 @@ COLUMNS = ("", "accuracy, %", "macro F1", *SHOWN.values(), "claims an answer", "
 class MeasureSettings:
     """The flags of data/demo/measure_explanations.py."""
 
-    checkpoint: str = flag(help="a checkpoint folder, such as runs/demo/itsl/best")
-    data_path: str = flag("data/demo/clips", "the demo world")
-    emb_path: str = flag("runs/demo/emb", "its embedding store")
-    limit: int = flag(0, "only the first clips of the test split; 0: all")
-    swapped: int = flag(100, "clips that are also explained with another clip's pictures, sounds and both; 0: none")
-    device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
+    checkpoint: str = flag(help="checkpoint folder, such as runs/demo/itsl/best")
+    data_path: str = flag("data/demo/clips", "folder of the demo world")
+    emb_path: str = flag("runs/demo/emb", "embedding store of --data_path")
+    limit: int = flag(0, "number of clips of the test split, from the first; 0: all")
+    swapped: int = flag(100, "number of clips to explain also with another clip's pictures, sounds and both; 0: none")
+    device: str = flag("auto", "auto: cuda if available, else cpu", ("auto", "cpu", "cuda"))
 
 
 def main() -> int:

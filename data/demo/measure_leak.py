@@ -31,10 +31,10 @@ RULES = {
 class LeakSettings:
     """What data/demo/measure_leak.py takes."""
 
-    data_path: str = flag("data/demo/clips", "the demo world")
-    emb_path: str = flag("runs/demo/emb", "its embedding store")
-    seeds: tuple[int, ...] = flag((0, 1, 2, 3, 4), "of initial weights and order")
-    epochs: int = flag(100, "of the MLP")
+    data_path: str = flag("data/demo/clips", "folder of the demo world")
+    emb_path: str = flag("runs/demo/emb", "embedding store of --data_path")
+    seeds: tuple[int, ...] = flag((0, 1, 2, 3, 4), "seeds of initial weights and row order")
+    epochs: int = flag(100, "training epochs of the MLP")
 
 
 def main() -> int:

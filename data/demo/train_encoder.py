@@ -50,17 +50,17 @@ PHRASES = [(cue, value, phrase) for cue, table in phrases.PHRASES.items() for va
 class TrainEncoderSettings:
     """What data/demo/train_encoder.py takes."""
 
-    output_dir: str = flag("checkpoints", "imagebind_tiny.safetensors goes here")
-    seed: int = flag(0, "of weights, drawn speakers and captions")
+    output_dir: str = flag("checkpoints", "folder for imagebind_tiny.safetensors")
+    seed: int = flag(0, "seed of weights, speakers and captions")
     text_steps: int = flag(200, "optimizer steps of the text tower")
-    vision_steps: int = flag(3000, "of the vision tower")
-    audio_steps: int = flag(700, "of the audio tower")
-    batch_size: int = flag(32, "speakers seen or heard in a step")
-    lr: float = flag(1e-3, "peak learning rate, after a warm-up, falling along a half cosine")
-    num_workers: int = flag(1, "processes that draw and voice ahead of the training")
-    evaluate: bool = flag(False, "train nothing: measure the weights that are there on --data_path")
-    data_path: str = flag("data/demo/clips", "the demo world to measure on; made first if it is not there")
-    emb_path: str = flag("runs/demo/emb", "the embedding store of that world; made first if it is not there")
+    vision_steps: int = flag(3000, "optimizer steps of the vision tower")
+    audio_steps: int = flag(700, "optimizer steps of the audio tower")
+    batch_size: int = flag(32, "speakers per step")
+    lr: float = flag(1e-3, "peak learning rate; warm-up, then half a cosine")
+    num_workers: int = flag(1, "processes that make training clips")
+    evaluate: bool = flag(False, "do not train, but evaluate the existing weights on --data_path")
+    data_path: str = flag("data/demo/clips", "folder of the demo world to evaluate on; made if it does not exist")
+    emb_path: str = flag("runs/demo/emb", "embedding store of --data_path; made if it does not exist")
 
 
 class TextBatches(Dataset):

@@ -251,11 +251,11 @@ class Critic:
         return self_critical(logp, mask, value, self.max_new)
 
     def _loss_of_replaced(
-        self, sampled: SampledAnswers, replaced: Replacements, logp: Tensor, mask: Tensor, log_ratio: Tensor, sums: CriticSums
+        self, sampled: SampledAnswers, replaced: Replacements, logp: Tensor, mask: Tensor, log_ratios: Tensor, sums: CriticSums
     ) -> Tensor:
         """The loss with --credit local (local expectations, the KL penalty subtracted from the values) or corrected (negative
         log-likelihood of the corrections over max_new, no penalty): a mean over clips, 0 for one without rows. logp, mask and
-        log_ratio (N,T)."""
+        log_ratios, logp less that at the start, (N,T)."""
         n_clips = len(next(iter(sampled.parts.values())))
         values = self.weights[TRUTH] * replaced.values.to(logp.device)  # (N,)
         self._count(sampled, sums)
@@ -265,7 +265,7 @@ class Critic:
         if self.settings.credit == "corrected":
             sums["advantage"] += float(values.sum()) * self.settings.samples
             return self_critical(logp, mask, values, self.max_new) * len(values) / n_clips
-        values = values - self.settings.kl * log_ratio.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).sum(1)
+        values = values - self.settings.kl * log_ratios.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).sum(1)
         total, owners = (logp * mask).sum(1), torch.tensor(replaced.clips, device=logp.device)  # (N,), (N,)
         groups = [owners == clip for clip in sorted(set(replaced.clips))]
         for group in groups:

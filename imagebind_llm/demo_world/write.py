@@ -42,12 +42,12 @@ SHORTEST_S, LONGEST_S, MEDIAN_S = 0.8, 6.0, 2.1
 class DemoWorldSettings:
     """What `python -m imagebind_llm.demo_world` takes."""
 
-    output_dir: str = flag("data/demo/clips", "folder to write; continues, and adds what an older world lacks")
-    seed: int = flag(0, "seed of everything in the world")
+    output_dir: str = flag("data/demo/clips", "folder to write; an interrupted run continues, missing files are added")
+    seed: int = flag(0, "seed of clips and rationales")
     train: int = flag(600, "number of train clips")
     dev: int = flag(200, "number of dev clips")
     test: int = flag(400, "number of test clips")
-    workers: int = flag(0, "processes that make clips; 0: one for each core")
+    workers: int = flag(0, "number of processes; 0: one per core")
     references: str = flag(
         FAITHFUL, "rationales of train and dev to write beside the faithful ones: blind (to the clip), or a share of them, N%%"
     )

@@ -1,8 +1,8 @@
-"""Clips in, embeddings out: decoding processes ahead of the encoder, batches by row, a store that resumes.
+"""Embeds the clips of a data set into a store: several decoding processes, one encoder per rank, resumable.
 
-A batch is `batch_size` neighbouring rows of one split, whoever computes it and however often the run was interrupted, so
-the same command ends with the same bits. A batch is done when every row of it is in the store and was made from the same
-text and file; otherwise it is computed whole. Rank r takes every world_size-th batch of those that are to be done.
+A batch is always the same `batch_size` neighbouring rows of one split, for any number of ranks and interruptions, so that the
+result is the same to the last bit. A batch is done if every row of it is in the store and was made from the same text and file;
+otherwise all of it is computed again. Rank r computes every world_size-th of the remaining batches.
 """
 
 import os
@@ -38,7 +38,7 @@ class ExtractSettings:
     """The flags of avt_get_emb.py."""
 
     data_path: str = flag(help="MIntRec or MIntRec2.0 folder, or a folder of clips with a CSV/TSV of path and text")
-    output_dir: str = flag(help="the embedding store; an interrupted run continues when it is started again")
+    output_dir: str = flag(help="folder for the embedding store; an interrupted run continues when it is started again")
     splits: tuple[str, ...] = flag((), "splits to embed; if not given, all")
     encoder: str = flag(
         "imagebind_huge", "imagebind_huge: the public model; imagebind_tiny: a small one for the demo", tuple(ENCODERS)
@@ -47,15 +47,15 @@ class ExtractSettings:
     modalities: tuple[str, ...] = flag(MODALITIES, "modalities to embed", MODALITIES)
     batch_size: int = flag(8, "clips per batch")
     num_workers: int = flag(2, "decoding processes per rank; 0: decode in the main process")
-    device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
-    dtype: str = flag("float32", "type of the encoder's weights; bfloat16 is faster and less exact", ("float32", "bfloat16"))
+    device: str = flag("auto", "auto: cuda if available, else cpu", ("auto", "cpu", "cuda"))
+    dtype: str = flag("float32", "dtype of the encoder's weights; bfloat16 is faster and less exact", ("float32", "bfloat16"))
     window_rule: str = flag(
         "to_end", "to_end: the last window ends with the clip (public code today); before_end: pytorchvideo 0.1.5", WINDOW_RULES
     )
-    clean_audio: bool = flag(False, "mix all channels and subtract no mean twice; other numbers than the public code")
+    clean_audio: bool = flag(False, "use all channels and subtract means once; the public code uses one and subtracts twice")
     overwrite: bool = flag(False, "delete the store first")
-    strict: bool = flag(False, "exit with 1 if any modality of any clip failed")
-    export_pt: str = flag("", "also write the original's layout here: train_emb/0.pt ... = [text, vision, audio]")
+    strict: bool = flag(False, "exit with status 1 if any modality of any clip failed")
+    export_pt: str = flag("", "folder for a copy in the original's layout: train_emb/0.pt ... = [text, vision, audio]")
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.num_workers < 0:
@@ -66,22 +66,22 @@ class ExtractSettings:
 
 @dataclass
 class Inputs:
-    """The encoder inputs of one modality of a batch: which clips have it, and their windows one after the other."""
+    """The encoder inputs of one modality of a batch."""
 
-    clips: list[int]
-    windows: Tensor
-    counts: list[tuple[int, ...]]
+    clips: list[int]  # numbers of the clips that have the modality
+    windows: Tensor  # distinct windows of all these clips, concatenated
+    counts: list[tuple[int, ...]]  # for each clip, how often each of its windows counts
 
 
 @dataclass
 class Batch:
-    """One batch as it comes from a decoding process. `failures`: (index of the clip, modality, reason)."""
+    """A batch from a decoding process."""
 
     examples: list[Example]
-    inputs: dict[str, Inputs]
-    failures: list[tuple[int, str, str]]
-    n_cut_texts: int
-    sources: list[int]
+    inputs: dict[str, Inputs]  # by modality
+    failures: list[tuple[int, str, str]]  # number of the clip, modality, reason
+    n_cut_texts: int  # texts that are longer than the encoder's context
+    sources: list[int]  # `source_digest` of each clip
 
     def pin_memory(self) -> "Batch":
         for inputs in self.inputs.values():
@@ -91,7 +91,7 @@ class Batch:
 
 @dataclass
 class Summary:
-    """What a run ended with; `failures` are those of every clip asked for, also from earlier runs into the same store."""
+    """The result of a run; counts and failures are of all requested clips, also of those that earlier runs embedded."""
 
     n_clips: int
     n_done_before: int
@@ -116,7 +116,7 @@ class BatchReader(TorchDataset):
     def __getitem__(self, index: int) -> Batch:
         examples = self.batches[index]
         tokenizer = ENCODERS[self.settings.encoder].tokenizer()
-        sources = [_source(example) for example in examples]  # before reading: what changes meanwhile is read again
+        sources = [_source(example) for example in examples]  # before reading: a file that changes meanwhile is embedded again
         loaded = [self._load(example, tokenizer) for example in examples]
         n_cut_texts = sum(tokenizer.n_tokens(example.text) > tokenizer.context_length for example in examples)
         batch = Batch(examples, {}, [], n_cut_texts if "text" in self.settings.modalities else 0, sources)
@@ -143,10 +143,10 @@ class BatchReader(TorchDataset):
 
 
 def extract(settings: ExtractSettings) -> Summary:
-    """Embed a data set into a store: the whole of avt_get_emb.py.
+    """Embed a data set into a store, as avt_get_emb.py does.
 
-    Raises DataError, WeightsError or StoreError, before anything is decoded, for what cannot be meant; a clip that cannot
-    be read is recorded and the run goes on.
+    Raises DataError, WeightsError or StoreError for invalid settings before anything is decoded. A clip that cannot be read is
+    recorded as a failure, and the run continues.
     """
     started = time.monotonic()
     dataset = load_dataset(settings.data_path, settings.splits)
@@ -191,7 +191,7 @@ def extract(settings: ExtractSettings) -> Summary:
 
 
 def _embed_all(encoder: Encoder, batches: list[list[Example]], settings: ExtractSettings, device: torch.device, writer) -> int:
-    """Decode, encode and store this rank's batches; returns how many texts were cut."""
+    """Decode, encode and store this rank's batches; returns the number of texts that were cut."""
     loader = DataLoader(
         BatchReader(batches, settings),
         batch_size=None,
@@ -210,7 +210,7 @@ def _embed_all(encoder: Encoder, batches: list[list[Example]], settings: Extract
 
 
 def _watched(loader: DataLoader) -> Iterator[Batch]:
-    """The loader's batches; a decoding process that is killed (memory, as a rule) becomes an error with a way out."""
+    """Yield the loader's batches. Raises DataError if a decoding process is killed, usually for lack of memory."""
     try:
         yield from loader
     except RuntimeError as error:
@@ -224,7 +224,7 @@ def _watched(loader: DataLoader) -> Iterator[Batch]:
 
 @torch.inference_mode()
 def embed(encoder: Encoder, batch: Batch, width: int) -> tuple[Tensor, Tensor, list[Failure]]:
-    """Vectors (B,M,E) float32 on the CPU, presence (B,M), and what failed."""
+    """Vectors (B,M,E) float32 on the CPU, presence (B,M), and failures."""
     vectors = torch.zeros(len(batch.examples), len(MODALITIES), width)
     present = torch.zeros(len(batch.examples), len(MODALITIES), dtype=torch.bool)
     failures = list(batch.failures)
@@ -261,17 +261,17 @@ def _refuse_missing_clips(dataset, settings: ExtractSettings) -> None:
     if not clips:
         raise DataError(
             f"{dataset.root}: expected the clips in {dataset.root / 'raw_data'}, found no such folder; "
-            f"put them there, or embed the texts alone with --modalities text"
+            f"put them there, or embed the texts only with --modalities text"
         )
     if not any(os.path.exists(clip) for clip in clips):
         raise DataError(
             f"{dataset.root}: none of its {len(clips)} clips is there, {clips[0]} for one (paths are relative to the table); "
-            f"put them there, or embed the texts alone with --modalities text"
+            f"put them there, or embed the texts only with --modalities text"
         )
 
 
 def _refuse_rows_apart(dataset, settings: ExtractSettings) -> None:
-    """Raise DataError if machines read other rows at --data_path: rank 0 deals the rows out by number."""
+    """Raise DataError if machines read different rows at --data_path, since rows are assigned to ranks by number."""
     if len(set(distributed.gather_objects(source_digest(*(example.key for example in dataset.examples))))) > 1:
         raise DataError(
             f"--data_path {settings.data_path}: machines read different rows there; give a folder that all of them see"
@@ -279,8 +279,7 @@ def _refuse_rows_apart(dataset, settings: ExtractSettings) -> None:
 
 
 def _shared_sha256(weights: Path) -> str:
-    """The weight file's fingerprint, read by the first rank of each machine and told to all. Raises WeightsError if machines
-    have different files."""
+    """The weight file's SHA-256, computed by one rank per machine. Raises WeightsError if machines have different files."""
     digests = distributed.gather_objects(file_sha256(weights) if distributed.node_rank() == 0 else None)
     distinct = sorted({digest for digest in digests if digest is not None})
     if len(distinct) > 1:
@@ -309,7 +308,7 @@ def _batched(examples: list[Example], size: int) -> list[list[Example]]:
 
 
 def _source(example: Example) -> int:
-    """Changes when the text or the clip's size or date does (or the clip appears): then it is embedded again."""
+    """Digest of the text and of the clip's size and date; when it changes, the clip is embedded again."""
     try:
         status = example.clip.stat() if example.clip is not None else None
     except OSError:
@@ -318,7 +317,7 @@ def _source(example: Example) -> int:
 
 
 def _unfinished(batches: list[list[Example]], root: Path, identity: Identity) -> list[int]:
-    """Numbers of the batches that are to be computed. The main rank decides for all: machines may see a disk differently."""
+    """Numbers of the batches that are not done. Called on the main rank, since machines may see a disk differently."""
     if not any(root.glob("manifest-*.json")):
         return list(range(len(batches)))
     store = Store(root)

@@ -1,10 +1,10 @@
-"""Does a rationale speak of what the model was given? One modality is dropped, or taken from another clip, and we read again.
+"""Faithfulness of rationales: how they change when one modality is dropped or replaced by that of another clip.
 
     python -m imagebind_llm.explain.faithfulness --checkpoint runs/itsl/best --data_path data/demo/clips --emb_path runs/emb
 
 A faithful rationale changes its claims about that modality (with another clip's picture it describes the other clip) and keeps
-its claims about the others. Where cues are known (the demo world), both are counted claim by claim; everywhere, how far the
-text moves and whether the intent changes. Phrases about the words count as claims about the text (cue_table.py).
+its claims about the others. If true cues are known (the demo world), both are counted by claim; in any case, how much the text
+changes and whether the intent does. Phrases about the words count as claims about the text (cue_table.py).
 """
 
 import json
@@ -31,45 +31,41 @@ from imagebind_llm.itsl.checkpoint import CheckpointError
 from imagebind_llm.records import Example
 from imagebind_llm.text_metrics import rouge_l
 
-# `Explainer.explain`, say: examples, embeddings (N,M,E), present (N,M) -> N answers with .intent and .rationale
+# such as `Explainer.explain`: examples, embeddings (N,M,E), present (N,M) -> N answers with .intent and .rationale
 Explain = Callable[[Sequence[Example], Tensor, Tensor], Iterable]
 
 
 @dataclass(frozen=True)
 class FaithfulnessSettings:
-    """What `python -m imagebind_llm.explain.faithfulness` takes."""
+    """The flags of `python -m imagebind_llm.explain.faithfulness`."""
 
-    checkpoint: str = flag(help="folder of a trained model, e.g. runs/demo/itsl/best")
-    data_path: str = flag(help="the data set; if its rationales.jsonl has cues, claims are compared with them")
-    emb_path: str = flag(help="its embedding store")
-    llama_model_path: str = flag("", "the LLaMA it was trained with, if it is elsewhere now")
+    checkpoint: str = flag(help="checkpoint folder of engine_finetune.py, such as runs/demo/itsl/best")
+    data_path: str = flag(help="data set; if its rationales.jsonl has true cues, claims are compared with them")
+    emb_path: str = flag(help="embedding store of --data_path, made by avt_get_emb.py")
+    llama_model_path: str = flag("", "path of the LLaMA; if not given, the one that the checkpoint names")
     split: str = flag("test", "split to explain", ("train", "dev", "test"))
-    limit: int = flag(100, "the first clips of the split; 0: all")
+    limit: int = flag(100, "number of clips of the split, from the first; 0: all")
     how: tuple[str, ...] = flag(PERTURBATIONS, "drop: leave the modality out; swap: use that of another clip", PERTURBATIONS)
-    max_new_tokens: int = flag(96, "most tokens of an answer")
-    batch_size: int = flag(32, "clips in a batch")
-    device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
+    max_new_tokens: int = flag(96, "largest number of tokens of a rationale")
+    batch_size: int = flag(32, "clips per batch")
+    device: str = flag("auto", "auto: cuda if available, else cpu", ("auto", "cpu", "cuda"))
     seed: int = flag(0, "seed of the random swaps")
-    output: str = flag("", "also write the numbers here, as JSON")
+    output: str = flag("", "JSON file to write the numbers to")
 
 
 @dataclass(frozen=True)
 class Change:
-    """What changing one modality does. Shares in [0, 1]; None where no claim was there to count.
-
-    own_changed: of the claims about it, how many are withdrawn or differ. own_follows: of those about cues in which the other
-    clip differs, how many now state the other clip's. others_kept: of the claims about other modalities, how many stay.
-    """
+    """The effect of changing one modality. Shares in [0, 1]; None if there are no claims to count."""
 
     modality: str
-    how: str
+    how: str  # drop or swap
     n_clips: int
-    n_claims: int
-    own_changed: float | None
-    own_follows: float | None
-    others_kept: float | None
-    intent_changed: float
-    text_moved: float  # 1 - ROUGE-L between the two texts
+    n_claims: int  # about the modality, before the change
+    own_changed: float | None  # share of these claims that are missing or different afterwards
+    own_follows: float | None  # of claims about cues in which the clips differ, the share with the other clip's value
+    others_kept: float | None  # share of the claims about other modalities that stay the same
+    intent_changed: float  # share of clips
+    text_moved: float  # 1 - ROUGE-L between the two texts, mean over clips
 
 
 def faithfulness(
@@ -82,8 +78,10 @@ def faithfulness(
     seed: int = 0,
     hows: Sequence[str] = PERTURBATIONS,
 ) -> list[Change]:
-    """Explain every clip as it is, then with each of `modalities` changed in each of `hows` (drop, swap). `truth`: the
-    references, with cues and their table; without them no claim is counted."""
+    """Explain every clip unchanged, then with each of `modalities` changed in each of the ways `hows` (drop, swap).
+
+    truth: references with true cues and their table; without them no claims are counted.
+    """
     answers = list(explain(examples, embeddings, present))
     changes = []
     for modality in modalities:
@@ -96,7 +94,7 @@ def faithfulness(
 
 
 def another_clip(n: int, seed: int) -> list[int]:
-    """For every clip another one, drawn; nobody gets their own."""
+    """A random other clip for each of n clips. Raises ValueError for fewer than 2."""
     if n < 2:
         raise ValueError(f"swapping needs at least 2 clips, got {n}")
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
@@ -108,7 +106,7 @@ def another_clip(n: int, seed: int) -> list[int]:
 def perturbed(
     examples: Sequence[Example], embeddings: Tensor, present: Tensor, modality: str, how: str, others: Sequence[int]
 ) -> tuple[list[Example], Tensor, Tensor]:
-    """The clips without a modality, or with that of the clips `others`; the words go with the text."""
+    """The clips without a modality (drop), or with that of the clips `others` (swap); with "text" also their words."""
     m, embeddings, present = MODALITIES.index(modality), embeddings.clone(), present.clone()
     texts = [example.text for example in examples]
     if how == "drop":
@@ -153,8 +151,10 @@ def _change(
 def share_following(
     rationales: Sequence[str], truth: Sequence[Rationale], others: Sequence[int], modality: str
 ) -> float | None:
-    """Of what rationales written after a swap claim about cues in which the two clips differ, the share that is true of the
-    clip `others` whose modality was given; None without such claims."""
+    """Of the claims after a swap about cues in which the two clips differ, the share with the value of the clip in `others`.
+
+    None if there are no such claims.
+    """
     hits = [
         hit
         for text, own, other in zip(rationales, truth, others, strict=True)
@@ -165,7 +165,7 @@ def share_following(
 
 
 def true_cues(reference: Rationale) -> dict[str, str]:
-    """The truth about a clip: its cues, and what its words do as the reference puts it."""
+    """The true cues of a clip, and the reference's claims about its words."""
     table = reference.table
     words = table.cues_of("text") if table else ()
     claims = table.claims_in(reference.rationale) if table else {}
@@ -177,7 +177,7 @@ def _share(hits: Sequence[bool]) -> float | None:
 
 
 def change_cells(changes: Iterable[Mapping]) -> tuple[list[str], list[list[str]]]:
-    """Header and a row a change, from the fields of each."""
+    """Header and a row for each change, from its fields."""
     names = {
         "own_changed": "own claims changed",
         "own_follows": "now say the other clip's",
@@ -193,7 +193,7 @@ def change_cells(changes: Iterable[Mapping]) -> tuple[list[str], list[list[str]]
 
 
 def changes_markdown(changes: Sequence[Change]) -> str:
-    """One row a change."""
+    """`change_cells` as a table in Markdown."""
     header, rows = change_cells([asdict(change) for change in changes])
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))
 
@@ -202,7 +202,10 @@ def measure_faithfulness(settings: FaithfulnessSettings) -> list[Change]:
     """`faithfulness` of a trained model on the first clips of a split. Raises CheckpointError, DataError, StoreError."""
     explainer = load_explainer(Path(settings.checkpoint), settings.llama_model_path, distributed.choose_device(settings.device))
     if not explainer.needs_embeddings:
-        raise CheckpointError(f"{settings.checkpoint}: trained on the words alone; there is no modality to drop or swap")
+        raise CheckpointError(
+            f"{settings.checkpoint}: trained on text only, so there is no modality to drop or swap; take a checkpoint that was "
+            f"trained with embeddings"
+        )
     dataset = load_dataset(settings.data_path, (settings.split,))
     examples = dataset.splits[settings.split][: settings.limit or None]
     store = Store(Path(settings.emb_path))

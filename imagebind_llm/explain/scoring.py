@@ -1,13 +1,12 @@
-"""All scores of rationales side by side: against references, against the label with its words masked, against known cues.
+"""Scores of rationales: against references, against the label with its words masked, and against known cues.
 
     python -m imagebind_llm.explain.scoring --data_path data/demo/clips --candidates answers.jsonl
 
-No score means anything alone, so a table has three rows that need no model: the references themselves (what is best), the
-references dealt out to other clips (what a fluent text about something else gets) and one fixed rationale for each intent
-(what is got by knowing the label without looking). A score that does not fall from the first to the others measures nothing.
-The fixed rationale is made of the intent's typical cues where the data set has a table of cues (cue_table.py, which also says
-what an atypical claim is), else the train rationale most like the others; it stands beside every file for the intents that the
-file predicts.
+For comparison every table has three rows that need no model: the references themselves (an upper bound), the references
+assigned to other clips (a fluent text about something else), and one fixed rationale per intent, the template (the label is
+known, the clip is not used). A score that is not lower for the last two measures nothing. The template is made of the intent's
+typical cues if the data set has a table of cues (cue_table.py, which also defines atypical claims), else it is the train
+rationale most similar to the others. For every file of answers there is a row of templates of the intents that it predicts.
 """
 
 import json
@@ -33,20 +32,20 @@ from imagebind_llm.text_metrics import CiderD, bleu4, distinct2, meteor, repetit
 
 @dataclass(frozen=True)
 class ScoringSettings:
-    """What `python -m imagebind_llm.explain.scoring` takes."""
+    """The flags of `python -m imagebind_llm.explain.scoring`."""
 
     data_path: str = flag(help="MIntRec or MIntRec2.0 folder with reference rationales")
-    references: str = flag("", "JSONL of reference rationales; if not given, rationales.jsonl in the data folder")
-    candidates: tuple[str, ...] = flag((), "JSONL files of rationales to score: key, intent (as predicted), rationale")
-    split: str = flag("test", "split to score; the judges are fitted on train alone", ("dev", "test"))
+    references: str = flag("", "JSONL file of reference rationales; if not given, rationales.jsonl in the data folder")
+    candidates: tuple[str, ...] = flag((), "JSONL files to score: key, predicted intent, rationale")
+    split: str = flag("test", "split to score; verifier and document frequencies are fitted on train", ("dev", "test"))
     sentence_encoder: str = flag("", "folder of a local Hugging Face encoder, for the similarity of sentences")
     seed: int = flag(0, "seed of the shuffled references")
-    output: str = flag("", "also write the scores here, as JSON")
+    output: str = flag("", "JSON file to write the scores to")
 
 
 @dataclass(frozen=True)
 class Judges:
-    """What is fitted on the train split's reference rationales, once: document frequencies and the verifier."""
+    """Document frequencies and the verifier, fitted on the train split's reference rationales, and a sentence encoder."""
 
     cider: CiderD
     verifier: Verifier
@@ -60,7 +59,7 @@ class Judges:
         dev: Sequence[Rationale] = (),
         encode: Encode | None = None,
     ) -> "Judges":
-        """Raises VerifierError where there are too few rationales."""
+        """Fit on rationales of train; `dev` checks the verifier. Raises VerifierError for too few rationales."""
         held_out = ([row.rationale for row in dev], [row.intent for row in dev]) if dev else None
         texts = [row.rationale for row in train]
         verifier = fit_verifier(texts, [row.intent for row in train], taxonomy, held_out)  # raises, also for a single one
@@ -69,19 +68,18 @@ class Judges:
 
 @dataclass(frozen=True)
 class ScoringInput:
-    """What a score of rationales is computed from: a candidate (a text, empty where there is none) for each reference, the
-    judges, and the intents that the candidates name, where they are known."""
+    """Inputs of a score of rationales."""
 
-    candidates: Sequence[str]
+    candidates: Sequence[str]  # a text for each reference, "" if there is none
     references: Sequence[Rationale]
     judges: Judges
-    predicted: Sequence[str] | None = None
+    predicted: Sequence[str] | None = None  # intents that the candidates name, if they are known
 
     @cached_property
     def texts(self) -> tuple[list[str], list[str]]:
         """Candidates and references of the clips that have a reference."""
-        pairs = [(ours, row.rationale) for ours, row in zip(self.candidates, self.references, strict=True) if row.rationale]
-        return [ours for ours, _ in pairs], [theirs for _, theirs in pairs]
+        pairs = [(text, row.rationale) for text, row in zip(self.candidates, self.references, strict=True) if row.rationale]
+        return [text for text, _ in pairs], [reference for _, reference in pairs]
 
     @cached_property
     def readings(self) -> dict[str, float | None]:
@@ -96,11 +94,11 @@ class ScoringInput:
 
 @dataclass(frozen=True)
 class RationaleScore:
-    """A column of the table: its title, its value (None where unknown), and the digits behind the point that are shown."""
+    """A column of the table of scores."""
 
     title: str
-    of: Callable[[ScoringInput], float | None]
-    digits: int = 3
+    of: Callable[[ScoringInput], float | None]  # the value; None if unknown
+    digits: int = 3  # after the decimal point
 
 
 def _against_references(score: Callable) -> Callable[[ScoringInput], float | None]:
@@ -160,11 +158,14 @@ def score_rationales(
     judges: Judges,
     predicted: Sequence[str] | None = None,
 ) -> dict[str, float | None]:
-    """Every score of `candidates` (a text a clip, empty where there is none) under the names of SCORES; None where unknown.
+    """Every score of SCORES by name; None if unknown. Scores that need a reference are over the clips that have one.
 
-    references: the gold intent of each clip, its faithful reference rationale (empty if there is none) and its true cues. All
-    but CIDEr-D (0 to 10), skill (at most 1) and the numbers of claims and words lie in [0, 1]. Clips without a reference count
-    for no score that needs one.
+    All scores but CIDEr-D (0 to 10), skill (at most 1) and the numbers of claims and words are in [0, 1].
+
+    Args:
+        candidates: a text for each clip, "" if there is none.
+        references: gold intent, faithful reference rationale ("" if there is none) and true cues of each clip.
+        predicted: intents that the candidates name.
     """
     if len(candidates) != len(references) or not candidates:
         raise ValueError(f"expected a candidate for each of {len(references)} references, got {len(candidates)}")
@@ -175,35 +176,34 @@ def score_rationales(
 def _masked_consistency(
     candidates: Sequence[str], gold: Sequence[str], predicted: Sequence[str] | None, verifier: Verifier
 ) -> dict[str, float | None]:
-    """How often, and how surely, the label is read from a text whose label words are masked; an empty text tells nothing."""
+    """Accuracy and mean probability of the verifier's predictions from masked texts; an empty text counts as wrong."""
     q = verifier.predict_proba(candidates)
     labels = verifier.taxonomy.labels
-    read = [labels[i] if text.strip() else None for i, text in zip(q.argmax(1).tolist(), candidates, strict=True)]
-    gold_shares = [
+    read_labels = [labels[i] if text.strip() else None for i, text in zip(q.argmax(1).tolist(), candidates, strict=True)]
+    gold_probabilities = [
         float(row[labels.index(label)]) if text.strip() else 0.0 for row, label, text in zip(q, gold, candidates, strict=True)
     ]
     return {
-        "consistency": _mean([a == b for a, b in zip(read, gold, strict=True)]),
-        "q_gold": _mean(gold_shares),
-        "consistency_predicted": _mean([a == b for a, b in zip(read, predicted, strict=True)]) if predicted else None,
+        "consistency": _mean([a == b for a, b in zip(read_labels, gold, strict=True)]),
+        "q_gold": _mean(gold_probabilities),
+        "consistency_predicted": _mean([a == b for a, b in zip(read_labels, predicted, strict=True)]) if predicted else None,
     }
 
 
 def cue_scores(candidates: Sequence[str], references: Sequence[Rationale]) -> dict[str, float | None]:
-    """Claims about looks and sounds over all clips together.
+    """Scores of the claims about looks and sounds, over all clips together.
 
-    Precision: the share that is true of the clip. Recall: of what the reference names, the share that is named, truly. Skill:
-    the share of the errors of the clip-blind template of the gold intents that is avoided. Then the precision of atypical
-    claims, how many there are, and how many claims of any kind an answer makes. None where nothing is claimed, or the table of
-    cues (skill, atypical) does not know the intents.
+    Precision: share of claims that are true of the clip. Recall: share of the reference's cues that are claimed, and truly.
+    Skill: share of the errors of the gold intents' templates that is avoided. Then precision and number of atypical claims, and
+    claims per answer. None if there are no claims, or (skill, atypical) if the table of cues lacks the intents.
     """
     return cue_scores_of(cue_counts(candidates, references).sum(0))
 
 
 def cue_scores_of(counts: np.ndarray) -> dict[str, float | None]:
-    """The same from (9,) sums of cue_counts."""
-    answers, claimed, true, named, recalled, atypical, seen, of_template, true_of_template = counts.tolist()
-    pairs = ((true, claimed), (recalled, named), (seen, atypical), (true_of_template, of_template))
+    """`cue_scores` from the sums (9,) of `cue_counts`."""
+    answers, claimed, true, named, recalled, atypical, true_atypical, of_template, true_of_template = counts.tolist()
+    pairs = ((true, claimed), (recalled, named), (true_atypical, atypical), (true_of_template, of_template))
     precision, recall, atypical_precision, blind = (part / whole if whole else None for part, whole in pairs)
     both = precision is not None and recall is not None
     return {
@@ -218,36 +218,41 @@ def cue_scores_of(counts: np.ndarray) -> dict[str, float | None]:
 
 
 def require_tables(references: Iterable[Rationale]) -> None:
-    """Raises DataError where a data set says what is true of its clips but not how texts name it."""
-    if bare := [row.key for row in references if row.table is None]:
+    """Raise DataError if references have true cues but no table of the phrases that name them."""
+    if without_table := [row.key for row in references if row.table is None]:
         raise DataError(
-            f"{bare[0]} and {len(bare) - 1} others: expected {TABLE} beside rationales.jsonl, to read claims by; add it to a "
+            f"{without_table[0]} and {len(without_table) - 1} others: expected {TABLE} beside rationales.jsonl, to read claims "
+            "by; add it to a "
             "demo world with: python -m imagebind_llm.demo_world --output_dir DATA_PATH (no clip is drawn again)"
         )
 
 
 def cue_counts(candidates: Sequence[str], references: Sequence[Rationale]) -> np.ndarray:
-    """(N,9) by clip: 1; claims about looks and sounds, the true ones; cues that the reference names, those named truly;
-    atypical claims, the true ones; claims of the template of the gold intent, the true ones. Raises DataError for references
-    without a table of cues."""
+    """Counts (N,9) for each clip.
+
+    The columns: 1; claims about looks and sounds, true ones; cues of the reference, those claimed truly; atypical claims, true
+    ones; claims of the template of the gold intent, true ones. Raises DataError for references without a table of cues.
+    """
     require_tables(references)
     rows = []
     for text, row in zip(candidates, references, strict=True):
         table = row.table
         assert table is not None
-        claims, truth, wanted = table.cues_in(text), row.cues or {}, set(table.cues_in(row.rationale))
-        claimed, true, atypical, seen = table.claim_counts(claims, truth, row.intent)
-        recalled = sum(claims.get(cue) == truth.get(cue) for cue in wanted if cue in claims)
-        blind = table.claim_counts(table.cues_in(table.templates.get(row.intent, "")), truth, row.intent)[:2]
-        rows.append((1, claimed, true, len(wanted), recalled, atypical, seen, *blind))
+        claims, truth, named = table.cues_in(text), row.cues or {}, set(table.cues_in(row.rationale))
+        claimed, true, atypical, true_atypical = table.claim_counts(claims, truth, row.intent)
+        recalled = sum(claims.get(cue) == truth.get(cue) for cue in named if cue in claims)
+        of_template = table.claim_counts(table.cues_in(table.templates.get(row.intent, "")), truth, row.intent)[:2]
+        rows.append((1, claimed, true, len(named), recalled, atypical, true_atypical, *of_template))
     return np.array(rows, dtype=np.int64).reshape(-1, 9)
 
 
 def claim_rows(
     candidates: Sequence[str], predicted: Sequence[str], references: Sequence[Rationale]
 ) -> dict[str, dict[str, float | None]]:
-    """cue_scores of a model's rationales beside those of the references and of the clip-blind template, for the true intents
-    and for the predicted ones. Empty where the truth or the table of cues does not cover every clip."""
+    """`cue_scores` of a model's rationales, of the references, and of the templates of the gold and of the predicted intents.
+
+    Empty if not every clip has true cues, or if the table of cues lacks an intent.
+    """
     gold = [row.intent for row in references]
     table = references[0].table if references else None
     if table is None or not all(row.cues for row in references) or not {*gold, *predicted} <= set(table.typical):
@@ -262,7 +267,7 @@ def claim_rows(
 
 
 def skill(precision: float | None, of_template: float | None) -> float | None:
-    """The share of the clip-blind template's errors that is avoided: 0 as the template, 1 all true, below 0 worse than it."""
+    """Share of the template's errors that is avoided: 0 like the template, 1 if all claims are true, negative if worse."""
     if precision is None or of_template is None or of_template == 1:
         return None
     return (precision - of_template) / (1 - of_template)
@@ -272,15 +277,15 @@ def skill(precision: float | None, of_template: float | None) -> float | None:
 
 
 def shuffled(references: Sequence[Rationale], seed: int = 0) -> list[str]:
-    """The references dealt out to other clips: nobody keeps their own."""
+    """The references in an order in which no clip keeps its own."""
     order = np.random.default_rng(seed).permutation(len(references))
-    dealt = {int(mine): int(other) for mine, other in zip(order, np.roll(order, 1), strict=True)}
-    return [references[dealt[i]].rationale for i in range(len(references))]
+    sources = {int(clip): int(other) for clip, other in zip(order, np.roll(order, 1), strict=True)}
+    return [references[sources[i]].rationale for i in range(len(references))]
 
 
 def templates(train: Sequence[Rationale]) -> dict[str, str]:
-    """By intent, one fixed text: label known, clip unseen. Where there is a table of cues, its typical values in a sentence;
-    elsewhere the train rationale that is most like the others of its intent (mean ROUGE-L)."""
+    """The template of each intent: from the table of cues, if there is one, else the train rationale that is most similar to
+    the others of its intent (mean ROUGE-L)."""
     table = train[0].table if train else None
     if table is not None and all(row.cues and row.intent in table.templates for row in train):
         return dict(table.templates)
@@ -296,7 +301,7 @@ def templates(train: Sequence[Rationale]) -> dict[str, str]:
 
 
 def load_references(settings: ScoringSettings) -> tuple[Taxonomy, dict[str, list[Rationale]]]:
-    """The data set's taxonomy, and by split its clips that have an intent, with reference rationale and cues where known."""
+    """The data set's taxonomy, and by split its clips that have an intent, with reference rationales and true cues if known."""
     dataset = load_dataset(settings.data_path)
     if dataset.taxonomy is None:
         raise DataError(f"{dataset.root}: a plain folder has no intents to score against")
@@ -318,8 +323,8 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def score_cells(rows: Mapping[str, Mapping[str, float | None]]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: sources down, scores across. Scores that no source has are left out, but for what needs a table of cues:
-    a dash there says that nothing is known of the truth."""
+    """Header and a row for each source. Scores that no source has are left out, except those that need a table of cues: a dash
+    shows that true cues are unknown."""
     filled = {name for scores in rows.values() for name, value in scores.items() if value is not None}
     names = [name for name in SCORES if name in filled or name in CUE_SCORES]
     cells = [
@@ -330,22 +335,22 @@ def score_cells(rows: Mapping[str, Mapping[str, float | None]]) -> tuple[list[st
 
 
 def markdown(rows: Mapping[str, Mapping[str, float | None]]) -> str:
-    """The same as a table in Markdown."""
+    """`score_cells` as a table in Markdown."""
     header, cells = score_cells(rows)
     lines = ["| " + " | ".join(row) + " |" for row in (header, *cells)]
     return "\n".join([lines[0], "|---|" + "---|" * (len(header) - 1), *lines[1:]])
 
 
 def side_by_side(settings: ScoringSettings) -> tuple[dict[str, dict[str, float | None]], str]:
-    """The scores of every source on one split, and what the verifier is worth. Raises DataError, VerifierError."""
+    """The scores of every source on one split, and sentences on the verifier. Raises DataError, VerifierError."""
     taxonomy, splits = load_references(settings)
-    written = {split: [row for row in rows if row.rationale] for split, rows in splits.items()}
+    with_reference = {split: [row for row in rows if row.rationale] for split, rows in splits.items()}
     if gone := [name for name in ("train", settings.split) if name not in splits]:
         raise DataError(f"{settings.data_path}: no split {gone[0]}, which scoring needs; there are: {', '.join(splits)}")
     encode = sentence_encoder(settings.sentence_encoder) if settings.sentence_encoder else None
-    dev = written.get("dev", []) if settings.split != "dev" else []
-    judges = Judges.fit(written["train"], taxonomy, dev, encode)
-    rows, fixed = written[settings.split], templates(written["train"])
+    dev = with_reference.get("dev", []) if settings.split != "dev" else []
+    judges = Judges.fit(with_reference["train"], taxonomy, dev, encode)
+    rows, fixed = with_reference[settings.split], templates(with_reference["train"])
     scores = {}
     if rows:
         sources = {
@@ -354,27 +359,27 @@ def side_by_side(settings: ScoringSettings) -> tuple[dict[str, dict[str, float |
             "template of the gold intent": [fixed.get(row.intent, "") for row in rows],
         }
         scores = {name: score_rationales(texts, rows, judges) for name, texts in sources.items()}
-    warned = []
+    warnings = []
     for file in settings.candidates:
         answers = read_rationales(Path(file))
-        asked = [row for row in splits[settings.split] if row.key in answers]
-        if not asked:
+        answered = [row for row in splits[settings.split] if row.key in answers]
+        if not answered:
             raise DataError(f"--candidates {file}: none of its {len(answers)} keys is in split {settings.split}")
-        lines = [answers[row.key] for row in asked]
-        name = f"{Path(file).stem} ({len(asked)} of {len(splits[settings.split])})"
+        lines = [answers[row.key] for row in answered]
+        name = f"{Path(file).stem} ({len(answered)} of {len(splits[settings.split])})"
         guesses = [answer.intent for answer in lines]
-        scores[name] = score_rationales([answer.rationale for answer in lines], asked, judges, guesses)
-        if seen := sum(answer.seen for answer in lines):
-            warned.append(f"{name}: not a result, its model was trained or chosen on {seen} of these {len(lines)} clips")
+        scores[name] = score_rationales([answer.rationale for answer in lines], answered, judges, guesses)
+        if n_seen := sum(answer.seen for answer in lines):
+            warnings.append(f"{name}: not a result, its model was trained or chosen on {n_seen} of these {len(lines)} clips")
         if any(guesses):
             fixed_texts = [fixed.get(intent, "") for intent in guesses]
-            scores[f"template of the intents of {Path(file).stem}"] = score_rationales(fixed_texts, asked, judges, guesses)
+            scores[f"template of the intents of {Path(file).stem}"] = score_rationales(fixed_texts, answered, judges, guesses)
     check = judges.verifier.dev
-    return scores, "\n".join([*warned, check.sentence() if check else "the verifier was not checked: no dev rationales"])
+    return scores, "\n".join([*warnings, check.sentence() if check else "the verifier was not checked: no dev rationales"])
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the table; write it as JSON where --output says so."""
+    """Print the table, and write it as JSON with --output."""
     settings = parse(ScoringSettings, argv, "Score rationales: references, shuffled, templates and candidates side by side.")
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""The flags of classifier.py; what cannot be meant is refused before anything is read."""
+"""The flags of classifier.py. Invalid combinations raise ValueError in __post_init__, before any file is read."""
 
 from dataclasses import dataclass
 
@@ -9,32 +9,32 @@ from imagebind_llm.intents.registry import METHODS
 
 @dataclass(frozen=True)
 class ClassifierSettings:
-    """What classifier.py takes."""
+    """The flags of classifier.py."""
 
     data_path: str = flag(help="MIntRec or MIntRec2.0 folder, or clips with a CSV/TSV of path, text, split and label")
-    emb_path: str = flag(help="the embedding store of avt_get_emb.py, or a folder of train_emb/0.pt ... in file order")
-    output_dir: str = flag(help="results.json, predictions.tsv and report.html go here")
+    emb_path: str = flag(help="embedding store made by avt_get_emb.py, or a folder of train_emb/0.pt ... in file order")
+    output_dir: str = flag(help="folder for results.json, predictions.tsv and report.html")
     method: str = flag("probe", "probe: MLP and logistic regression; zeroshot: label sentences; itsl: a checkpoint", METHODS)
-    modalities: tuple[str, ...] = flag(MODALITIES, "any subset", MODALITIES)
-    ablate: bool = flag(False, "all subsets of the modalities: trained without the others, and with them masked in test")
-    seeds: tuple[int, ...] = flag((0, 1, 2, 3, 4), "seeds of initial weights and order; MIntRec's protocol has 0 to 9")
+    modalities: tuple[str, ...] = flag(MODALITIES, "modalities to use", MODALITIES)
+    ablate: bool = flag(False, "report all subsets of --modalities: trained on the subset, and with the others masked in test")
+    seeds: tuple[int, ...] = flag((0, 1, 2, 3, 4), "seeds of initial weights and row order; MIntRec's protocol has 0 to 9")
     train_splits: tuple[str, ...] = flag(("train",), "splits to train on")
     select_split: str = flag("dev", f"split on which the epoch is chosen, by macro F1; {NO_SELECTION}: keep the last epoch")
     report_split: str = flag("test", "split to report, neither trained on nor selected on")
-    split_by: str = flag("official", "episode: none in two splits (MIntRec's own splits share all)", ("official", "episode"))
+    split_by: str = flag("official", "official: the data set's; episode: no episode in two splits", ("official", "episode"))
     episode_fold: int = flag(0, "with --split_by episode: which fifth of the episodes is reported, 0 to 4")
-    labels: str = flag("fine", "intents, or their coarse classes (express or achieve; own: column coarse)", ("fine", "coarse"))
+    labels: str = flag("fine", "fine: intents; coarse: express or achieve, or a table's column coarse", ("fine", "coarse"))
     hidden: tuple[int, ...] = flag((128,), "widths of the MLP's hidden layers")
-    epochs: int = flag(100, "of the MLP")
-    class_weights: bool = flag(False, "weigh classes by the inverse of their frequency")
-    sentences: str = flag("names", "zeroshot compares with label names or with their definitions", ("names", "definitions"))
-    encoder_weights: str = flag("", "zeroshot: the encoder's weight file; if not given, the one in checkpoints/")
-    checkpoint: tuple[str, ...] = flag((), "itsl: checkpoint folders of engine_finetune.py, one for each of its seeds")
-    llama_model_path: str = flag("", "itsl: the LLaMA, if it is not where it was when the checkpoint was made")
-    device: str = flag("auto", "itsl: auto is cuda where there is one", ("auto", "cpu", "cuda"))
-    batch_size: int = flag(32, "itsl: clips in a batch")
-    needed_modality: str = flag("", "a TSV with MIntRec's columns and Modality: what people need to see or hear, for slices")
-    compare: str = flag("", "the output_dir of another run on the same rows: paired tests against it")
+    epochs: int = flag(100, "training epochs of the MLP")
+    class_weights: bool = flag(False, "weight classes by the inverse of their frequency")
+    sentences: str = flag("names", "zeroshot: compare with label names or with their definitions", ("names", "definitions"))
+    encoder_weights: str = flag("", "zeroshot: weight file of the encoder; if not given, the one in checkpoints/")
+    checkpoint: tuple[str, ...] = flag((), "itsl: checkpoint folders of engine_finetune.py, one for each training seed")
+    llama_model_path: str = flag("", "itsl: path of the LLaMA; if not given, the one that the checkpoint names")
+    device: str = flag("auto", "itsl: auto: cuda if available, else cpu", ("auto", "cpu", "cuda"))
+    batch_size: int = flag(32, "itsl: clips per batch")
+    needed_modality: str = flag("", "TSV of season, episode, clip and Modality that people need; reports a slice for each")
+    compare: str = flag("", "output folder of another run on the same rows, for paired tests")
 
     def __post_init__(self) -> None:
         if METHODS[self.method].uses_training:

@@ -26,8 +26,8 @@ class RationaleSettings:
     """The flags of write_rationales.py. Sampling flags that are not given are not sent: the server's defaults hold."""
 
     data_path: str = flag(help="MIntRec or MIntRec2.0 folder; clips are needed for --frames only")
-    output: str = flag(help="JSONL of accepted rationales; a run that was interrupted continues it")
-    model: str = flag(help="the model's name at the endpoint")
+    output: str = flag(help="JSONL file for accepted rationales; an interrupted run continues")
+    model: str = flag(help="name of the model at the endpoint")
     base_url: str = flag("", "an OpenAI-compatible endpoint, e.g. http://localhost:8000/v1; if not given, OpenAI's own")
     splits: tuple[str, ...] = flag(
         ("train",), "splits to write rationales for; those of test are for scoring only", ("train", "dev", "test")
@@ -35,12 +35,12 @@ class RationaleSettings:
     evidence: str = flag(
         "", "descriptions of what is seen and heard: a TSV with the columns key and text, or captions.json of the demo world"
     )
-    frames: int = flag(0, "frames of the clip to attach, for models that take pictures")
-    context: int = flag(3, "utterances of the dialogue before it to show (MIntRec2.0)")
-    limit: int = flag(0, "clips of each split to use, from the first; 0: all")
+    frames: int = flag(0, "number of frames of the clip to attach, for models that accept pictures")
+    context: int = flag(3, "number of earlier utterances of the dialogue to send (MIntRec2.0)")
+    limit: int = flag(0, "number of clips of each split, from the first; 0: all")
     concurrency: int = flag(8, "requests sent at the same time")
-    retries: int = flag(6, "more tries after too many requests, a server error or a time-out")
-    timeout: float = flag(120.0, "seconds to wait for one answer")
+    retries: int = flag(6, "retries after a rate limit, a server error or a time-out")
+    timeout: float = flag(120.0, "seconds to wait for an answer")
     temperature: float | None = flag(None, "sampling temperature; if not given, the endpoint's default")
     max_tokens: int | None = flag(
         None, "longest answer in tokens; if not given, the endpoint's default. Pass 200 for small local models"

@@ -47,18 +47,18 @@ Inputs = dict[str, tuple[Tensor, tuple[int, ...]]]  # clip_encoder.Encoded.input
 class WebSettings:
     """The flags of web_demo.py."""
 
-    checkpoint: str = flag(help="a checkpoint folder of engine_finetune.py, such as runs/demo/itsl/best")
-    data_path: str = flag("data/demo/clips", "a data set with clips: three of its test split are offered as examples")
-    host: str = flag("127.0.0.1", "address to listen at; 0.0.0.0: also for other machines")
-    port: int = flag(7860, "port to listen at; 0: any that is free")
-    max_mb: float = flag(20.0, "largest file that is taken")
-    max_seconds: float = flag(30.0, "longest clip that is taken")
-    llama_model_path: str = flag("", "the LLaMA, if it is not where it was when the checkpoint was made")
+    checkpoint: str = flag(help="checkpoint folder of engine_finetune.py, such as runs/demo/itsl/best")
+    data_path: str = flag("data/demo/clips", "data set with clips; three of its test split are offered as examples")
+    host: str = flag("127.0.0.1", "address to listen on; 0.0.0.0: also for other machines")
+    port: int = flag(7860, "port to listen on; 0: any free port")
+    max_mb: float = flag(20.0, "largest file that is accepted, in MB")
+    max_seconds: float = flag(30.0, "longest clip that is accepted, in seconds")
+    llama_model_path: str = flag("", "path of the LLaMA; if not given, the one that the checkpoint names")
     encoder_weights: str = flag("", "weights of the encoder; if not given, checkpoints/ENCODER.safetensors or .pth")
-    judge: str = flag("", "a checkpoint folder whose judge checks claims; if not given, --checkpoint's")
-    max_new_tokens: int = flag(96, "longest rationale")
-    device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
-    dtype: str = flag("auto", "of frozen weights; auto: a GPU's bfloat16, else float32", ("auto", "float32", "bfloat16"))
+    judge: str = flag("", "checkpoint folder with the judge of claims; if not given, --checkpoint")
+    max_new_tokens: int = flag(96, "largest number of tokens of a rationale")
+    device: str = flag("auto", "auto: cuda if available, else cpu", ("auto", "cpu", "cuda"))
+    dtype: str = flag("auto", "dtype of frozen weights; auto: bfloat16 on a GPU, else float32", ("auto", "float32", "bfloat16"))
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or not 0 <= self.port < 2**16:
