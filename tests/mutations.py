@@ -254,8 +254,8 @@ MUTATIONS = [
       "test_encoder.py::test_tower_equals_the_public_output"),
     M("text outputs have no scale", "encoder/towers.py", ".exp().clamp(max=MAX_SCALE)", ".clamp(max=MAX_SCALE)",
       "test_encoder.py::test_tower_equals_the_public_output"),
-    M("rows of different encoders are mixed", "encoder/store.py", "for name in mine if mine[name] != theirs[name]",
-      "for name in mine if False", "test_store.py::test_a_mixture_is_refused_with_the_difference_and_the_way_out"),
+    M("rows of different encoders are mixed", "encoder/store.py", "for name in new if new[name] != old[name]",
+      "for name in new if False", "test_store.py::test_a_mixture_is_refused_with_the_difference_and_the_way_out"),
     M("a model takes vectors of another encoder", "itsl/checkpoint.py", "if n in expected and expected[n] != stored[n]", "if False",
       "test_methods.py::test_checkpoints_of_other_labels_modalities_or_embeddings_are_refused"),
     # --- leaks

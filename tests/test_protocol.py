@@ -371,7 +371,7 @@ def test_the_originals_files_are_refused_where_they_cannot_be_meant(settings, tm
     pt = exported(settings, tmp_path)
     folder = tmp_path / "pt" / "test_emb"
     (folder / "40.pt").write_bytes((folder / "0.pt").read_bytes())
-    with pytest.raises(StoreError, match=r"expected 0.pt to 39.pt, one a row of test, got also 40.pt"):
+    with pytest.raises(StoreError, match=r"expected 0.pt to 39.pt, one per row of test, got also 40.pt"):
         load_protocol(pt)
     (folder / "40.pt").unlink()
     torch.save([torch.ones(1, 5)] * 3, folder / "1.pt")

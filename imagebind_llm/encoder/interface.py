@@ -1,7 +1,7 @@
-"""What an encoder is to the rest of the package: a module with `encode`, and a spec of all that must be known of it before.
+"""The interface of an encoder: a module with `encode`, and a spec of its width, tokenizer and preprocessing.
 
-To add one, write a file in this folder with a subclass of Encoder, its tokenizer and its preprocessing, and add a line to
-ENCODERS in registry.py. Nothing outside this folder knows the width of the vectors or the shape of the inputs.
+To add an encoder, write a file in this folder with a subclass of Encoder, its tokenizer and its preprocessing, and add a line
+to ENCODERS in registry.py. Code outside this folder does not depend on the width of the vectors or the shape of the inputs.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,21 +15,20 @@ from torch import Tensor, nn
 from imagebind_llm.clips.container import MediaError
 from imagebind_llm.records import Windows
 
-WINDOWS_PER_PASS = 24  # bounds activation memory; fixed, because batch shape decides the last bits of a matrix product
+WINDOWS_PER_PASS = 24  # limits activation memory; constant, because the last bits of a matrix product depend on the batch size
 
 
 class Encoder(nn.Module):
-    """Frozen towers, one for each modality, into one space. A subclass implements `encode`."""
+    """Base class: frozen towers that map each modality into one space. A subclass implements `encode`."""
 
     def encode(self, modality: str, inputs: Tensor) -> Tensor:
-        """One float32 vector per window: (n, ...) as the spec's tokenizer or `load_clip` makes it -> (n,E)."""
+        """Vectors (n,E) float32 of n windows; inputs (n, ...) as the spec's tokenizer or `load_clip` returns them."""
         raise NotImplementedError
 
     def encode_clips(self, modality: str, windows: Tensor, counts: Sequence[tuple[int, ...]]) -> Tensor:
-        """One vector per clip (B,E): every distinct window encoded once, then the mean weighted by how often it counts.
+        """Vectors (B,E) of B clips: every distinct window is encoded once, then averaged with its count as weight.
 
-        `windows` holds the distinct windows of all clips in a row, `counts` one tuple a clip (records.Windows); so clips of
-        different lengths share batches, WINDOWS_PER_PASS at a time.
+        windows: the distinct windows of all clips, concatenated; counts: one tuple per clip (records.Windows).
         """
         vectors = torch.cat([self.encode(modality, part) for part in windows.split(WINDOWS_PER_PASS)])  # (sum N,E)
         means = []
@@ -48,16 +47,16 @@ class Encoder(nn.Module):
 
 
 class Tokenizer(Protocol):
-    """Texts to what the text tower reads."""
+    """Turns texts into the inputs of the text tower."""
 
     context_length: int
 
     def encode(self, texts: list[str]) -> Tensor:
-        """Token ids (n, ...); what does not fit into `context_length` positions is cut."""
+        """Token ids (n, ...), cut to `context_length` positions."""
         ...
 
     def n_tokens(self, text: str) -> int:
-        """Positions that the whole text takes: more than `context_length` means that it is cut."""
+        """Number of positions of the whole text; if it is larger than `context_length`, `encode` cuts the text."""
         ...
 
 
@@ -69,15 +68,14 @@ class LoadEncoder(Protocol):
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """An encoder that a store can be made with. Its name and all of this decide the numbers, so a store's identity has it.
+    """Specification of an encoder.
 
     `load_clip` takes (file, modalities, window rule, clean audio), as clips.media.load_clip, and returns for each modality its
-    windows or the reason why there are none. `version`: raised whenever a change of preprocessing, tokenizer or towers changes
-    a vector.
+    windows or the error why there are none.
     """
 
-    width: int
+    width: int  # E
     load: LoadEncoder
     tokenizer: Callable[[], Tokenizer]
     load_clip: Callable[[Path, Sequence[str], str, bool], dict[str, Windows | MediaError]]
-    version: str
+    version: str  # part of a store's identity; change it whenever preprocessing, tokenizer or towers give other vectors

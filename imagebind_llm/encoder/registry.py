@@ -1,4 +1,4 @@
-"""The encoders by name, as --encoder has them, and how one is found again that made some embeddings."""
+"""The encoders by name (--encoder), and loading the encoder that made given embeddings."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -27,10 +27,10 @@ ENCODERS: dict[str, EncoderSpec] = {
 
 
 def load_again(identity: Identity, weights: str, towers: Sequence[str], device: torch.device | str = "cpu") -> Encoder:
-    """The encoder that made embeddings of this identity, in float32. `weights`: its file, if it is not in checkpoints/.
+    """Load the encoder that made embeddings of this identity, in float32. `weights`: its file, if it is not in checkpoints/.
 
-    Raises WeightsError for an unknown encoder, for embeddings of another width than its vectors, for other weights than those
-    that made them (where the identity says which), and where there are none.
+    Raises WeightsError if the encoder is unknown or has another width, or if its weights are missing or not those that made the
+    embeddings.
     """
     spec = ENCODERS.get(identity.encoder)
     if spec is None or spec.width != identity.width:
@@ -51,8 +51,10 @@ def load_again(identity: Identity, weights: str, towers: Sequence[str], device: 
 def load_text_tower(
     identity: Identity, weights: str = "", device: torch.device | str = "cpu"
 ) -> Callable[[Sequence[str]], Tensor]:
-    """Texts -> vectors (n,E) on the CPU, by the text tower of the encoder that made embeddings; no other tower is read.
-    Arguments and errors as `load_again`."""
+    """A function from n texts to vectors (n,E) on the CPU, by the text tower of the encoder that made embeddings.
+
+    No other tower is loaded. Arguments and errors are those of `load_again`.
+    """
     encoder = load_again(identity, weights, ("text",), device)
     tokenizer = ENCODERS[identity.encoder].tokenizer()
 

@@ -1,12 +1,12 @@
-"""The embedding store: one row per clip, written once, read at random for ever after.
+"""The embedding store: a file format with one row per clip, appended by several processes and read in any order.
 
-    STORE/manifest-0.json                 identity of what made the rows, and the list of writer 0's shards
+    STORE/manifest-0.json                 identity of encoder and settings, and the list of writer 0's shards
     STORE/shards/00000-0.safetensors      vectors (n,M,E) float32, present (n,M) bool, sources (n,) int64; keys in the header
 
-Every writer (one a rank) has a manifest of its own, so no two processes ever write the same file. A shard is written
-under a temporary name, synced and renamed, then named in the manifest the same way: whatever moment a run is killed, the
-store holds whole rows only. Shards are numbered in time; where a key was written twice, the later row counts.
-Vectors are the encoder's public output, not normalised again; readers normalise.
+Every writer (one per rank) has its own manifest, so no two processes write the same file. A shard is written under a temporary
+name, synced and renamed, then added to the manifest in the same way, so that the store has complete rows only whenever a run is
+killed. Shards are numbered in order of time; if a key was written twice, the later row is used.
+Vectors are the encoder's output, not normalised again; readers normalise.
 """
 
 import hashlib
@@ -30,16 +30,16 @@ from imagebind_llm.files import locked, write_atomic
 
 FORMAT = 1
 FIRST_FLUSH_S = 0.25
-OPEN_SHARDS = 32  # file handles a reader keeps
+OPEN_SHARDS = 32  # largest number of files that a reader keeps open
 
 
 class StoreError(ValueError):
-    """The store cannot be used as asked; the message says what to type."""
+    """The store cannot be used; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What decides an embedding's numbers. Rows of different identity are never mixed."""
+    """Everything that an embedding's values depend on. Rows of different identities are never mixed."""
 
     encoder: str  # preset name
     weights_sha256: str
@@ -51,13 +51,13 @@ class Identity:
     code: str  # version of the front end and towers
 
     def difference(self, other: "Identity") -> str:
-        """The fields that differ, as `name: theirs -> ours`; empty if none."""
-        mine, theirs = ({n: " ".join(v) if isinstance(v, tuple) else v for n, v in asdict(i).items()} for i in (self, other))
-        return ", ".join(f"{name}: {theirs[name]} -> {mine[name]}" for name in mine if mine[name] != theirs[name])
+        """The fields that differ, as `name: other -> self`; empty if none do."""
+        new, old = ({n: " ".join(v) if isinstance(v, tuple) else v for n, v in asdict(i).items()} for i in (self, other))
+        return ", ".join(f"{name}: {old[name]} -> {new[name]}" for name in new if new[name] != old[name])
 
 
 def identity_of(fields: dict) -> Identity:
-    """The identity that JSON has, as in a manifest or checkpoint.json."""
+    """The identity from its JSON in a manifest or checkpoint.json."""
     return Identity(**_tupled(fields))
 
 
@@ -73,15 +73,15 @@ class Failure:
 
 
 def source_digest(*parts: str) -> int:
-    """A 63-bit fingerprint of what a row was made from; a row whose source has changed is made again."""
+    """A 63-bit digest of what a row was made from; a row whose source has changed is embedded again."""
     return int.from_bytes(hashlib.sha256("\0".join(parts).encode()).digest()[:8], "big") >> 1
 
 
 class StoreWriter:
-    """Appends rows to a store; they become durable when a shard is full, on exit, and from time to time in between: after
-    a quarter second at first, then at growing distances up to `flush_s` seconds, so that neither short nor long runs lose much.
+    """Appends rows to a store. They are written to disk when a shard is full, on exit, and at intervals that grow from a
+    quarter second to `flush_s` seconds, so that neither short nor long runs lose much.
 
-    Raises StoreError if the store's rows have another identity, LockedError if another process is writing as the same writer.
+    Raises StoreError if the store's rows have another identity, LockedError if another process has the same `writer` number.
     """
 
     def __init__(self, root: Path, identity: Identity, writer: int = 0, shard_rows: int = 1024, flush_s: float = 30.0):
@@ -106,7 +106,7 @@ class StoreWriter:
         expected = (len(keys), len(MODALITIES), self.identity.width)
         if tuple(vectors.shape) != expected or tuple(present.shape) != expected[:2] or len(sources) != len(keys):
             raise ValueError(f"expected vectors {expected} and present {expected[:2]}, got {tuple(vectors.shape)}")
-        # one list, so that an interruption leaves whole appends or nothing
+        # a single append, so that an interruption leaves complete rows or none
         self._rows.append((list(keys), vectors.float().cpu(), present.bool().cpu(), list(sources), list(failures)))
         if (
             sum(len(rows[0]) for rows in self._rows) >= self.shard_rows
@@ -116,7 +116,7 @@ class StoreWriter:
             self._flush_after = min(2 * self._flush_after, self.flush_s)
 
     def flush(self) -> None:
-        """Make all rows so far durable."""
+        """Write all rows so far to disk."""
         if not self._rows:
             return
         keys, vectors, present, sources, failures = zip(*self._rows, strict=True)
@@ -153,7 +153,10 @@ class StoreWriter:
 
 
 class Store:
-    """Reads a store. Only keys and positions are held in memory; vectors are read from disk as they are asked for."""
+    """Reads a store. Only keys and positions are in memory; vectors are read from disk on demand.
+
+    Raises StoreError if there is no store, or if it is damaged.
+    """
 
     def __init__(self, root: Path):
         self.root = Path(root)
@@ -207,15 +210,15 @@ class Store:
 
     @property
     def keys(self) -> list[str]:
-        """Every key, in the order of first writing."""
+        """All keys, in the order in which they were first written."""
         return list(self._place)
 
     def failures(self, key: str) -> list[Failure]:
-        """What went wrong with a clip when it was embedded."""
+        """The failures of a clip when it was embedded."""
         return self._failures[key]
 
     def count_present(self, keys: Sequence[str], modalities: Sequence[str]) -> dict[str, int]:
-        """How many of the clips have each modality; reads the flags alone."""
+        """Number of clips that have each modality."""
         rows: dict[str, list[int]] = {}
         for key in keys:
             name, row = self._place[key]
@@ -227,9 +230,9 @@ class Store:
         return {modality: int(counts[MODALITIES.index(modality)]) for modality in modalities}
 
     def read(self, keys: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Vectors (B,M,E) float32 and presence (B,M) bool of the clips, in the order asked for.
+        """Vectors (B,M,E) float32 and presence (B,M) bool of the clips `keys`, in this order.
 
-        Raises StoreError, naming up to five of them, if keys are missing.
+        Raises StoreError for missing keys.
         """
         missing = [key for key in keys if key not in self._place]
         if missing:
@@ -250,7 +253,7 @@ class Store:
 def export_pt(store: Store, keys: Sequence[str], folder: Path) -> None:
     """Write the original's layout: FOLDER/0.pt, 1.pt ... in the order of `keys`, each a list [text, vision, audio] of (1,E).
 
-    The vectors are as they are stored, with the public scales; a modality that a clip lacks is a zero vector.
+    The vectors are not normalised; an absent modality is a zero vector.
     """
     text, audio, vision = range(len(MODALITIES))
     for i, key in enumerate(keys):
@@ -265,10 +268,10 @@ UNREADABLE = (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, Look
 
 
 class PtFolders:
-    """Reads the original's layout as if it were a store: FOLDER/train_emb/0.pt ... each [text, vision, audio] of (1,E).
+    """Reads the original's layout with the interface of a Store: FOLDER/train_emb/0.pt ... each [text, vision, audio] of (1,E).
 
-    `keys` names, for every split, the keys of its rows in file order: i.pt belongs to row i. A zero vector is an absent
-    modality. Raises StoreError for a folder with more files than rows, or a file of another shape than the first.
+    keys: by split, the keys of its rows in file order; i.pt belongs to row i. A zero vector is an absent modality. Raises
+    StoreError for a folder with more files than rows, or a file of another shape than the first.
     """
 
     def __init__(self, root: Path, keys: dict[str, list[str]]):
@@ -279,28 +282,31 @@ class PtFolders:
             files = {path.stem: path for path in folder.glob("*.pt")}
             if extra := sorted(set(files) - {str(i) for i in range(len(keys[split]))}):
                 raise StoreError(
-                    f"{folder}: expected 0.pt to {len(keys[split]) - 1}.pt, one a row of {split}, got also {extra[0]}.pt: "
+                    f"{folder}: expected 0.pt to {len(keys[split]) - 1}.pt, one per row of {split}, got also {extra[0]}.pt: "
                     f"these files belong to other rows; give the data set that they were made from as --data_path"
                 )
             self._files |= {key: files[str(i)] for i, key in enumerate(keys[split]) if str(i) in files}
         if not self._files:
-            raise StoreError(f"{self.root}: no {' or '.join(f'{split}_emb/0.pt' for split in keys)} here")
+            raise StoreError(
+                f"{self.root}: no {' or '.join(f'{split}_emb/0.pt' for split in keys)} here; give a store made by "
+                f"avt_get_emb.py, or a folder with these files"
+            )
         width = self._load(next(iter(self._files.values())), None).shape[1]
-        # the original's encoder; which weights made the files, they do not say
+        # the original's encoder; the files do not record its weights
         self.identity = Identity("imagebind_huge", "", "float32", MODALITIES, "", False, width, "")
 
     def __contains__(self, key: str) -> bool:
         return key in self._files
 
     def read(self, keys: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Vectors (B,M,E) float32 and presence (B,M) bool of the clips, in the order asked for."""
+        """Vectors (B,M,E) float32 and presence (B,M) bool of the clips `keys`, in this order."""
         vectors = torch.zeros(len(keys), len(MODALITIES), self.identity.width)
         for i, key in enumerate(keys):
             vectors[i] = self._load(self._files[key], self.identity.width)
         return vectors, (vectors != 0).any(-1)
 
     def _load(self, path: Path, width: int | None) -> Tensor:
-        """(M,E) in our order."""
+        """The vectors (M,E) of a file, in the order text, audio, vision."""
         try:
             text, vision, audio = (part.detach().float().reshape(-1) for part in torch.load(path, "cpu", weights_only=True))
             row = torch.stack([text, audio, vision])
@@ -311,9 +317,9 @@ class PtFolders:
         return row
 
 
-def check_identity(root: Path, stored: Identity, wanted: Identity) -> None:
-    """Raise StoreError, naming each difference and the way out, unless both are the same."""
-    if difference := wanted.difference(stored):
+def check_identity(root: Path, stored: Identity, expected: Identity) -> None:
+    """Raise StoreError with every difference unless both identities are the same."""
+    if difference := expected.difference(stored):
         raise StoreError(
             f"{root}: its embeddings were made in another way ({difference}); they are never mixed. "
             f"Give another --output_dir, or rebuild this one by the same command with --overwrite"
@@ -321,9 +327,9 @@ def check_identity(root: Path, stored: Identity, wanted: Identity) -> None:
 
 
 def clear(root: Path) -> None:
-    """Delete a store's manifests, shards and what killed runs left half written, and nothing else in the folder.
+    """Delete a store's manifests, shards and temporary files; other files in the folder stay.
 
-    Raises LockedError while another run writes it.
+    Raises LockedError while another run writes to it.
     """
     for lock in Path(root).glob("writer-*.lock"):
         locked(lock).close()

@@ -1,7 +1,7 @@
-"""ImageBind weights in: the public `imagebind_huge.pth`, ImageBind-LLM's variant of it, or safetensors.
+"""Reads ImageBind's weights: the public `imagebind_huge.pth`, ImageBind-LLM's variant of it, or safetensors.
 
-The public file is a flat state dict of 1311 float32 tensors. ImageBind-LLM ships one with a point-cloud tower added, whose
-entries are ignored by name; anything else that is missing, surplus or of another shape is an error that lists it.
+The public file is a flat state dict of 1311 float32 tensors. ImageBind-LLM's file has an additional point-cloud tower, which is
+ignored; all other missing or additional tensors and other shapes are errors.
 """
 
 import hashlib
@@ -21,7 +21,10 @@ IGNORED_PREFIXES = ("point_trunk.", "modality_heads.point.", "modality_postproce
 
 
 def find_weights(encoder: str, given: str = "", folder: Path = CHECKPOINTS) -> Path:
-    """The weight file to use: `given`, or ENCODER.safetensors / ENCODER.pth in checkpoints/. Raises WeightsError if absent."""
+    """The weight file: `given` or, if that is "", ENCODER.safetensors or .pth in checkpoints/.
+
+    Raises WeightsError if it does not exist.
+    """
     candidates = [Path(given)] if given else [folder / f"{encoder}{ending}" for ending in (".safetensors", ".pth")]
     for path in candidates:
         if path.is_file():
@@ -45,17 +48,18 @@ def load_imagebind(
     device: torch.device | str = "cpu",
     towers: Collection[str] = MODALITIES,
 ) -> ImageBind:
-    """Frozen `towers` in evaluation mode on `device`. Raises WeightsError unless the file holds all of the preset, and no more.
+    """Load `towers`, frozen and in evaluation mode, to `device`. Raises WeightsError unless the file has exactly the preset's
+    tensors.
 
-    One tensor after the other goes to the device, so that the ranks of a machine do not hold a copy each in its memory. Of
-    the towers left out names and shapes are checked, and nothing is read.
+    Tensors are moved to the device one by one, so that the ranks of a machine need no copy each in its memory. Of other towers
+    only names and shapes are checked.
     """
     whole = IMAGEBIND_PRESETS[preset]()
     file = TensorFile(path)
     shapes = {name: shape for name, shape in file.shapes.items() if not name.startswith(IGNORED_PREFIXES)}
-    wanted = {name: tuple(tensor.shape) for name, tensor in _on_meta(whole).state_dict().items()}
-    see = f"see what it is: python -m imagebind_llm.check {path}"
-    check_tensors(path, shapes, wanted, what=preset, advice=see)
+    expected = {name: tuple(tensor.shape) for name, tensor in _on_meta(whole).state_dict().items()}
+    advice = f"see what it is: python -m imagebind_llm.check {path}"
+    check_tensors(path, shapes, expected, what=preset, advice=advice)
     model = _on_meta(replace(whole, towers={name: tower for name, tower in whole.towers.items() if name in towers}))
     kinds = {name: torch.float32 if name.endswith(SCALE) else dtype for name in model.state_dict()}
     state = {name: file.read(name).to(device, kind, copy=True) for name, kind in kinds.items()}
@@ -64,12 +68,12 @@ def load_imagebind(
 
 
 def _on_meta(config: ImageBindConfig) -> ImageBind:
-    """Towers without memory."""
+    """Towers on the meta device, without memory."""
     with torch.device("meta"):
         return ImageBind(config)
 
 
 def file_sha256(path: Path) -> str:
-    """Fingerprint of a weight file, for the store's identity."""
+    """SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
