@@ -1,4 +1,4 @@
-"""A media file opened, and what it holds, without decoding anything of it."""
+"""Opens media files and reads their streams and length without decoding."""
 
 import math
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ import av
 
 
 class MediaError(ValueError):
-    """A file, or one modality of it, that cannot be encoded; the text says why, for a person."""
+    """A file, or one modality of it, cannot be encoded; the message gives the reason."""
 
 
 def reason(error: Exception) -> str:
-    """What FFmpeg says, without its number and file name."""
+    """FFmpeg's message, without its number and file name."""
     return getattr(error, "strerror", None) or str(error)
 
 
@@ -56,7 +56,7 @@ def clip_seconds(path: str | Path, at_most: float = math.inf) -> float:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a media file is found to hold without decoding it; the length in seconds is the longest stream's."""
+    """The streams of a media file, and the length of the longest in seconds, found without decoding."""
 
     video: bool
     audio: bool

@@ -1,4 +1,4 @@
-"""What ImageBind sees of a video: window times on exact rationals, the first and last frame of each, three square crops.
+"""ImageBind's view of a video: window times as exact fractions, the first and last frame of each window, three square crops.
 
 Pure functions. Times are fractions because the public front end's are (its frame choice differs from floating point by a
 frame in 2 of 16 measured cases).

@@ -1,4 +1,4 @@
-"""Media files to ImageBind's inputs: video frames and log-mel windows, decoded with PyAV (FFmpeg) alone.
+"""Media files to ImageBind's inputs: video frames and log-mel windows, decoded with PyAV (FFmpeg).
 
 The rules (window times, frame choice, crops, resampling, filter bank) are those of the public ImageBind front end, found by
 its behaviour and held to golden numbers; what it does at a cost is done differently. A file is opened and read once for all
@@ -43,7 +43,7 @@ MAX_PIXELS, MAX_ASPECT = 2**26, 200  # of one frame: twice 8K; beyond either, me
 def load_clip(
     path: str | Path, modalities: Sequence[str], window_rule: str = "to_end", clean_audio: bool = False
 ) -> dict[str, Windows | MediaError]:
-    """The encoder inputs of one file for each of `modalities` (audio, vision), or the reason why there are none.
+    """The encoder inputs of one file for each of `modalities` (audio, vision), or the MediaError why there are none.
 
     vision: (N, 3, 2, 224, 224) with counts summing to 15 (5 windows x 3 crops); audio: (N, 1, 128, 204), summing to 3.
     `window_rule`: "to_end" spreads the windows so that the last one ends with the clip (the public implementation today),
@@ -74,7 +74,7 @@ def _attempt(make):
 
 
 def _read(container, tracks: list["_Track"]) -> None:
-    """Read the file once and hand each packet to its track. A read error leaves the tracks with what they have."""
+    """Read the file once and pass each packet to its track. After a read error the tracks keep what they have read so far."""
     by_index = {track.stream.index: track for track in tracks}
     end = Fraction(0)  # seconds: the end of the last packet of any stream
     try:
@@ -138,11 +138,11 @@ class _Track:
 
     @property
     def tick(self) -> Fraction:
-        """Seconds that one packet's content may last where the file does not say."""
+        """Duration in seconds of a packet for which the file gives none."""
         return Fraction(1, 40)
 
     def feed(self, packet) -> None:
-        """Decode one packet, or, with the empty one at the end, what the decoder still holds."""
+        """Decode one packet or, with the empty packet at the end, the frames that the decoder still holds."""
         self.incomplete |= packet.is_corrupt
         if packet.size:
             self.n_packets += 1

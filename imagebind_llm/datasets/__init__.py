@@ -1,5 +1,5 @@
-"""Data sets on disk: MIntRec, MIntRec2.0, and a table of one's own with the clips beside it.
+"""Data sets on disk: MIntRec, MIntRec2.0, and a table of clips.
 
-In: a folder or a table. Out: examples, with keys, texts, clips, splits and labels. readers.py reads; imagebind_llm.check says
-what a folder is and what is wrong with it.
+In: a folder or a table. Out: examples with keys, texts, clips, splits and labels. layouts.py: the columns and paths of each
+data set; readers.py: reading; imagebind_llm.check reports all faults of a data set.
 """

@@ -1,13 +1,12 @@
-"""Readers of data sets on disk; which one is picked by what the folder holds.
+"""Readers of data sets on disk. The layout is recognised by the files of the folder.
 
     MIntRec       train.tsv dev.tsv test.tsv (season episode clip text label)   raw_data/S05/E16/329.mp4
     MIntRec2.0    train.tsv dev.tsv test.tsv (Dialogue_id Utterance_id Text Label ...)   raw_data/dia2_utt0.mp4
-    plain folder  one .csv or .tsv with the columns path and text (optional: key, split, label, coarse), clips beside it; with
-                  labels and a split train it is a data set of its own labels, whose coarse classes the column coarse has
+    plain folder  one .csv or .tsv with the columns path and text (optional: key, split, label, coarse) and the clips; with
+                  labels and a split train its taxonomy is made of its labels, and of their coarse classes in the column coarse
 
-The TSVs are read as they were written: tab separated, no quoting. Beside the tables may lie rationales.jsonl.
-`load_dataset` stops at the first fault; `python -m imagebind_llm.check PATH` (check.py) reads with the same
-readers and lists them all.
+The TSVs are tab separated, without quoting. There may be a rationales.jsonl in the same folder. `load_dataset` raises at the
+first fault; `python -m imagebind_llm.check PATH` uses the same readers and lists all faults.
 """
 
 import csv
@@ -21,12 +20,12 @@ from imagebind_llm.records import Example
 from imagebind_llm.taxonomy import Taxonomy, own_taxonomy, plain_label
 
 SPLITS = ("train", "dev", "test")
-PLAIN = "plain folder"  # the layout of a table of one's own
-WHOLE = "all"  # the split of a plain folder that names none
+PLAIN = "plain folder"  # name of the layout of a user's own table
+WHOLE = "all"  # split of the rows of a plain folder without a column split
 
 
 class DataError(ValueError):
-    """The data set cannot be read as it is; the message says where and what was expected."""
+    """The data set cannot be read; the message says where the fault is and what was expected."""
 
 
 # What to do about a fault that does not keep the rest from being read, as (kind, message); kinds: table, row, label, key.

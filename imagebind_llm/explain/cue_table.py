@@ -1,11 +1,12 @@
-"""How texts name the cues of a data set, and what its intents usually show: cue_phrases.json in the data folder, if it has one.
+"""Table of cues of a data set: the phrases that name them, and the typical values of each intent (cue_phrases.json).
 
-The demo world writes such a file (`python -m imagebind_llm.demo_world`). With it, every claim of a rationale is counted as true
-or false of its clip. Without it no claim is read, and the scores of cues are left out.
+The demo world writes such a file into its data folder (`python -m imagebind_llm.demo_world`). With it, every claim of a
+rationale is counted as true or false of its clip. Without it there are no scores of cues.
 
-*Typical value*: what an intent shows most often. *Atypical claim*: a claim about a cue whose true value in this clip is not its
-intent's typical one. Whoever knows the intent and never looks says the typical value, and is wrong on every atypical claim by
-construction; who looks is as right on them as on the others. The clip-blind template (`templates`) says nothing else.
+*Typical value*: the most frequent value of a cue for an intent. *Atypical claim*: a claim about a cue whose true value in this
+clip is not the typical one of its intent. A model that knows the intent but does not use the clip states typical values, so all
+its atypical claims are wrong; a model that uses the clip is as often right on them as on others. A template (`templates`) is a
+rationale with the typical values of an intent.
 """
 
 import json
@@ -26,16 +27,16 @@ Cues = Mapping[str, str]  # cue -> value
 
 @dataclass(frozen=True)
 class CueTable:
-    """phrases: modality -> cue -> value -> the phrases that name it, in lower case; none contains another.
-    typical: intent -> cue -> value. templates: intent -> a rationale that claims nothing but typical values."""
+    """The contents of cue_phrases.json."""
 
+    # modality -> cue -> value -> the phrases that name it, in lower case; none contains another
     phrases: Mapping[str, Mapping[str, Mapping[str, Sequence[str]]]]
-    typical: Mapping[str, Cues]
-    templates: Mapping[str, str]
+    typical: Mapping[str, Cues]  # intent -> cue -> typical value
+    templates: Mapping[str, str]  # intent -> a rationale with typical values only
 
     @classmethod
     def beside(cls, folder: Path) -> "CueTable | None":
-        """The table in a data folder; None if it has none. Raises DataError for a file that is no such table."""
+        """Read the table of a data folder; None if there is none. Raises DataError if the file is not valid."""
         path = folder / FILE
         if not path.is_file():
             return None
@@ -56,7 +57,7 @@ class CueTable:
 
     @cached_property
     def _values(self) -> dict[str, tuple[str, str]]:
-        """Phrase -> (cue, value) of what is seen and heard."""
+        """From phrase to (cue, value), for the cues of sound and picture."""
         cues = [table for modality, tables in self.phrases.items() if modality != WORDS for table in tables.items()]
         return {text: (cue, value) for cue, values in cues for value, texts in values.items() for text in texts}
 
@@ -70,40 +71,44 @@ class CueTable:
         return tuple(self.phrases.get(modality, ()))
 
     def modality_of(self, cue: str) -> str:
-        """text, audio or vision: where a cue is to be seen or heard."""
+        """The modality of a cue: text, audio or vision."""
         return next(modality for modality, tables in self.phrases.items() if cue in tables)
 
     def claims(self, text: str) -> list[tuple[int, int, str, str]]:
-        """Every phrase about looks and sounds, in order: where it starts and ends, the cue and the value that it claims."""
+        """Every claim about looks and sounds in a text, in order: (start, end, cue, value)."""
         return [(match.start(), match.end(), *self._values[match.group().lower()]) for match in self._pattern.finditer(text)]
 
     def cues_in(self, text: str) -> dict[str, str]:
-        """The claims about looks and sounds: cue -> value; of two claims about one cue the first counts."""
+        """The claims about looks and sounds by cue; the first of several claims about a cue counts."""
         values: dict[str, str] = {}
         for _, _, cue, value in self.claims(text):
             values.setdefault(cue, value)
         return values
 
     def claims_in(self, text: str) -> dict[str, str]:
-        """The claims about every modality: `cues_in`, and what the text says that the words do."""
+        """The claims about every modality by cue: those of `cues_in` and those about the words."""
         lowered = text.lower()
-        values: dict[str, str] = {}
+        claims: dict[str, str] = {}
         for cue, table in self.phrases.get(WORDS, {}).items():
-            if named := [value for value, texts in table.items() if any(phrase in lowered for phrase in texts)]:
-                values[cue] = named[0]
-        return values | self.cues_in(text)
+            if values := [value for value, texts in table.items() if any(phrase in lowered for phrase in texts)]:
+                claims[cue] = values[0]
+        return claims | self.cues_in(text)
 
     def claim_counts(self, claims: Cues, truth: Cues, intent: str) -> tuple[int, int, int, int]:
-        """How many claims are made, are true, are atypical, are atypical and true. A claim about a cue that `truth` does not
-        name is not true; nothing is atypical of an intent that the table does not have."""
-        right = {cue for cue, value in claims.items() if truth.get(cue) == value}
-        usual = self.typical.get(intent, truth)
-        atypical = {cue for cue in claims if cue in truth and truth[cue] != usual.get(cue)}
-        return len(claims), len(right), len(atypical), len(atypical & right)
+        """Numbers of claims, of true ones, of atypical ones, and of those that are both.
+
+        A claim about a cue that `truth` lacks is not true; there are no atypical claims for an intent that the table lacks.
+        """
+        true_cues = {cue for cue, value in claims.items() if truth.get(cue) == value}
+        typical = self.typical.get(intent, truth)
+        atypical_cues = {cue for cue in claims if cue in truth and truth[cue] != typical.get(cue)}
+        return len(claims), len(true_cues), len(atypical_cues), len(atypical_cues & true_cues)
 
 
 def follows(claims: Cues, own: Cues, other: Cues, group: Sequence[str]) -> list[bool]:
-    """After something was swapped with another clip's: of the claims about cues of `group` in which the two clips are known to
-    differ, which state the other clip's value."""
+    """For each claim about a cue of `group` in which two clips differ, whether it has the value of the `other` clip.
+
+    claims: of a rationale after a swap; own and other: true cues of the clip and of the one that it was swapped with.
+    """
     shared = [cue for cue in group if cue in claims and cue in own and cue in other]
     return [claims[cue] == other[cue] for cue in shared if own[cue] != other[cue]]

@@ -1,4 +1,4 @@
-"""What a method is worth on the reported rows: its answers, by subset of modalities, by slice, beside another run's.
+"""Evaluation of a method on the reported rows: by subset of modalities, by slice, and compared with another run.
 
 A Method (methods.py has them) fits itself to what it may see of a Protocol; the predictor that it becomes turns Rows into
 probabilities (S,N,C), answers for each seed.
@@ -26,7 +26,7 @@ WORDS = ((1, 4), (5, 8), (9, 12), (13, 10**6))
 
 @dataclass(frozen=True)
 class Predictions:
-    """Probabilities (S,N,C) of one method on the reported rows, and what is right (N,)."""
+    """Probabilities (S,N,C) of one method on the reported rows for S seeds, and the gold classes (N,)."""
 
     probabilities: np.ndarray
     gold: np.ndarray
@@ -100,8 +100,10 @@ def _subset(modalities: tuple[str, ...], alone: Fitted | None, whole: Fitted, re
 
 
 def ceilings(root: Path) -> dict[tuple[str, ...], float]:
-    """The best accuracy that anyone can reach from each subset of modalities, as ceilings.json of the data folder has it; empty
-    without the file. Raises DataError if it holds anything else."""
+    """The highest possible accuracy by subset of modalities, from ceilings.json of the data folder; empty without the file.
+
+    Raises DataError if the file is not valid.
+    """
     path = root / CEILINGS
     if not path.is_file():
         return {}
@@ -115,7 +117,7 @@ def ceilings(root: Path) -> dict[tuple[str, ...], float]:
 
 
 def slices(protocol: Protocol, needed_modality: str) -> dict[str, np.ndarray]:
-    """Name -> (N,) bool of the reported rows: by what people need, by words, by whether the text occurs in training."""
+    """Slices of the reported rows, (N,) bool by name: by the modality that people need, by words, by repeated text."""
     examples = protocol.report.examples
     row_masks = {}
     if needed_modality:
@@ -150,7 +152,7 @@ def read_needed(table: Path) -> dict[str, str]:
 
 
 def score_summary(answers: Predictions, protocol: Protocol, intervals: bool = True) -> dict:
-    """Every number of one method's answers: mean and s.d. over seeds of each score, 95 % intervals, calibration."""
+    """All scores of a method: mean and standard deviation over seeds, 95 % intervals, calibration."""
     runs = [metrics.scores(answers.gold, run) for run in answers.predicted]
     if protocol.coarse is not None:
         for scores, run in zip(runs, answers.predicted, strict=True):
@@ -224,7 +226,7 @@ COLUMNS = ("seed", "key", "text", "gold", "predicted", "confidence")
 
 
 def predictions_table(subset: Subset, protocol: Protocol) -> str:
-    """A line a seed and reported row: key, text, gold, predicted, confidence and the probability of every class."""
+    """Write a line per seed and reported row: key, text, gold, predicted, confidence and the probability of every class."""
 
     def rows() -> Iterator[list[str]]:
         yield [*COLUMNS, *(f"p({name})" for name in protocol.classes)]

@@ -1,4 +1,4 @@
-"""The methods of classifier.py: each fits itself to what it may see of a Protocol and becomes a predictor (table: registry.py).
+"""The methods of classifier.py. Each is fitted on the train and select rows of a Protocol and returns a predictor (registry.py).
 
 probe     the MLP on concatenated embeddings, and logistic regression as its plain baseline
 zeroshot  the nearest label sentence; nothing is fitted
@@ -30,7 +30,7 @@ from imagebind_llm.records import Example
 
 
 def fit_probe(protocol: Protocol, modalities: tuple[str, ...], settings: ClassifierSettings, tick) -> Fitted:
-    """The MLP, `settings.seeds` times, and logistic regression, on the concatenated embeddings of these modalities."""
+    """Fit the MLP, once per seed, and logistic regression, on the concatenated embeddings of these modalities."""
     columns = [MODALITIES.index(name) for name in modalities]
     train, select = protocol.train, protocol.select
     assert train is not None
@@ -53,7 +53,7 @@ def fit_probe(protocol: Protocol, modalities: tuple[str, ...], settings: Classif
 
 
 def fit_zeroshot(protocol: Protocol, modalities: tuple[str, ...], settings: ClassifierSettings, tick) -> Fitted:
-    """Nothing is fitted: the label sentences are encoded by the encoder that made the store."""
+    """Encode the label sentences by the encoder that made the store; nothing is fitted."""
     sentences = label_sentences(protocol.classes, settings.sentences)
     vectors = load_text_tower(protocol.store.identity, settings.encoder_weights)(sentences)
     tick()
@@ -66,8 +66,7 @@ def fit_zeroshot(protocol: Protocol, modalities: tuple[str, ...], settings: Clas
 def fit_itsl(
     protocol: Protocol, modalities: tuple[str, ...], settings: ClassifierSettings, tick, llama: SharedLlama | None = None
 ) -> Fitted:
-    """Checkpoints of one model, each trained with another seed. Nothing is fitted here; their LLaMA is read once, and one of
-    them at a time stands around it."""
+    """Load checkpoints of one model, each trained with another seed; nothing is fitted. Their LLaMA is read once and shared."""
     device, llama = distributed.choose_device(settings.device), llama or SharedLlama()
     infos = [checkpoint.read_info(Path(folder)) for folder in settings.checkpoint]
     seeds = tuple(info["settings"]["seed"] for info in infos)
@@ -88,7 +87,7 @@ def fit_itsl(
 
 
 def probabilities_of(explainer: Explainer, rows: EmbeddedClips, protocol: Protocol, batch_size: int = 32) -> np.ndarray:
-    """Probabilities (N,C) in the protocol's classes. Where the text counts as absent, the prompt has no words either."""
+    """Probabilities (N,C) of the protocol's classes. If the text is absent, the prompt has no words either."""
     batches = []
     for part in batch_slices(len(rows), batch_size):
         asked = []
@@ -113,7 +112,7 @@ def _open(
     device: str = "cpu",
     llama: SharedLlama | None = None,
 ) -> Explainer:
-    """The checkpoint, if it was made for these labels, embeddings and modalities."""
+    """Load a checkpoint. Raises an error if it was trained on other labels, embeddings or modalities."""
     explainer = load_explainer(Path(folder), settings.llama_model_path, device, shared=llama)
     taxonomy = explainer.taxonomy
     if protocol.classes != taxonomy.coarse_classes and set(protocol.classes) != set(taxonomy.labels):

@@ -1,8 +1,8 @@
-"""Who trains, who chooses, who is reported on: the rows of an evaluation, and what would make its number untrue.
+"""The protocol of an evaluation: the rows to train on, to select on and to report, and checks for leaks between them.
 
-A split that is reported on is neither trained on nor selected on. ClassifierSettings refuses that by name; here the
-rows themselves are looked at, because a copied file or a clip under a second key is the same leak. Texts that occur in
-training too are no leak but luck: they are counted, and the score without them is printed beside the score.
+A split that is reported is neither trained on nor selected on. ClassifierSettings checks the names of the splits; here the rows
+themselves are compared, because a copied file or a clip with a second key is a leak too. A text that also occurs in training is
+no leak: such rows are counted, and the score without them is reported as well.
 """
 
 from collections.abc import Sequence
@@ -29,28 +29,28 @@ LISTED = 5
 
 @dataclass(frozen=True)
 class EmbeddedClips:
-    """Examples and what is known of them: public vectors (N,M,E), zero where not `present` (N,M), class indices (N,)."""
+    """N examples with their embeddings and classes."""
 
     examples: list[Example]
-    vectors: Tensor
-    present: Tensor
-    classes: Tensor
+    vectors: Tensor  # (N,M,E), zero where absent
+    present: Tensor  # (N,M) bool
+    classes: Tensor  # (N,) class indices
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def only(self, modalities: Sequence[str]) -> "EmbeddedClips":
-        """The same rows as if their other modalities were absent."""
-        wanted = torch.tensor([name in modalities for name in MODALITIES])
-        return replace(self, vectors=self.vectors * wanted[:, None], present=self.present & wanted)
+        """The same rows with all other modalities absent."""
+        mask = torch.tensor([name in modalities for name in MODALITIES])
+        return replace(self, vectors=self.vectors * mask[:, None], present=self.present & mask)
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Everything that an evaluation is computed from; `train` and `select` are empty for methods that do not train.
+    """The data of an evaluation; `train` and `select` are None for methods that do not train.
 
-    `coarse`: (C,) the coarse class of each class, as an index; None where the labels have no coarse classes.
-    `repeated`: (N,) bool, the reported rows whose text occurs in training. `notes`: what a reader of the result must know.
+    `coarse`: (C,) index of each class's coarse class; None if the labels have none. `repeated`: (N,) bool, reported rows whose
+    text occurs in training. `notes`: sentences for the report.
     """
 
     dataset: Dataset

@@ -1,6 +1,6 @@
 """The methods of classifier.py by name, which are the choices of --method.
 
-A classifier of one's own: a file with a function as `fit_probe` in methods.py, and a line here.
+To add a classifier, write a file with a function like `fit_probe` in methods.py, and add a line here.
 """
 
 from collections.abc import Callable
@@ -10,13 +10,11 @@ from importlib import import_module
 
 @dataclass(frozen=True)
 class Entry:
-    """function: "module:name" of an evaluation.Method, imported when it is used. uses_training: whether it has a use for the
-    rows of train and select splits. each_subset: whether it is fitted anew for every subset of modalities; else its answers to
-    masked clips are reported."""
+    """A method of classification."""
 
-    function: str
-    uses_training: bool = True
-    each_subset: bool = False
+    function: str  # "module:name" of an evaluation.Method, imported when it is used
+    uses_training: bool = True  # whether it needs the rows of the train and select splits
+    each_subset: bool = False  # whether it is fitted for every subset of modalities; otherwise modalities are masked in test
 
     @property
     def fit(self) -> Callable:
