@@ -89,4 +89,4 @@ def test_captions_of_a_held_out_clip_are_refused(world):
 
 @pytest.mark.parametrize("flags", [{"w_caption": 1}, {"w_caption": 1, "captions": "x.json", "stage": "pretrain"}])
 def test_captions_to_mix_in_need_a_file_and_the_second_stage(world, flags):
-    assert "--w_caption mixes --captions FILE into --stage finetune" in train(world, "no", **flags).err
+    assert "--w_caption mixes captions into --stage finetune" in train(world, "no", **flags).err

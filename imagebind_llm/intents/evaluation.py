@@ -79,14 +79,14 @@ def evaluate_subsets(protocol: Protocol, settings: ClassifierSettings, fit: Meth
     A method that is fitted to each subset (the probe) is trained anew for it. The others are what they are: their rows of the
     table are answers to masked clips.
     """
-    wanted = tuple(name for name in MODALITIES if name in settings.modalities)
-    chosen = modality_subsets(wanted) if settings.ablate else [wanted]
+    names = tuple(name for name in MODALITIES if name in settings.modalities)
+    subsets = modality_subsets(names) if settings.ablate else [names]
     trains = METHODS[settings.method].each_subset
-    n_ticks = len(chosen) * settings.epochs if trains else 1
+    n_ticks = len(subsets) * settings.epochs if trains else 1
     with tqdm(total=n_ticks, desc=settings.method, unit="epoch" if trains else "step") as bar:
-        whole = fit(protocol, wanted, settings, bar.update)
-        fitted = {subset: fit(protocol, subset, settings, bar.update) for subset in chosen if trains and subset != wanted}
-    return [_subset(subset, fitted.get(subset), whole, protocol.report, settings.ablate) for subset in chosen]
+        whole = fit(protocol, names, settings, bar.update)
+        fitted = {subset: fit(protocol, subset, settings, bar.update) for subset in subsets if trains and subset != names}
+    return [_subset(subset, fitted.get(subset), whole, protocol.report, settings.ablate) for subset in subsets]
 
 
 def _subset(modalities: tuple[str, ...], alone: Fitted | None, whole: Fitted, report: EmbeddedClips, ablate: bool) -> Subset:

@@ -1,6 +1,6 @@
-"""The LLaMA decoder with gated prompts, and the files in which the world keeps one.
+"""The LLaMA decoder with gated prompts, and readers of LLaMA checkpoints.
 
-In: token ids, prompt vectors. Out: hidden states. decoder.py the model, with rotary.py and cache.py; tokenizers.py text <->
-ids; load.py any file -> parameters (meta.py, huggingface.py, gguf.py: one reader a format, which agree on
+In: token ids, prompt vectors. Out: hidden states. decoder.py: the model, with rotary.py and cache.py; tokenizers.py: texts and
+token ids; load.py: parameters from files (meta.py, huggingface.py, gguf.py: one reader per format, with the interface in
 checkpoint_files.py).
 """

@@ -1,4 +1,4 @@
-"""What a layer reads of earlier positions and of prompts: keys and values, kept between passes."""
+"""Key-value cache: keys and values of earlier positions and of prompts."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,10 @@ from imagebind_llm.kernels.attention import cached_attention, causal_attention, 
 
 
 class KVCache:
-    """Keys and values of at least `capacity` columns, allocated once; the caller makes it, owns it and passes it in.
+    """Keys and values of at least `capacity` columns, allocated once. The caller creates it and passes it to the decoder.
 
-    `used` columns are filled. `prompt` holds each layer's prompt keys and values, computed once in the first pass.
-    Reads span a multiple of SPAN columns, the rest of them hidden and zero: a CPU kernel is compiled for every new shape.
+    `used` columns are filled. `prompt` holds each layer's prompt keys and values, computed in the first pass. Reads have a
+    multiple of SPAN columns, the additional ones masked and zero, because a CPU kernel is compiled for every new shape.
     """
 
     SPAN = 32
@@ -26,7 +26,8 @@ class KVCache:
         self.used = 0
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append (B,KV,T,K) to a layer; returns views of all its columns, to go with `bias`. The decoder moves `used`."""
+        """Append keys and values (B,KV,T,K) to a layer; returns views of all its columns, for use with `bias`. The decoder
+        increases `used`."""
         end = self.used + keys.shape[2]
         self.keys[layer][:, :, self.used : end] = keys
         self.values[layer][:, :, self.used : end] = values
@@ -82,8 +83,8 @@ class PromptKV:
 
 @dataclass(frozen=True)
 class Past:
-    """What the new positions of one layer can see: themselves but for what is `hidden` (B,T,T), or (with a bias) all columns
-    of the cache."""
+    """What the new positions of one layer attend to: each other, except what is `hidden` (B,T,T), or with a bias all columns of
+    the cache."""
 
     cache: KVCache | None
     layer: int

@@ -1,4 +1,4 @@
-"""What every LLaMA reader gives: the sizes, and a way to copy one parameter at a time into memory that is already there.
+"""The result of every LLaMA reader: the model's sizes, and a function that copies one parameter into allocated memory.
 
 The parameter names are those of Meta's files; `expected_shapes` lists them all, so that each reader can say what is
 missing, unknown or of another shape before a single weight is read.

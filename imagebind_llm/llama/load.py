@@ -1,4 +1,4 @@
-"""Any LLaMA on disk: a folder of Meta or Hugging Face files, or GGUF.
+"""Loads a LLaMA from disk: a folder of Meta or Hugging Face files, or a GGUF file.
 
 `load_llama(path, dtype)` recognises the form, checks names and shapes before it reads anything, and returns the sizes and
 a complete state dict with Meta's names. Whatever is wrong is a WeightsError; nothing is ever loaded by halves.

@@ -35,11 +35,11 @@ class TrainSettings:
     output_dir: str = flag("./output_dir", "folder for checkpoints, logs and results")
     emb_path: str = flag("", "embedding store of the clips, made by avt_get_emb.py")
     llama_model_path: str = flag("", "LLaMA: a Meta or Hugging Face folder or .gguf file; if not given, `make setup`'s SmolLM2")
-    model: str = flag("auto", "size of the LLaMA; named: text alone trains as in LLaMA-Adapter v1", ("auto", *LLAMA_PRESETS))
+    model: str = flag("auto", "size of the LLaMA; if not auto, text only trains as LLaMA-Adapter v1", ("auto", *LLAMA_PRESETS))
     stage: str = flag("finetune", "pretrain: captions; finetune: intents and rationales, or instructions", STAGES)
     pretrained_path: str = flag("", "checkpoint folder, or ImageBind-LLM adapter file, to start from")
     trainable: str = flag("prompts", "prompts: prompts, gates and bridge; lora: LoRA, biases and norms; all: both", TRAINABLE)
-    modalities: tuple[str, ...] = flag(MODALITIES, "what the model sees; none: no embeddings", (*MODALITIES, NO_MODALITY))
+    modalities: tuple[str, ...] = flag(MODALITIES, "inputs of the model; none: no embeddings", (*MODALITIES, NO_MODALITY))
     rationales: str = flag("", "JSONL file of {key, rationale}; if not given, DATA_PATH/rationales.jsonl if it exists")
     limit: int = flag(0, "number of train rows to train on, evenly spaced; 0: all")
     adapter_layer: int | None = flag(None, "top layers with prompts and LoRA; if not given, that of --pretrained_path, or 30")
@@ -61,7 +61,7 @@ class TrainSettings:
     w_intent: float = flag(1.0, "weight of the intent head's cross-entropy")
     w_rationale: float = flag(1.0, "weight of the negative log-likelihood of the answer")
     w_caption: float = flag(0.0, "with --stage finetune: weight of --captions, one caption mixed in for every two rows")
-    w_contrast: float = flag(0.0, "weight of the contrastive loss: an answer is likelier with its own clip than with another")
+    w_contrast: float = flag(0.0, "weight of the contrastive loss: an answer should be likelier with its own clip")
     patience: int = flag(8, "epochs without a better dev score before training stops or --w_critic begins; 0: never")
     seed: int = flag(0, "seed of initial weights, row order and sampled answers")
     save_steps: int = flag(500, "steps between checkpoints within an epoch; every epoch ends with one")
@@ -138,11 +138,11 @@ class TrainSettings:
 
     def _refuse_losses(self) -> None:
         if self.w_caption and (self.stage == "pretrain" or not self.captions):
-            raise ValueError("--w_caption mixes --captions FILE into --stage finetune; --stage pretrain has nothing else")
+            raise ValueError("--w_caption mixes captions into --stage finetune: pass --captions FILE, and not --stage pretrain")
         if self.w_contrast and (self.stage == "pretrain" or not {"audio", "vision"} & set(self.modalities)):
             raise ValueError(
                 f"--w_contrast swaps sounds and pictures in --stage finetune, got --stage {self.stage} --modalities "
-                f"{' '.join(self.modalities)}; name audio or vision, or take it away"
+                f"{' '.join(self.modalities)}; name audio or vision, or leave it out"
             )
 
     def _refuse_criticism(self) -> None:
@@ -150,13 +150,13 @@ class TrainSettings:
             least = "1" if self.baseline == "greedy" else "2: it compares samples with each other"
             raise ValueError(f"--samples {self.samples}: --baseline {self.baseline} needs at least {least}")
         if self.credit == "best" and self.samples < 2:
-            raise ValueError(f"--credit best --samples {self.samples}: at least 2, of which the truest is learnt")
+            raise ValueError(f"--credit best --samples {self.samples}: at least 2, of which the best is supervised on")
         if self.w_critic and self.critic_start >= self.epochs:
             raise ValueError(f"--critic_start {self.critic_start} --epochs {self.epochs}: the self-critical loss never begins")
         weights = self.critic.rewards()
         if not any(weights.values()):
-            raise ValueError(f"--reward_weights {self.reward_weights}: every part weighs 0, nothing is left to reward")
+            raise ValueError(f"--reward_weights {self.reward_weights}: every weight is 0; give at least one part more")
         if self.credit != "answer" and not weights.get(TRUTH):
             raise ValueError(f"--credit {self.credit} --reward_weights {self.reward_weights}: truth must weigh more than 0")
         if self.credit in TRUTH_ALONE and any(w for part, w in weights.items() if part != TRUTH):
-            raise ValueError(f"--credit {self.credit} --reward_weights {self.reward_weights}: it goes by truth alone")
+            raise ValueError(f"--credit {self.credit} --reward_weights {self.reward_weights}: it uses truth only")
