@@ -93,8 +93,8 @@ def _split_table(root: Path, split: str) -> Path | None:
     return tables[0] if len(tables) == 1 else None
 
 
-def _read_release(root: Path, tables: dict[str, Path], wanted: tuple[str, ...], refuse: Refuse) -> Dataset:
-    names = _chosen(root, list(tables), wanted)
+def _read_release(root: Path, tables: dict[str, Path], requested: tuple[str, ...], refuse: Refuse) -> Dataset:
+    names = _requested_names(root, list(tables), requested)
     layout = _layout_of([tables[name] for name in names])
     clips = next((folder for folder in (root / "raw_data", root.parent / "raw_data") if folder.is_dir()), None)
     splits = {name: list(_release_rows(tables[name], name, layout, clips, refuse)) for name in names}
@@ -132,7 +132,7 @@ def _release_rows(table: Path, split: str, layout: Layout, clips: Path | None, r
         yield Example(layout.key(row), split, clip, row[layout.text], intent, speaker)
 
 
-def _read_plain(root: Path, wanted: tuple[str, ...], refuse: Refuse) -> Dataset:
+def _read_plain(root: Path, requested: tuple[str, ...], refuse: Refuse) -> Dataset:
     table = root if root.is_file() else _only_table(root)
     delimiter = "\t" if table.suffix == ".tsv" else ","
     splits: dict[str, list[Example]] = {}
@@ -150,27 +150,27 @@ def _read_plain(root: Path, wanted: tuple[str, ...], refuse: Refuse) -> Dataset:
             refuse("label", f"{table}, line {line}: label {label!r} has the coarse class {coarse!r}, above it has {before!r}")
     if not splits:
         refuse("table", f"{table}: no rows; expected one clip a line with the columns path and text")
-    chosen = _chosen(root, list(splits), wanted)
+    names = _requested_names(root, list(splits), requested)
     taxonomy = None
     if any(example.intent for example in splits.get("train", [])):
-        if any(coarse_of.values()) and (bare := [label for label, coarse in coarse_of.items() if not coarse]):
-            refuse("label", f"{table}: no coarse class for the label {', '.join(bare)}; fill the column coarse, or delete it")
+        if any(coarse_of.values()) and (empty := [label for label, coarse in coarse_of.items() if not coarse]):
+            refuse("label", f"{table}: no coarse class for the label {', '.join(empty)}; fill the column coarse, or delete it")
             coarse_of = {}
         labels = (example.intent for rows in splits.values() for example in rows if example.intent)
         taxonomy = own_taxonomy(labels, coarse_of if any(coarse_of.values()) else None)
-    kept = {name: [_spelled(example, taxonomy) for example in splits[name]] for name in chosen}
-    return Dataset(table.parent, PLAIN, kept, taxonomy, table.parent, (table,))
+    spelled = {name: [_spelled(example, taxonomy) for example in splits[name]] for name in names}
+    return Dataset(table.parent, PLAIN, spelled, taxonomy, table.parent, (table,))
 
 
 def _spelled(example: Example, taxonomy: Taxonomy | None) -> Example:
-    """With the taxonomy's spelling of its label."""
+    """The example with the taxonomy's spelling of its label."""
     return replace(example, intent=taxonomy.canonical(example.intent)) if taxonomy and example.intent else example
 
 
 def _only_table(root: Path) -> Path:
-    below = [child.name for child in sorted(root.iterdir()) if child.is_dir() and _split_table(child, "train")]
-    if below:
-        folders = ", ".join(str(root / name) for name in below)
+    subfolders = [child.name for child in sorted(root.iterdir()) if child.is_dir() and _split_table(child, "train")]
+    if subfolders:
+        folders = ", ".join(str(root / name) for name in subfolders)
         raise DataError(f"{root}: the splits are in subfolders; pass one of them: {folders}")
     tables = sorted([*root.glob("*.csv"), *root.glob("*.tsv")])
     if len(tables) != 1:
@@ -182,11 +182,11 @@ def _only_table(root: Path) -> Path:
     return tables[0]
 
 
-def _chosen(root: Path, names: list[str], wanted: tuple[str, ...]) -> list[str]:
-    unknown = [name for name in wanted if name not in names]
+def _requested_names(root: Path, names: list[str], requested: tuple[str, ...]) -> list[str]:
+    unknown = [name for name in requested if name not in names]
     if unknown:
         raise DataError(f"{root}: no split {', '.join(unknown)} here; there are: {', '.join(names)}")
-    return [name for name in names if name in wanted] if wanted else names
+    return [name for name in names if name in requested] if requested else names
 
 
 def _lines(table: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:

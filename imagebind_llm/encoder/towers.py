@@ -108,8 +108,8 @@ class PositionTable(nn.Module):
         n_learned = self.pos_embed.shape[1] - 1
         if n_patches == n_learned:
             return self.pos_embed
-        side, wanted = math.isqrt(n_learned), math.isqrt(n_patches)
-        if side**2 != n_learned or wanted**2 != n_patches:
+        side, new_side = math.isqrt(n_learned), math.isqrt(n_patches)
+        if side**2 != n_learned or new_side**2 != n_patches:
             raise ValueError(f"positions of square pictures only: {n_learned} patches known, {n_patches} asked for")
         cls, patches = self.pos_embed.float().split([1, n_learned], dim=1)
         grid = patches.unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1,D,side,side)

@@ -1,4 +1,4 @@
-"""The methods of classifier.py. Each is fitted on the train and select rows of a Protocol and returns a predictor (registry.py).
+"""The methods of classifier.py: each is fitted on rows of a Protocol and returns a predictor (table: registry.py).
 
 probe     the MLP on concatenated embeddings, and logistic regression as its plain baseline
 zeroshot  the nearest label sentence; nothing is fitted

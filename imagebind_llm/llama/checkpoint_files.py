@@ -71,15 +71,15 @@ def check_preset(where: Path, config: LlamaConfig, model: str) -> None:
 
 
 def check_numbers(where: Path, raw: Mapping, counts: Iterable[str] = (), amounts: Iterable[str] = ()) -> None:
-    """Raise WeightsError unless these entries of `raw`, where they are there, can be computed with.
+    """Raise WeightsError unless these entries of `raw`, where they are present, have valid values.
 
-    `counts` are positive integers, `amounts` positive finite numbers. An absent key, or null, is the caller's to judge.
+    `counts` are positive integers, `amounts` positive finite numbers. An absent key, or null, is not checked.
     """
     for kind, keys in (("a positive integer", counts), ("a positive number", amounts)):
         for key in keys:
             value = raw.get(key)
-            wanted = (int,) if keys is counts else (int, float)
-            if value is not None and (type(value) not in wanted or not 0 < value < 2**63):
+            types = (int,) if keys is counts else (int, float)
+            if value is not None and (type(value) not in types or not 0 < value < 2**63):
                 raise WeightsError(f"{where}: {key} must be {kind}, got {value!r}; the file is damaged: download it again")
 
 

@@ -94,9 +94,9 @@ def _read_params(file: Path) -> dict:
 def _shard_files(folder: Path) -> list[Path]:
     """consolidated.00.pth, consolidated.01.pth ... without a gap."""
     files = sorted(folder.glob("consolidated.*.pth"))
-    wanted = [folder / f"consolidated.{i:02d}.pth" for i in range(len(files))]
-    if not files or files != wanted:
-        missing = next((file.name for file in wanted if file not in files), "consolidated.00.pth")
+    expected = [folder / f"consolidated.{i:02d}.pth" for i in range(len(files))]
+    if not files or files != expected:
+        missing = next((file.name for file in expected if file not in files), "consolidated.00.pth")
         raise WeightsError(
             f"{folder}: shard {missing} is missing, found {listed(f.name for f in files) or 'none'}; download it again"
         )
