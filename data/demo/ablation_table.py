@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import f1_score
 
-from imagebind_llm.critic.verifier import VerifierError
 from imagebind_llm.datasets.readers import DataError
 from imagebind_llm.explain.scoring import (
     Judges,
@@ -30,7 +29,7 @@ from imagebind_llm.explain.scoring import (
     templates,
 )
 from imagebind_llm.files import write_atomic
-from imagebind_llm.flags import flag, parse
+from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.html import bars, figure, page, table
 from imagebind_llm.metrics import bootstrap_interval
 
@@ -85,12 +84,7 @@ class TableSettings:
 
 def main() -> int:
     settings = parse(TableSettings, description=__doc__)
-    try:
-        print(write_table(Path(settings.output_dir), settings.data_path))
-    except (DataError, VerifierError, OSError) as error:
-        print(f"ablation_table.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code("ablation_table.py", lambda: print(write_table(Path(settings.output_dir), settings.data_path)))
 
 
 def write_table(root: Path, data_path: str) -> str:

@@ -13,6 +13,7 @@ heard, so vision and audio are bound through text alone.
 
 import math
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from imagebind_llm.encoder.bpe import ClipBPE
 from imagebind_llm.encoder.towers import ImageBind
 from imagebind_llm.encoder.weights import SCALE
 from imagebind_llm.files import write_atomic
-from imagebind_llm.flags import flag, parse
+from imagebind_llm.flags import exit_code, flag, parse
 
 PRESET = "imagebind_tiny"
 FRESH = 3  # the demo's clips are drawn with 0, 1, 2 (its splits) in this place of the seed
@@ -289,9 +290,13 @@ def save(model: ImageBind, settings: TrainEncoderSettings) -> Path:
     return path
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Train and save the towers, then measure what linear probes and captions read off them."""
+def main(argv: list[str] | None = None) -> int:
     settings = parse(TrainEncoderSettings, argv, "Make imagebind_tiny, and measure it on the demo world.")
+    return exit_code("train_encoder.py", lambda: run(settings))
+
+
+def run(settings: TrainEncoderSettings) -> None:
+    """Train and save the towers, then measure what linear probes and captions read off them."""
     if not settings.evaluate:
         path = save(train(settings), settings)
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
@@ -300,4 +305,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

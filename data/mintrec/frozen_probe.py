@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from imagebind_llm.datasets.readers import DataError, load_dataset
-from imagebind_llm.flags import flag, parse
+from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.itsl.assembly import open_language
 from imagebind_llm.llama.decoder import Llama
 from imagebind_llm.llama.gguf import smollm2_path
@@ -47,18 +47,18 @@ class ProbeSettings:
 
 def main() -> int:
     settings = parse(ProbeSettings, description=__doc__)
-    try:
-        splits = load_dataset(settings.data_path).splits
-        gold = {name: np.array([one.intent for one in rows]) for name, rows in splits.items()}
-        guesses = probe(settings.llama_model_path, splits, gold)
-        own = scores(gold["test"], guesses)
-        print(f"frozen probe: accuracy {100 * own['accuracy']:.2f} macro F1 {100 * own['macro_f1']:.2f}")
-        if settings.runs:
-            compare([answers(Path(run), splits["test"]) for run in settings.runs], guesses, gold["test"])
-    except (DataError, OSError, ValueError) as error:
-        print(f"frozen_probe.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code("frozen_probe.py", lambda: run(settings))
+
+
+def run(settings: ProbeSettings) -> None:
+    """Fit, print the scores on test, and compare with trained runs."""
+    splits = load_dataset(settings.data_path).splits
+    gold = {name: np.array([one.intent for one in rows]) for name, rows in splits.items()}
+    guesses = probe(settings.llama_model_path, splits, gold)
+    own = scores(gold["test"], guesses)
+    print(f"frozen probe: accuracy {100 * own['accuracy']:.2f} macro F1 {100 * own['macro_f1']:.2f}")
+    if settings.runs:
+        compare([answers(Path(folder), splits["test"]) for folder in settings.runs], guesses, gold["test"])
 
 
 def probe(path: str, splits: dict[str, list[Example]], gold: dict[str, np.ndarray]) -> np.ndarray:
