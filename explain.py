@@ -8,7 +8,7 @@ python explain.py --checkpoint runs/demo/itsl/best --data_path data/demo/clips -
 import sys
 from pathlib import Path
 
-from imagebind_llm import distributed
+from imagebind_llm import distributed, markdown
 from imagebind_llm.critic.best_of import BestOf
 from imagebind_llm.critic.checked_claims import ClaimCheck, has_judge
 from imagebind_llm.critic.judge import JudgeError
@@ -17,7 +17,7 @@ from imagebind_llm.encoder.store import identity_of
 from imagebind_llm.explain.answers import ExplainSettings, answer_split, embed_clip, open_store, scores_beside, shown
 from imagebind_llm.explain.explainer import Explainer
 from imagebind_llm.explain.loading import load_explainer
-from imagebind_llm.explain.scoring import markdown
+from imagebind_llm.explain.scoring import score_cells
 from imagebind_llm.flags import exit_code, parse
 from imagebind_llm.itsl.checkpoint import resolve
 from imagebind_llm.records import Example
@@ -41,7 +41,7 @@ def run(settings: ExplainSettings) -> None:
         return
     answer_split(explainer, settings, check)
     scores, judge = scores_beside(settings.data_path, [Path(settings.batch)], settings.split)
-    parts = [part for part in (markdown(scores) if scores else "", judge) if part]
+    parts = [part for part in (markdown.table(*score_cells(scores)) if scores else "", judge) if part]
     print("\n" + "\n\n".join(parts) if parts else "")
 
 

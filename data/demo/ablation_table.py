@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import f1_score
 
+from imagebind_llm import markdown
 from imagebind_llm.datasets.readers import DataError
 from imagebind_llm.explain.scoring import (
     Judges,
@@ -108,23 +109,18 @@ def write_table(root: Path, data_path: str) -> str:
     ]
     rows += without_model(root, told, judges)
     head = ["run", "seeds", *COLUMNS.values(), *(f"{score} gained" for score in GAINED)]
-    lines = in_markdown(head, rows)
+    shown_as = [markdown.table(head, rows)]
     rivals = [[other, *gains(found[OURS], found[other], OURS)] for other in found if other != OURS and OURS in found]
     rivals_head = [f"what {OURS} has more than", *GAINED]
     if rivals:
-        lines += ["", *in_markdown(rivals_head, rivals)]
-    write_atomic(root / "table.md", ("\n".join(lines) + "\n").encode())
+        shown_as.append(markdown.table(rivals_head, rivals))
+    write_atomic(root / "table.md", ("\n\n".join(shown_as) + "\n").encode())
     means = {COLUMNS[c]: [float(np.mean([run[c] for run in runs])) for runs in scores.values()] for c in DRAWN}
     ends = {COLUMNS[c]: [(min(v), max(v)) for runs in scores.values() if (v := [run[c] for run in runs])] for c in DRAWN}
     drawn = figure(bars(list(found), means, ends), "Means over seeds; whiskers from the lowest to the highest seed")
     shown = [drawn, table(head, rows), *([table(rivals_head, rivals)] if rivals else [])]
     write_atomic(root / "table.html", page("Ablation", [("Test split", shown)]).encode())
-    return "\n".join(lines)
-
-
-def in_markdown(head: list[str], rows: list[list[str]]) -> list[str]:
-    """The lines of a table."""
-    return ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
+    return "\n\n".join(shown_as)
 
 
 def without_model(root: Path, told: dict[str, list[Rationale]], judges: Judges) -> list[list[str]]:

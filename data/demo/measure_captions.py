@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from imagebind_llm import distributed
+from imagebind_llm import distributed, markdown
 from imagebind_llm.datasets.readers import DataError, load_dataset
 from imagebind_llm.demo_world.cues import CUES, TYPICAL
 from imagebind_llm.demo_world.phrases import caption
@@ -72,8 +72,8 @@ def measure(settings: CaptionSettings) -> str:
         told = {clip.key: text for clip, text in zip(clips, captions, strict=True)}
         found = {"split": settings.split, "accuracy": accuracy(right[settings.checkpoint]), "captions": told}
         write_atomic(Path(settings.output), (json.dumps(found, indent=1) + "\n").encode())
-    lines = [f"| {settings.split}, {len(clips)} clips | all cues | {' | '.join(CUES)} |", f"|{'---|' * (2 + len(CUES))}"]
-    return "\n".join(lines + [f"| {name} | {' | '.join(cells(found))} |" for name, found in right.items()])
+    head = [f"{settings.split}, {len(clips)} clips", "all cues", *CUES]
+    return markdown.table(head, [[name, *cells(found)] for name, found in right.items()])
 
 
 def describe_clips(settings: CaptionSettings, keys: list[str]) -> list[str]:

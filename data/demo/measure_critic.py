@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from imagebind_llm import markdown
 from imagebind_llm.config import CREDITS
 from imagebind_llm.corpus.batches import Collator
 from imagebind_llm.corpus.sequences import Corpus, load_corpus
@@ -185,7 +186,7 @@ def table(gradients: dict[str, Tensor], parts: list[dict[str, Tensor]]) -> str:
     """gradients: (batches, parameters) by reward; parts: a dict of (B,K) a batch."""
     signals = {name: signal(rows, rows) for name, rows in gradients.items()}
     columns = ("reward", "mean", "correlation with the truth", "signal, % of a batch", "batches until signal = noise", "cosine")
-    lines = [f"| {' | '.join(columns)} |", f"|{len(columns) * '---|'}"]
+    lines = []
     for name, rows in gradients.items():
         squared, (mean, error) = float(rows.square().sum(1).mean()), signals[name]
         worth = [batch[name] for batch in parts] if name in parts[0] else None
@@ -196,10 +197,10 @@ def table(gradients: dict[str, Tensor], parts: list[dict[str, Tensor]]) -> str:
             f"{squared / mean - 1:.0f}" if told_from_0(signals[name]) else "not told from 0",
             cosine(rows, gradients[TRUTH], signals[name], signals[TRUTH]) if name != TRUTH else "",
         ]
-        lines.append(f"| {name} | {' | '.join(shown)} |")
+        lines.append([name, *shown])
     n, k = parts[0][TRUTH].shape
     notes = f"{len(parts)} batches of {n} train clips, {k} answers each; correlation: among the answers to one clip;"
-    return "\n".join([*lines, "", f"{notes} cosine: of the signal with the truth's"])
+    return f"{markdown.table(columns, lines)}\n\n{notes} cosine: of the signal with the truth's"
 
 
 def signal(one: Tensor, other: Tensor) -> tuple[float, float]:

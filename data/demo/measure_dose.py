@@ -24,7 +24,7 @@ from measure_critic import critic_of, fitted_judges
 from torch import Tensor
 from tqdm import tqdm
 
-from imagebind_llm import distributed
+from imagebind_llm import distributed, markdown
 from imagebind_llm.corpus.batches import Collator
 from imagebind_llm.corpus.sequences import Corpus, load_corpus
 from imagebind_llm.critic.best_of import BestOf, GivenClips
@@ -238,7 +238,7 @@ def write_table(root: Path, found: dict[str, Any]) -> str:
         body.append([{START: "(supervised)", DEAF: "none, deaf"}.get(name, name), *pairs, *paid])
     head = ["verdicts turned round", *(cell for score in SCORES for cell in (score, "gained")), "paid", "watched"]
     notes = f"{n} dev clips, greedy answers; ± standard error, gains paired by clip. {PAID}"
-    text = "\n".join(["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body)] + ["", notes])
+    text = f"{markdown.table(head, body)}\n\n{notes}"
     heights = {score: [float(np.nan_to_num(own[0, i])) for own in gains.values()] for i, score in enumerate(SCORES)}
     errors = [np.nan_to_num(own[1:].std(0)) for own in gains.values()]
     ends = {k: [(h - e[i], h + e[i]) for h, e in zip(heights[k], errors, strict=True)] for i, k in enumerate(SCORES)}

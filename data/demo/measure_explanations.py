@@ -24,7 +24,7 @@ from sklearn.metrics import f1_score
 from torch import Tensor
 from tqdm import tqdm
 
-from imagebind_llm import distributed
+from imagebind_llm import distributed, markdown
 from imagebind_llm.config import MODALITIES
 from imagebind_llm.corpus.seen import read_stages, refuse_seen, row_marks, stored_marks
 from imagebind_llm.datasets.readers import load_dataset
@@ -94,12 +94,12 @@ def measure(explainer: Explainer, settings: MeasureSettings) -> str:
     if (count := min(settings.swapped, len(test))) > 1:
         rows += swapped(explainer, test[:count], vectors[:count], present[:count], told[:count])
     probe = probe_precision(own, dataset.splits, store, references)
-    head = f"| {' | '.join(COLUMNS)} |\n|{len(COLUMNS) * '---|'}"
     allowed = cues.bayes_accuracy([name for name in explainer.modalities if name in MODALITIES])
     best = f"{100 * allowed:.1f} %" if cues.is_world(dataset.root) else "not known of this version of the world"
     notes = f"Best reachable accuracy {best}; linear probes on these cues: precision {100 * probe:.1f} %"
     doubtful = sum(not answer.consistent for answer in own)
-    return "\n".join([head, *rows, "", notes, f"Answers whose rationale speaks for another intent: {doubtful} of {len(own)}"])
+    doubt = f"Answers whose rationale speaks for another intent: {doubtful} of {len(own)}"
+    return f"{markdown.table(COLUMNS, rows)}\n\n{notes}\n{doubt}"
 
 
 def answers(explainer: Explainer, examples: list[Example], vectors: Tensor, present: Tensor, title: str) -> list[Explanation]:
@@ -109,7 +109,7 @@ def answers(explainer: Explainer, examples: list[Example], vectors: Tensor, pres
 
 def swapped(
     explainer: Explainer, examples: list[Example], vectors: Tensor, present: Tensor, told: list[Rationale]
-) -> list[str]:
+) -> list[list[str]]:
     """Rows of the model with pictures, sounds and all of another clip, and how far its claims follow."""
     others, n = another_clip(len(examples), seed=0), len(examples)
     dealt = {
@@ -137,7 +137,7 @@ def followed(texts: list[str], told: list[Rationale], others: list[int], sense: 
     return f"{100 * np.mean(hits):.1f} of {len(hits)}" if hits else "–"
 
 
-def row(name: str, texts: list[str], guesses: list[str] | None, told: list[Rationale], follow: str = "–") -> str:
+def row(name: str, texts: list[str], guesses: list[str] | None, told: list[Rationale], follow: str = "–") -> list[str]:
     """Scores of rationales, and of the intents that go with them if they are somebody's; 95 % intervals of the cue scores."""
     gold = [one.intent for one in told]
     scores, spread = cue_scores(texts, told), intervals(texts, told)
@@ -154,7 +154,7 @@ def row(name: str, texts: list[str], guesses: list[str] | None, told: list[Ratio
     for sense in (cues.VISUAL, cues.VOCAL):
         true, claimed = claims_of(sense, texts, told)
         shown.append(f"{100 * true / max(claimed, 1):.1f} of {claimed}")
-    return f"| {name} | {' | '.join([*shown, follow])} |"
+    return [name, *shown, follow]
 
 
 def claims_of(sense: tuple[str, ...], texts: list[str], told: list[Rationale]) -> tuple[int, int]:

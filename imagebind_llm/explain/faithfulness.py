@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from imagebind_llm import distributed
+from imagebind_llm import distributed, markdown
 from imagebind_llm.config import MODALITIES, PERTURBATIONS
 from imagebind_llm.corpus.seen import keys_seen
 from imagebind_llm.datasets.readers import load_dataset
@@ -192,12 +192,6 @@ def change_cells(changes: Iterable[Mapping]) -> tuple[list[str], list[list[str]]
     return ["modality", "change", "claims", *names.values()], rows
 
 
-def changes_markdown(changes: Sequence[Change]) -> str:
-    """One row a change."""
-    header, rows = change_cells([asdict(change) for change in changes])
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))
-
-
 def measure_faithfulness(settings: FaithfulnessSettings) -> list[Change]:
     """`faithfulness` of a trained model on the first clips of a split. Raises CheckpointError, DataError, StoreError."""
     explainer = load_explainer(Path(settings.checkpoint), settings.llama_model_path, distributed.choose_device(settings.device))
@@ -222,10 +216,10 @@ def main(argv: list[str] | None = None) -> int:
     settings = parse(FaithfulnessSettings, argv, "What a model's rationales say when a modality is dropped or swapped.")
 
     def run() -> None:
-        changes = measure_faithfulness(settings)
-        print(changes_markdown(changes))
+        changes = [asdict(change) for change in measure_faithfulness(settings)]
+        print(markdown.table(*change_cells(changes)))
         if settings.output:
-            write_atomic(Path(settings.output), (json.dumps([asdict(change) for change in changes], indent=1) + "\n").encode())
+            write_atomic(Path(settings.output), (json.dumps(changes, indent=1) + "\n").encode())
 
     return exit_code("imagebind_llm.explain.faithfulness", run)
 

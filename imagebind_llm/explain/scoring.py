@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from imagebind_llm import markdown
 from imagebind_llm.critic.verifier import Verifier, fit_verifier
 from imagebind_llm.datasets.readers import DataError, load_dataset
 from imagebind_llm.explain.cue_table import FILE as TABLE
@@ -329,13 +330,6 @@ def score_cells(rows: Mapping[str, Mapping[str, float | None]]) -> tuple[list[st
     return ["", *(SCORES[name].title for name in names)], cells
 
 
-def markdown(rows: Mapping[str, Mapping[str, float | None]]) -> str:
-    """The same as a table in Markdown."""
-    header, cells = score_cells(rows)
-    lines = ["| " + " | ".join(row) + " |" for row in (header, *cells)]
-    return "\n".join([lines[0], "|---|" + "---|" * (len(header) - 1), *lines[1:]])
-
-
 def side_by_side(settings: ScoringSettings) -> tuple[dict[str, dict[str, float | None]], str]:
     """The scores of every source on one split, and what the verifier is worth. Raises DataError, VerifierError."""
     taxonomy, splits = load_references(settings)
@@ -379,7 +373,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def run() -> None:
         scores, check = side_by_side(settings)
-        print(markdown(scores) + f"\n\n{check}")
+        print(f"{markdown.table(*score_cells(scores))}\n\n{check}")
         if settings.output:
             write_atomic(Path(settings.output), (json.dumps(scores, indent=1) + "\n").encode())
 

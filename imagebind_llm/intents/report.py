@@ -8,8 +8,8 @@ import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from imagebind_llm import html, metrics
-from imagebind_llm.explain.scoring import markdown, score_cells
+from imagebind_llm import html, markdown, metrics
+from imagebind_llm.explain.scoring import score_cells
 from imagebind_llm.html import Html
 from imagebind_llm.intents.evaluation import Predictions, Subset
 from imagebind_llm.intents.probe import Scaling
@@ -113,7 +113,7 @@ def console(results: dict) -> str:
     header, rows = slice_table(results)
     lines += _columns([["rows", "n", "accuracy", "macro F1"], *([*row[:2], *row[-2:]] for row in rows)])
     if results.get("rationales"):
-        lines += ["", markdown(results["rationales"])]
+        lines += ["", markdown.table(*score_cells(results["rationales"]))]
     if results.get("verifier"):
         lines += ["", results["verifier"]]
     return "\n".join(lines + (comparison_sentences(results["comparison"]) if "comparison" in results else []))
