@@ -196,7 +196,7 @@ MUTATIONS = [
     M("each rank evaluates every row", "training/epoch.py", "[distributed.rank() :: distributed.world_size()]", "[:]",
       "test_shares.py::test_dev_scores_of_several_ranks_are_those_of_one"),
     M("each rank scores every row for the results", "training/results.py",
-      "share = labelled[distributed.rank() :: distributed.world_size()]", "share = labelled", "test_shares.py::test_results_of_several_ranks_are_in_order_and_every_row_is_scored_once"),
+      "share = rows[distributed.rank() :: distributed.world_size()]", "share = rows", "test_shares.py::test_results_of_several_ranks_are_in_order_and_every_row_is_scored_once"),
     M("calibration on test", "training/results.py", 'calibrate(*scored["dev"]) if', 'calibrate(*scored["test"]) if',
       "test_splits.py::test_other_labels_of_test_rows_leave_the_calibration_and_every_number_of_dev"),
     M("alpha from test", "training/results.py", '(corpus.splits["dev"], corpus.prompts["dev"], scored["dev"])',

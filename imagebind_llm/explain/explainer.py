@@ -152,18 +152,6 @@ class Explainer:
         decoder = score_rows(rows, self._labels).log_softmax(1)
         return Reading(head.float().cpu(), decoder.float().cpu(), rationales)
 
-    def intents(
-        self, examples: Sequence[Example], embeddings: Tensor | None, present: Tensor | None, batch_size: int = 32
-    ) -> tuple[Tensor, Tensor]:
-        """`score` of any number of clips, (N,C) each."""
-        prompts = self.prompts(examples)
-        parts = [self.score(prompts[s], *_rows(s, embeddings, present)) for s in batch_slices(len(prompts), batch_size)]
-        return torch.cat([part.head for part in parts]), torch.cat([part.decoder for part in parts])
-
-    def probabilities(self, examples: Sequence[Example], embeddings: Tensor | None, present: Tensor | None) -> Tensor:
-        """p(intent | clip): (N,C), calibrated."""
-        return self.calibration.probabilities(*self.intents(examples, embeddings, present))
-
     # --- rationales ---------------------------------------------------------------------------------------------------
 
     def explain(

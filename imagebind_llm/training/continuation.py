@@ -66,8 +66,8 @@ def _shown(value: Any) -> str:
 
 def sums_of_rank(info: dict[str, Any], rank: int, ranks: int) -> tuple[dict[str, float], dict[str, float]]:
     """The running sums of the epoch, losses' and critic's, that a rank goes on with: those of every `ranks`-th rank that there
-    was. Its own if there are as many, none (empty dicts) if it is new or the epoch has just begun. Raises CheckpointError for the
-    sums of an older version, which have no names."""
+    was. Its own if there are as many, none (empty dicts) if it is new or the epoch has just begun. Raises CheckpointError for
+    the sums of an older version, which have no names."""
     parts = info["sums"][rank::ranks] if info["step"] else []
     if any(isinstance(sums, list) for part in parts for sums in part):
         raise checkpoint.CheckpointError(
