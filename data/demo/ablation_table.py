@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from sklearn.metrics import f1_score
 
 from imagebind_llm import markdown
 from imagebind_llm.datasets.readers import DataError
@@ -32,7 +31,8 @@ from imagebind_llm.explain.scoring import (
 from imagebind_llm.files import write_atomic
 from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.html import bars, figure, page, table
-from imagebind_llm.metrics import bootstrap_interval
+from imagebind_llm.metrics import bootstrap_interval, drawn_rows
+from imagebind_llm.metrics import scores as intent_scores
 
 ROWS = (
     *("supervised", "supervised with captions", "supervised longer", "captions mixed in", "contrast", "believed references"),
@@ -62,7 +62,6 @@ COLUMNS = {
 DRAWN = ("accuracy", "macro_f1", "rouge_l", "consistency", "cue_precision", "atypical_precision")
 GAINED = ("accuracy", "cue precision", "atypical precision")
 BASE, OURS = "supervised", "claims"
-RESAMPLES = 2000
 CLAIMED, TRUE, ATYPICAL, SEEN = 1, 2, 5, 6  # columns of cue_counts
 
 
@@ -160,10 +159,7 @@ def answers_of(path: Path, references: list[Rationale], judges: Judges) -> Answe
     texts = [answers[row.key].rationale for row in asked]
     scores = score_rationales(texts, asked, judges, guesses)
     right = np.array([a == b for a, b in zip(gold, guesses, strict=True)])
-    scores |= {
-        "accuracy": float(right.mean()),
-        "macro_f1": float(f1_score(gold, guesses, average="macro", zero_division=0)),
-    }
+    scores |= intent_scores(np.array(gold), np.array(guesses))
     return Answers({name: as_number(value) for name, value in scores.items()}, right, cue_counts(texts, asked))
 
 
@@ -185,7 +181,7 @@ def gains(runs: dict[str, Answers], base: dict[str, Answers], name: str) -> list
     if name == BASE or not pairs:
         return ["" for _ in GAINED]
     n = len(pairs[0][0].right)
-    draws = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
+    draws = drawn_rows(n)
     own = np.arange(n)[None]  # as they are
     shown = []
     for score in (

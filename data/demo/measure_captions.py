@@ -27,9 +27,7 @@ from imagebind_llm.explain.rationales import read_rationales
 from imagebind_llm.files import write_atomic
 from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.itsl.checkpoint import CheckpointError, check_store
-from imagebind_llm.metrics import bootstrap_interval
-
-RESAMPLES = 2000
+from imagebind_llm.metrics import bootstrap_interval, drawn_rows
 
 
 @dataclass(frozen=True)
@@ -105,8 +103,7 @@ def accuracy(right: np.ndarray) -> dict[str, float]:
 def cells(right: np.ndarray) -> list[str]:
     """The same in %, all of them with an interval."""
     every, *single = (100 * value for value in accuracy(right).values())
-    draws = np.random.default_rng(0).integers(len(right), size=(RESAMPLES, len(right)))
-    low, high = bootstrap_interval(100 * right.mean(1)[draws].mean(1), every)
+    low, high = bootstrap_interval(100 * right.mean(1)[drawn_rows(len(right))].mean(1), every)
     return [f"{every:.1f} [{low:.1f}, {high:.1f}]", *(f"{value:.1f}" for value in single)]
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ablation_table import ATYPICAL, CLAIMED, SEEN, TRUE, share
 from measure_critic import critic_of, fitted_judges
 from torch import Tensor
 from tqdm import tqdm
@@ -39,15 +40,14 @@ from imagebind_llm.html import bars, figure, page, table
 from imagebind_llm.itsl.assembly import Assembled, build, open_language
 from imagebind_llm.itsl.checkpoint import read_info
 from imagebind_llm.itsl.generate import uniform
+from imagebind_llm.metrics import drawn_rows
 from imagebind_llm.training.epoch import ExtraRows, Position, train_one_epoch
 from imagebind_llm.training.schedule import make_optimizer
 from imagebind_llm.training.settings import TrainSettings
 
 START, DEAF = "supervised", "deaf"
-RESAMPLES = 2000
 SCORES = ("truth, by the watching judge", "cue precision", "atypical precision")
 PAID = "paid, watched: truth of the last epoch's samples by the judge that pays and by the one that watches"
-CLAIMED, TRUE, ATYPICAL, SEEN = 1, 2, 5, 6  # columns of cue_counts
 
 
 @dataclass(frozen=True)
@@ -216,15 +216,14 @@ def training_settings(settings: DoseSettings) -> TrainSettings:
 def drawn_scores(result: dict[str, Any], rows: np.ndarray) -> np.ndarray:
     """SCORES (R,3) of the answers to the clips that rows (R,N) name; not a number where nothing is claimed."""
     sums = np.array(result["counts"])[rows].sum(1)  # (R,9)
-    with np.errstate(invalid="ignore"):
-        shares = [sums[:, part] / sums[:, whole] for part, whole in ((TRUE, CLAIMED), (SEEN, ATYPICAL))]
+    shares = [share(sums[:, columns]) for columns in ([CLAIMED, TRUE], [ATYPICAL, SEEN])]
     return np.stack([np.array(result["truth"])[rows].mean(1), *shares], axis=1)
 
 
 def write_table(root: Path, found: dict[str, Any]) -> str:
     """The table in Markdown; also written to the folder, with a page."""
     n = len(found[START]["truth"])
-    rows = np.vstack([np.arange(n), np.random.default_rng(0).integers(n, size=(RESAMPLES, n))])  # as they are, then drawn
+    rows = np.vstack([np.arange(n), drawn_rows(n)])  # as they are, then drawn
     scores = {name: drawn_scores(result, rows) for name, result in found.items()}
     gains = {name: values - scores[START] for name, values in scores.items() if name != START}
     body = []

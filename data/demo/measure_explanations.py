@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import torch.nn.functional as F
 from measure_encoder import probe_accuracy
-from sklearn.metrics import f1_score
 from torch import Tensor
 from tqdm import tqdm
 
@@ -37,6 +36,8 @@ from imagebind_llm.explain.faithfulness import another_clip, perturbed
 from imagebind_llm.explain.loading import load_explainer
 from imagebind_llm.explain.scoring import Rationale, cue_counts, cue_scores, cue_scores_of, read_rationales, require_tables
 from imagebind_llm.flags import exit_code, flag, parse
+from imagebind_llm.metrics import drawn_rows
+from imagebind_llm.metrics import scores as intent_scores
 from imagebind_llm.records import Example
 
 RESAMPLES = 1000
@@ -143,8 +144,8 @@ def row(name: str, texts: list[str], guesses: list[str] | None, told: list[Ratio
     scores, spread = cue_scores(texts, told), intervals(texts, told)
     shown = ["–", "–"]
     if guesses is not None:
-        right = float(np.mean([a == b for a, b in zip(gold, guesses, strict=True)]))
-        shown = [f"{100 * right:.1f}", f"{100 * f1_score(gold, guesses, average='macro', zero_division=0):.1f}"]
+        of_intents = intent_scores(np.array(gold), np.array(guesses))
+        shown = [f"{100 * of_intents[score]:.1f}" for score in ("accuracy", "macro_f1")]
     for score in SHOWN:
         low, high = spread[score]
         value = scores[score]
@@ -171,8 +172,7 @@ def claims_of(sense: tuple[str, ...], texts: list[str], told: list[Rationale]) -
 def intervals(texts: list[str], told: list[Rationale]) -> dict[str, tuple[float, float]]:
     """Bootstrap over clips: the middle 95 % of each cue score."""
     counts = cue_counts(texts, told)
-    draws = np.random.default_rng(0).integers(len(texts), size=(RESAMPLES, len(texts)))
-    found = [cue_scores_of(counts[draw].sum(0)) for draw in draws]
+    found = [cue_scores_of(counts[draw].sum(0)) for draw in drawn_rows(len(texts), RESAMPLES)]
     return {name: tuple(np.percentile([one[name] or 0.0 for one in found], [2.5, 97.5])) for name in found[0]}
 
 

@@ -44,12 +44,12 @@ class GivenClips:
 
 
 class BestOf:
-    """Picks rationales. `count` are drawn at `temperature`, with random numbers that follow from `seed` and the prompt."""
+    """Picks rationales. `count` are drawn at `temperature`, with random numbers that follow from the prompt."""
 
-    def __init__(self, judge: Judge, clips: GivenClips, count: int, temperature: float, seed: int = 0):
+    def __init__(self, judge: Judge, clips: GivenClips, count: int, temperature: float):
         """`judge` looks clips up in `clips`."""
         self.judge, self.clips = judge, clips
-        self.count, self.temperature, self.seed = count, temperature, seed
+        self.count, self.temperature = count, temperature
 
     def pick(
         self, candidates: Sequence[Sequence[Written]], vectors: Tensor, present: Tensor, taxonomy: Taxonomy

@@ -60,9 +60,9 @@ class Explanation:
     def consistent(self) -> bool:
         return bool(self.criticised.argmax() == self.probabilities.argmax())
 
-    def runners_up(self, labels: Sequence[str], count: int = 3) -> list[tuple[str, float]]:
-        """The next likeliest intents with their probabilities."""
-        order = self.probabilities.argsort(descending=True)[1 : count + 1]
+    def runners_up(self, labels: Sequence[str]) -> list[tuple[str, float]]:
+        """The three next likeliest intents with their probabilities."""
+        order = self.probabilities.argsort(descending=True)[1:4]
         return [(labels[i], float(self.probabilities[i])) for i in order.tolist()]
 
 
