@@ -21,13 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 from ablation_table import ATYPICAL, CLAIMED, SEEN, TRUE, share
-from measure_critic import critic_of, fitted_judges
+from measure_critic import continued, critic_of, fitted_judges, language_and_corpus
 from torch import Tensor
 from tqdm import tqdm
 
 from imagebind_llm import distributed, markdown
 from imagebind_llm.corpus.batches import Collator
-from imagebind_llm.corpus.sequences import Corpus, load_corpus
 from imagebind_llm.critic.best_of import BestOf, GivenClips
 from imagebind_llm.critic.judge import Judge
 from imagebind_llm.critic.self_critical import Critic
@@ -37,8 +36,7 @@ from imagebind_llm.explain.scoring import cue_counts, read_rationales, require_t
 from imagebind_llm.files import write_atomic
 from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.html import bars, figure, page, table
-from imagebind_llm.itsl.assembly import Assembled, build, open_language
-from imagebind_llm.itsl.checkpoint import read_info
+from imagebind_llm.itsl.assembly import Assembled, build
 from imagebind_llm.itsl.generate import uniform
 from imagebind_llm.metrics import drawn_rows
 from imagebind_llm.training.epoch import ExtraRows, Position, train_one_epoch
@@ -135,8 +133,7 @@ class World:
     def __init__(self, settings: DoseSettings):
         self.settings, self.device = settings, torch.device(distributed.choose_device(settings.device))
         self.train = training_settings(settings)
-        llama, self.tokenizer = open_language(self.train.llama_model_path, self.train.model)
-        self.corpus: Corpus = load_corpus(self.train.corpus, self.tokenizer, min(self.train.max_seq_len, llama.max_seq_len))
+        self.tokenizer, self.corpus = language_and_corpus(self.train)
         known = read_rationales(Path(settings.data_path, "rationales.jsonl"))
         dev = load_dataset(settings.data_path, ("dev",)).splits.get("dev", [])
         self.clips = [clip for clip in dev if clip.key in known and known[clip.key].cues][: settings.dev_limit or None]
@@ -191,23 +188,9 @@ class World:
 
 def training_settings(settings: DoseSettings) -> TrainSettings:
     """As the row "claims" of ablation.sh."""
-    made_with = read_info(Path(settings.checkpoint))["settings"]
-    same = {name: made_with[name] for name in ("llama_model_path", "max_seq_len", "answer_order", "trainable")}
-    asked = ("data_path", "emb_path", "limit", "epochs", "batch_size", "seed", "dtype")
-    return TrainSettings(
-        **same,
-        **{name: getattr(settings, name) for name in asked},
-        warmup_epochs=0.2,
-        lr=3e-4,
-        w_critic=8.0,
-        w_rationale=0.2,
-        credit="claim",
-        reward_weights="truth=1",
-        pretrained_path=settings.checkpoint,
-        modalities=tuple(made_with["modalities"]),
-        rationales=settings.rationales or made_with["rationales"],
-        captions=settings.captions or str(Path(settings.data_path, "captions.json")),
-    )
+    taken = ("data_path", "emb_path", "rationales", "captions", "limit", "epochs", "batch_size", "seed", "dtype")
+    row = {"warmup_epochs": 0.2, "lr": 3e-4, "w_critic": 8.0, "w_rationale": 0.2, "reward_weights": "truth=1"}
+    return continued(settings, taken, row)
 
 
 # --- the table ----------------------------------------------------------------------------------------------------------
