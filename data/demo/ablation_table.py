@@ -8,7 +8,6 @@ clips; below, what claim-wise credit has more than every other run. Where no cue
 them. Reads answers.jsonl of each run (explain.py --batch); writes table.md, table.json and table.html beside the seeds.
 """
 
-import json
 import re
 import sys
 from dataclasses import dataclass, replace
@@ -28,7 +27,7 @@ from imagebind_llm.explain.scoring import (
     score_rationales,
     templates,
 )
-from imagebind_llm.files import write_atomic
+from imagebind_llm.files import write_atomic, write_json
 from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.html import bars, figure, page, table
 from imagebind_llm.metrics import bootstrap_interval, drawn_rows
@@ -101,7 +100,7 @@ def write_table(root: Path, data_path: str) -> str:
         raise DataError(f"{root}: no run is done; make them with data/demo/ablation.sh")
     scores = {name: [run.scores for run in runs.values()] for name, runs in found.items()}
     known = {name: [finite(run) for run in runs] for name, runs in scores.items()}
-    write_atomic(root / "table.json", json.dumps(known, indent=1).encode())
+    write_json(root / "table.json", known)
     cells = {name: [spread([run[column] for run in runs]) for column in COLUMNS] for name, runs in scores.items()}
     rows: list[list[str]] = [
         [name, str(len(found[name])), *cells[name], *gains(found[name], found.get(BASE, {}), name)] for name in found

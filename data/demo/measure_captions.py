@@ -7,7 +7,6 @@ to list all cues. A cue that it does not name counts as wrong. Beside it the typ
 one can say without looking. In %; interval: 95 %, bootstrap over clips.
 """
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from imagebind_llm.demo_world.published import CUE_TABLE
 from imagebind_llm.encoder.store import Store
 from imagebind_llm.explain.captions import LISTING, describe, load_describer
 from imagebind_llm.explain.rationales import read_rationales
-from imagebind_llm.files import write_atomic
+from imagebind_llm.files import write_json
 from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.itsl.checkpoint import CheckpointError, check_store
 from imagebind_llm.metrics import bootstrap_interval, drawn_rows
@@ -69,7 +68,7 @@ def measure(settings: CaptionSettings) -> str:
     if settings.output:
         told = {clip.key: text for clip, text in zip(clips, captions, strict=True)}
         found = {"split": settings.split, "accuracy": accuracy(right[settings.checkpoint]), "captions": told}
-        write_atomic(Path(settings.output), (json.dumps(found, indent=1) + "\n").encode())
+        write_json(Path(settings.output), found)
     head = [f"{settings.split}, {len(clips)} clips", "all cues", *CUES]
     return markdown.table(head, [[name, *cells(found)] for name, found in right.items()])
 

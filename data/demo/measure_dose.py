@@ -33,7 +33,7 @@ from imagebind_llm.critic.self_critical import Critic
 from imagebind_llm.datasets.readers import DataError, load_dataset
 from imagebind_llm.explain.explainer import Explainer, Question
 from imagebind_llm.explain.scoring import cue_counts, read_rationales, require_tables
-from imagebind_llm.files import write_atomic
+from imagebind_llm.files import write_atomic, write_json
 from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.html import bars, figure, page, table
 from imagebind_llm.itsl.assembly import Assembled, build
@@ -114,7 +114,7 @@ def measure(settings: DoseSettings) -> str:
     for name in names:
         if world is not None and found[name] is None:
             found[name] = {"made_with": made_with} | world.result(name)
-            write_atomic(root / f"{name}.json", json.dumps(found[name]).encode())
+            write_json(root / f"{name}.json", found[name], indent=None)
     return write_table(root, found)
 
 

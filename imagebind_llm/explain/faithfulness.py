@@ -7,7 +7,6 @@ its claims about the others. Where cues are known (the demo world), both are cou
 text moves and whether the intent changes. Phrases about the words count as claims about the text (cue_table.py).
 """
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +24,7 @@ from imagebind_llm.encoder.store import Store
 from imagebind_llm.explain.cue_table import follows
 from imagebind_llm.explain.loading import load_explainer
 from imagebind_llm.explain.rationales import Rationale, read_rationales
-from imagebind_llm.files import write_atomic
+from imagebind_llm.files import write_json
 from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.itsl.checkpoint import CheckpointError
 from imagebind_llm.records import Example
@@ -219,7 +218,7 @@ def main(argv: list[str] | None = None) -> int:
         changes = [asdict(change) for change in measure_faithfulness(settings)]
         print(markdown.table(*change_cells(changes)))
         if settings.output:
-            write_atomic(Path(settings.output), (json.dumps(changes, indent=1) + "\n").encode())
+            write_json(Path(settings.output), changes)
 
     return exit_code("imagebind_llm.explain.faithfulness", run)
 

@@ -10,7 +10,6 @@ what an atypical claim is), else the train rationale most like the others; it st
 file predicts.
 """
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from imagebind_llm.explain.cue_table import FILE as TABLE
 from imagebind_llm.explain.cue_table import CueTable
 from imagebind_llm.explain.rationales import Rationale, read_rationales
 from imagebind_llm.explain.sentences import Encode, sentence_encoder
-from imagebind_llm.files import write_atomic
+from imagebind_llm.files import write_json
 from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.taxonomy import Taxonomy
 from imagebind_llm.text_metrics import CiderD, bleu4, distinct2, meteor, repetition4, rouge_l, similarity, words
@@ -375,7 +374,7 @@ def main(argv: list[str] | None = None) -> int:
         scores, check = side_by_side(settings)
         print(f"{markdown.table(*score_cells(scores))}\n\n{check}")
         if settings.output:
-            write_atomic(Path(settings.output), (json.dumps(scores, indent=1) + "\n").encode())
+            write_json(Path(settings.output), scores)
 
     return exit_code("imagebind_llm.explain.scoring", run)
 

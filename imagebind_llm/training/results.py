@@ -22,7 +22,7 @@ from imagebind_llm.explain.calibration import CALIBRATION, Calibration, calibrat
 from imagebind_llm.explain.explainer import MAX_NEW_TOKENS, Explainer, Question, batch_slices
 from imagebind_llm.explain.faithfulness import another_clip, perturbed, share_following
 from imagebind_llm.explain.scoring import COLUMNS, Rationale, claim_rows, read_rationales
-from imagebind_llm.files import write_atomic
+from imagebind_llm.files import write_json, write_json_lines
 from imagebind_llm.itsl import checkpoint
 from imagebind_llm.llama.tokenizers import LlamaTokenizer
 from imagebind_llm.metrics import calibration_error, scores
@@ -70,7 +70,7 @@ def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
         results |= {split: _report_split(run, split, scores, calibration) for split, scores in scored.items()}
         if rationales:
             results["dev"] |= _report_rationales(run, calibration, scored["dev"], rationales, following)
-        write_atomic(run.root / RESULTS, json.dumps(results, indent=1).encode())
+        write_json(run.root / RESULTS, results)
 
 
 def _splits(corpus: Corpus) -> dict[str, list[Ids]]:
@@ -252,5 +252,5 @@ def _write_predictions(
         assert row.intent is not None
         answer = {"key": row.key, "gold": labels[row.intent], "predicted": labels[int(p.argmax())]}
         numbers = {name: [round(x, 5) for x in t.tolist()] for name, t in (("probabilities", p), ("head", h), ("decoder", d))}
-        lines.append(json.dumps(answer | numbers))
-    write_atomic(path, ("\n".join(lines) + "\n").encode())
+        lines.append(answer | numbers)
+    write_json_lines(path, lines)
