@@ -123,7 +123,7 @@ def _change(
     modality: str, how: str, before: Sequence, after: Sequence, truth: Sequence[Rationale] | None, others: Sequence[int]
 ) -> Change:
     """Count claims before and after, clip by clip."""
-    changed, followed, kept = [], [], []
+    changed, kept = [], []
     for i, (was, now) in enumerate(zip(before, after, strict=True)):
         if truth is None or (table := truth[i].table) is None:
             break
@@ -133,16 +133,14 @@ def _change(
                 kept.append(claims_now.get(cue) == value)
                 continue
             changed.append(claims_now.get(cue) != value)
-        if how == "swap":
-            followed += follows(claims_now, true_cues(truth[i]), true_cues(truth[others[i]]), table.cues_of(modality))
-    pairs = list(zip(before, after, strict=True))
+    pairs, texts = list(zip(before, after, strict=True)), [now.rationale for now in after]
     return Change(
         modality,
         how,
         n_clips=len(pairs),
         n_claims=len(changed),
         own_changed=_share(changed),
-        own_follows=_share(followed),
+        own_follows=share_following(texts, truth, others, modality) if truth and how == "swap" else None,
         others_kept=_share(kept),
         intent_changed=sum(was.intent != now.intent for was, now in pairs) / len(pairs),
         text_moved=1 - sum(rouge_l(now.rationale, was.rationale) for was, now in pairs) / len(pairs),
