@@ -39,15 +39,11 @@ def measure(preset: str, weights: Path, data_path: str, emb_path: str, overwrite
     splits, store = load_dataset(data_path).splits, Store(Path(emb_path))
     vectors = {name: F.normalize(store.read([one.key for one in rows])[0], dim=-1) for name, rows in splits.items()}  # (n,M,E)
     intents = {name: np.array([one.intent for one in rows]) for name, rows in splits.items()}
-    shown = _cues_by_key(Path(data_path))
-    truth = {name: [{"family": family_of(one.text)} | shown[one.key] for one in rows] for name, rows in splits.items()}
+    shown = rationale_rows(Path(data_path, "rationales.jsonl"))
+    truth = {name: [{"family": family_of(e.text)} | shown[e.key]["cues"] for e in rows] for name, rows in splits.items()}
     tables = f"{intent_table(vectors, intents, truth)}\n\n{cue_probe_table(vectors, truth, load_imagebind(weights, preset))}"
     print(tables)
     return tables
-
-
-def _cues_by_key(root: Path) -> dict[str, dict[str, str]]:
-    return {key: row["cues"] for key, row in rationale_rows(root / "rationales.jsonl").items()}
 
 
 def intent_table(vectors: dict[str, Tensor], intents: dict[str, np.ndarray], truth: dict[str, list[dict]]) -> str:

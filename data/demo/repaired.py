@@ -25,7 +25,7 @@ from imagebind_llm.records import Example
 
 FILES = {"before": "before.jsonl", "after": "answers.jsonl"}
 SCORES = {"cue_precision": "claims true", "atypical_precision": "atypical claims true", "cue_recall": "cues named"}
-N_SHOWN = 3
+N_SHOWN = 3  # clips of each kind
 Answers = Mapping[str, dict]  # rows of explain.py --batch by key
 
 

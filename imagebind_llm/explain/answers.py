@@ -13,7 +13,7 @@ from imagebind_llm.critic.checked_claims import CheckedClaim, ClaimCheck, in_wor
 from imagebind_llm.datasets.readers import DataError, folder_of, load_dataset
 from imagebind_llm.encoder.clip_encoder import ClipEncoder
 from imagebind_llm.encoder.store import Store
-from imagebind_llm.explain.explainer import Explainer, Explanation, batch_slices
+from imagebind_llm.explain.explainer import MAX_NEW_TOKENS, Explainer, Explanation, batch_slices
 from imagebind_llm.explain.scoring import ScoringSettings, side_by_side
 from imagebind_llm.files import json_lines, write_json_lines
 from imagebind_llm.flags import flag
@@ -35,7 +35,7 @@ class ExplainSettings:
     limit: int = flag(0, "only the first clips of the split; 0: all")
     llama_model_path: str = flag("", "the LLaMA, if it is not where it was when the checkpoint was made")
     encoder_weights: str = flag("", "weights of the encoder for --clip; if not given, checkpoints/ENCODER.safetensors or .pth")
-    max_new_tokens: int = flag(96, "most tokens of a rationale")
+    max_new_tokens: int = flag(MAX_NEW_TOKENS, "most tokens of a rationale")
     best_of: int = flag(0, "rationales to sample beside the greedy one; the judge picks the best of all; 0: greedy only")
     temperature: float = flag(0.6, "sampling temperature of --best_of")
     judge: str = flag("", "a checkpoint folder whose judge checks claims and serves --best_of; if not given, --checkpoint's")

@@ -125,10 +125,14 @@ class Explainer:
 
     # --- intents ------------------------------------------------------------------------------------------------------
 
-    def prompts(self, examples: Sequence[Example]) -> list[list[int]]:
-        """The token ids of the question about each clip."""
-        asked = (ask(Example(e.key, e.split, e.clip, e.text), None, self.modalities, self.order) for e in examples)
-        return [encode_prompt(exchange, self.tokenizer, self.max_len) for exchange in asked]
+    def prompts(self, examples: Sequence[Example], has_text: Sequence[bool] = ()) -> list[list[int]]:
+        """The token ids of the question about each clip; where `has_text` says that its text is absent, without its words."""
+        prompts = []
+        for example, words in zip(examples, has_text or [True] * len(examples), strict=True):
+            readable = tuple(name for name in self.modalities if words or name != "text")
+            bare = Example(example.key, example.split, example.clip, example.text)  # neither intent nor rationale
+            prompts.append(encode_prompt(ask(bare, None, readable, self.order), self.tokenizer, self.max_len))
+        return prompts
 
     @torch.no_grad()
     def score(

@@ -22,6 +22,7 @@ from imagebind_llm.corpus.seen import keys_seen
 from imagebind_llm.datasets.readers import load_dataset
 from imagebind_llm.encoder.store import Store
 from imagebind_llm.explain.cue_table import follows
+from imagebind_llm.explain.explainer import MAX_NEW_TOKENS
 from imagebind_llm.explain.loading import load_explainer
 from imagebind_llm.explain.rationales import Rationale, read_rationales
 from imagebind_llm.files import write_json
@@ -45,7 +46,7 @@ class FaithfulnessSettings:
     split: str = flag("test", "split to explain", ("train", "dev", "test"))
     limit: int = flag(100, "the first clips of the split; 0: all")
     how: tuple[str, ...] = flag(PERTURBATIONS, "drop: leave the modality out; swap: use that of another clip", PERTURBATIONS)
-    max_new_tokens: int = flag(96, "most tokens of an answer")
+    max_new_tokens: int = flag(MAX_NEW_TOKENS, "most tokens of an answer")
     batch_size: int = flag(32, "clips in a batch")
     device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
     seed: int = flag(0, "seed of the random swaps")
