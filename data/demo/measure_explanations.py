@@ -34,7 +34,7 @@ from imagebind_llm.explain.cue_table import follows
 from imagebind_llm.explain.explainer import Explainer, Explanation
 from imagebind_llm.explain.faithfulness import another_clip, perturbed
 from imagebind_llm.explain.loading import load_explainer
-from imagebind_llm.explain.scoring import Rationale, cue_counts, cue_scores, cue_scores_of, read_rationales, require_tables
+from imagebind_llm.explain.scoring import Rationale, cue_counts, cue_scores_of, read_rationales, require_tables
 from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.metrics import drawn_rows
 from imagebind_llm.metrics import scores as intent_scores
@@ -141,7 +141,8 @@ def followed(texts: list[str], told: list[Rationale], others: list[int], sense: 
 def row(name: str, texts: list[str], guesses: list[str] | None, told: list[Rationale], follow: str = "–") -> list[str]:
     """Scores of rationales, and of the intents that go with them if they are somebody's; 95 % intervals of the cue scores."""
     gold = [one.intent for one in told]
-    scores, spread = cue_scores(texts, told), intervals(texts, told)
+    counts = cue_counts(texts, told)
+    scores, spread = cue_scores_of(counts.sum(0)), intervals(counts)
     shown = ["–", "–"]
     if guesses is not None:
         of_intents = intent_scores(np.array(gold), np.array(guesses))
@@ -169,10 +170,9 @@ def claims_of(sense: tuple[str, ...], texts: list[str], told: list[Rationale]) -
     return sum(claims), len(claims)
 
 
-def intervals(texts: list[str], told: list[Rationale]) -> dict[str, tuple[float, float]]:
-    """Bootstrap over clips: the middle 95 % of each cue score."""
-    counts = cue_counts(texts, told)
-    found = [cue_scores_of(counts[draw].sum(0)) for draw in drawn_rows(len(texts), RESAMPLES)]
+def intervals(counts: np.ndarray) -> dict[str, tuple[float, float]]:
+    """Bootstrap over clips, counts (N,9) as cue_counts has them: the middle 95 % of each cue score."""
+    found = [cue_scores_of(counts[draw].sum(0)) for draw in drawn_rows(len(counts), RESAMPLES)]
     return {name: tuple(np.percentile([one[name] or 0.0 for one in found], [2.5, 97.5])) for name in found[0]}
 
 
