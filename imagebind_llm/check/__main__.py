@@ -45,11 +45,7 @@ def main(arguments: list[str]) -> int:
 
 def shown(path: Path, everything: bool) -> int:
     """Print the report on a path; its exit code."""
-    if is_weights(path):
-        weights_report = weights.check(path)
-        print(weights_report)
-        return 2 if weights_report.problems else 0
-    report = datasets.check(path)
+    report = weights.check(path) if is_weights(path) else datasets.check(path)
     print(report.text(everything))
     return report.exit_code
 
