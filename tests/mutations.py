@@ -374,6 +374,6 @@ MUTATIONS = [
       "test_captions_mixed.py::test_answers_and_captions_are_means_over_their_own_tokens_each_with_its_own_weight"),
     M("a caption beside every row", "corpus/batches.py", "(len(step) + 1) // 2", "len(step)",
       "test_captions_mixed.py::test_every_two_rows_get_a_caption_and_none_comes_twice_before_all_came_once"),
-    M("words of masked text are in the prompt", "intents/methods.py", 'if name != "text" or present[0])', "if True)",
+    M("words of masked text are in the prompt", "explain/explainer.py", 'if words or name != "text")', "if True)",
       "test_methods.py::test_masked_text_is_neither_embedded_nor_in_the_prompt"),
 ]  # fmt: skip
