@@ -58,7 +58,8 @@ class Identity:
 
 def identity_of(fields: dict) -> Identity:
     """The identity that JSON has, as in a manifest or checkpoint.json."""
-    return Identity(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    values: dict = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    return Identity(**values)
 
 
 @dataclass(frozen=True)
