@@ -10,7 +10,7 @@ from toy_intents import toy_set
 from toy_training import call, write_store
 
 import classifier
-from imagebind_llm import metrics
+from imagebind_llm import markdown, metrics
 from imagebind_llm.check.datasets import check
 from imagebind_llm.datasets import readers
 from imagebind_llm.datasets.layouts import LAYOUTS, Layout
@@ -99,5 +99,5 @@ def test_a_score_of_rationales_in_the_table_is_a_column(monkeypatch):
     judges = scoring.Judges.fit(rows, replace(TOYS.taxonomy, labels=("play", "sleep")))
     found = scoring.score_rationales(texts, rows, judges)
     assert found["longest"] == len(texts[0]) and found["rouge_l"] == 1 and found["cue_precision"] is None
-    header, _, line = scoring.markdown({"model": found}).splitlines()
+    header, _, line = markdown.table(*scoring.score_cells({"model": found})).splitlines()
     assert "| longest |" in header and f"| {len(texts[0])} |" in line

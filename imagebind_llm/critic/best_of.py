@@ -6,14 +6,13 @@ It needs no training, adds to the gain of the self-critical loss, and takes the 
 
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from imagebind_llm.critic.claims import claims_of
 from imagebind_llm.critic.credit import Verdict, counting, repeats, truth
-from imagebind_llm.critic.judge import ClauseVectors, Judge
+from imagebind_llm.critic.judge import Judge
 from imagebind_llm.encoder.store import Identity
 from imagebind_llm.taxonomy import Taxonomy
 
@@ -45,29 +44,12 @@ class GivenClips:
 
 
 class BestOf:
-    """Picks rationales. `count` are drawn at `temperature`, with random numbers that follow from `seed` and the prompt."""
+    """Picks rationales. `count` are drawn at `temperature`, with random numbers that follow from the prompt."""
 
-    def __init__(self, judge: Judge, clips: GivenClips, count: int, temperature: float, seed: int = 0):
+    def __init__(self, judge: Judge, clips: GivenClips, count: int, temperature: float):
         """`judge` looks clips up in `clips`."""
         self.judge, self.clips = judge, clips
-        self.count, self.temperature, self.seed = count, temperature, seed
-
-    @classmethod
-    def load(
-        cls,
-        folder: Path,
-        identity: Identity,
-        count: int,
-        temperature: float,
-        seed: int = 0,
-        encoder_weights: str = "",
-        device: str = "cpu",
-    ) -> "BestOf":
-        """With the judge that a checkpoint folder holds. `identity`: of the embeddings that clips will have. Raises JudgeError
-        if there is none, or it was fitted on embeddings of another encoder."""
-        clips = GivenClips(identity)
-        judge = Judge.load(folder, clips, ClauseVectors.load(identity, encoder_weights, device))
-        return cls(judge, clips, count, temperature, seed)
+        self.count, self.temperature = count, temperature
 
     def pick(
         self, candidates: Sequence[Sequence[Written]], vectors: Tensor, present: Tensor, taxonomy: Taxonomy

@@ -326,5 +326,3 @@ class Critic:
 def _in_a_row(answers: Sequence[Sequence[list[int]]]) -> list[list[int]]:
     """The answers to all clips, clip by clip, in one list."""
     return [ids for of_clip in answers for ids in of_clip]
-
-

@@ -155,7 +155,7 @@ def extract(settings: ExtractSettings) -> Summary:
         raise DataError(f"--output_dir {settings.output_dir} is the data's own folder; give the store a folder of its own")
     weights = find_weights(settings.encoder, settings.encoder_weights)
     root = Path(settings.output_dir)
-    with distributed.process_group(_device(settings.device)) as device:
+    with distributed.process_group(distributed.choose_device(settings.device)) as device:
         distributed.warn_of_emulation(settings.dtype, device)
         identity = _identity(settings, _shared_sha256(weights))
         _refuse_rows_apart(dataset, settings)
@@ -245,13 +245,6 @@ def _failure(example: Example, modality: str, reason: str) -> Failure:
 def _bar_title() -> str:
     ranks = distributed.world_size()
     return "embedding" if ranks == 1 else f"embedding (1 of {ranks} ranks)"
-
-
-def _device(name: str) -> str:
-    try:
-        return distributed.choose_device(name)
-    except ValueError as error:
-        raise DataError(str(error)) from error
 
 
 def _refuse_missing_clips(dataset, settings: ExtractSettings) -> None:

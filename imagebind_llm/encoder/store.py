@@ -58,7 +58,8 @@ class Identity:
 
 def identity_of(fields: dict) -> Identity:
     """The identity that JSON has, as in a manifest or checkpoint.json."""
-    return Identity(**_tupled(fields))
+    values: dict = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    return Identity(**values)
 
 
 @dataclass(frozen=True)
@@ -344,7 +345,3 @@ def _manifests(root: Path) -> dict[str, dict]:
                 f"{path}: store format {manifests[path.name].get('format')}, this version reads {FORMAT}; rebuild it"
             )
     return manifests
-
-
-def _tupled(fields: dict) -> dict:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}

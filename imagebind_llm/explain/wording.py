@@ -62,7 +62,7 @@ class Wording:
         """The greedy answer to each prompt, or those that `best` is to choose from."""
         draws = None
         if best is not None:
-            draws = torch.cat([uniform((best.seed, prompt), (best.count, limit)) for prompt in asked])
+            draws = torch.cat([uniform((0, prompt), (best.count, limit)) for prompt in asked])
             draws = draws.to(self.model.prefix_query.weight.device)
         answers = generate(
             self.model,

@@ -107,7 +107,7 @@ def build(settings: BuildSettings, taxonomy: Taxonomy | None, embedding_width: i
     start = _start(settings, taxonomy)
     path = settings.llama_model_path or smollm2_path()
     llama, state = load_llama(path, frozen_dtype(settings.dtype, device), device, settings.model)
-    if start.llama is not None and not same_llama(start.llama, llama_fingerprint(state)):
+    if start.llama is not None and start.llama != llama_fingerprint(state):
         raise CheckpointError(f"{settings.pretrained_path}: trained on another LLaMA than {path}; pass its own")
     if start.adapter is not None:
         start.adapter.check_fits(llama)
@@ -141,7 +141,7 @@ def restore(
     llama, state = (shared or SharedLlama()).read(path, dtype, device)
     if llama != config.llama:
         raise CheckpointError(f"{folder}: trained on a LLaMA of other sizes than {path}; pass its own as --llama_model_path")
-    if not same_llama(info["llama"], llama_fingerprint(state)):
+    if info["llama"] != llama_fingerprint(state):
         raise CheckpointError(
             f"{folder}: trained on another LLaMA of the same sizes than {path}; pass its own as --llama_model_path"
         )
@@ -178,7 +178,7 @@ def frozen_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def llama_fingerprint(state: Mapping[str, Tensor]) -> str:
     """Tells LLaMAs of the same sizes apart, whatever dtype they are loaded in: "2-" and a digest of some rows of every matrix,
-    "-" and one of the first embeddings, which is all that older checkpoints know (`same_llama`).
+    "-" and one of the first embeddings.
 
     A variant with merged adapters has the embeddings of its base. Norms are left out: training changes them.
     """
@@ -187,13 +187,6 @@ def llama_fingerprint(state: Mapping[str, Tensor]) -> str:
         hashed.update(name.encode() + _bits(state[name][:: -(-len(state[name]) // FINGERPRINT_ROWS)]))
     embeddings = _bits(state["tok_embeddings.weight"][:256])
     return f"2-{hashed.hexdigest()[:16]}-{hashlib.sha256(embeddings).hexdigest()[:16]}"
-
-
-def same_llama(first: str, second: str) -> bool:
-    """Whether two fingerprints are of one LLaMA, as far as the older of them knows."""
-    if "-" in first and "-" in second:
-        return first == second
-    return first.split("-")[-1] == second.split("-")[-1]
 
 
 def _bits(tensor: Tensor) -> bytes:

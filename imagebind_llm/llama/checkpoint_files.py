@@ -50,6 +50,15 @@ def expected_shapes(config: LlamaConfig) -> dict[str, Shape]:
     return shapes if config.tied else shapes | {"output.weight": (config.vocab_size, width)}
 
 
+def renamed(name: str, outside: Mapping[str, str], inside: Mapping[str, str], layers: str) -> str:
+    """Meta's parameter name -> that of another form, by the names of what stands outside the layers and inside each."""
+    stem = name.removesuffix(".weight")
+    if stem in outside:
+        return f"{outside[stem]}.weight"
+    _, layer, part = stem.split(".", 2)
+    return f"{layers}.{layer}.{inside[part]}.weight"
+
+
 def same_sizes(first: LlamaConfig, second: LlamaConfig) -> bool:
     """Whether weights of the one fit the other (eps and rotary base may differ: LLaMA-1 and 2 do)."""
     return expected_shapes(first) == expected_shapes(second) and first.n_heads == second.n_heads

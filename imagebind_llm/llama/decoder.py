@@ -218,14 +218,9 @@ class Llama(nn.Module):
         `checkpoint`: in training, keep only the layers' inputs and compute the rest again in the backward pass.
         `below` (B,T,D): what `lower` returned for these tokens; only the layers above are computed.
         """
-        if positions is None:
-            check_context(tokens.shape[1], self.config)
-            positions = torch.arange(tokens.shape[1], device=tokens.device)[None]  # (1,T)
-        table = rope_table(positions, self.config)
-        rope = Rope(table * (self.config.dim // self.config.n_heads) ** -0.5, table)
+        rope, hidden = self._rope_and_hidden(tokens, positions, segments)
         x = self.tok_embeddings(tokens) if below is None else below
         bias = cache.bias(tokens.shape[1], mask, like=x) if cache is not None and cache.used else None
-        hidden = None if segments is None else other_segments(segments)
         for i in range(0 if below is None else self.lowest, self.config.n_layers):
             layer, kv = self.layers[i], self._prompt_kv(i, prompts, cache)
             inputs = (x, rope, kv, Past(cache, i, bias, hidden), keep if i == self.config.n_layers - 1 else None)
@@ -237,16 +232,20 @@ class Llama(nn.Module):
     def lower(self, tokens: Tensor, positions: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
         """States (B,T,D) that enter the lowest layer with prompts, LoRA or biases: they depend on the tokens (B,T) alone, and
         on `positions` and `segments` as in `forward`."""
-        if positions is None:
-            check_context(tokens.shape[1], self.config)
-            positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        table = rope_table(positions, self.config)
-        rope = Rope(table * (self.config.dim // self.config.n_heads) ** -0.5, table)
+        rope, hidden = self._rope_and_hidden(tokens, positions, segments)
         x = self.tok_embeddings(tokens)
-        hidden = None if segments is None else other_segments(segments)
         for i in range(self.lowest):
             x = self.layers[i](x, rope, None, Past(None, i, None, hidden), None)
         return x
+
+    def _rope_and_hidden(self, tokens: Tensor, positions: Tensor | None, segments: Tensor | None) -> tuple[Rope, Tensor | None]:
+        """The rotary tables of a pass, and what its tokens do not see of each other (B,T,T), None if just what follows."""
+        if positions is None:
+            check_context(tokens.shape[1], self.config)
+            positions = torch.arange(tokens.shape[1], device=tokens.device)[None]  # (1,T)
+        table = rope_table(positions, self.config)
+        rope = Rope(table * (self.config.dim // self.config.n_heads) ** -0.5, table)
+        return rope, None if segments is None else other_segments(segments)
 
     def _prompt_kv(self, i: int, prompts: Prompts | None, cache: KVCache | None) -> PromptKV | None:
         if cache is not None and cache.used:
@@ -259,5 +258,3 @@ class Llama(nn.Module):
         if cache is not None:
             cache.prompt[i] = kv
         return kv
-
-

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from imagebind_llm.config import LlamaConfig, RopeScaling
-from imagebind_llm.llama.checkpoint_files import LlamaCheckpoint, check_numbers, check_sizes, expected_shapes
+from imagebind_llm.llama.checkpoint_files import LlamaCheckpoint, check_numbers, check_sizes, expected_shapes, renamed
 from imagebind_llm.weight_files import WeightsError, check_tensors, listed, open_shards, read_json
 
 OUTSIDE = {"tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
@@ -39,11 +39,7 @@ def is_huggingface_folder(path: Path) -> bool:
 
 def huggingface_name(name: str) -> str:
     """Meta's parameter name -> Hugging Face's."""
-    stem = name.removesuffix(".weight")
-    if stem in OUTSIDE:
-        return f"{OUTSIDE[stem]}.weight"
-    _, layer, inside = stem.split(".", 2)
-    return f"model.layers.{layer}.{INSIDE[inside]}.weight"
+    return renamed(name, OUTSIDE, INSIDE, "model.layers")
 
 
 def open_huggingface(folder: Path) -> LlamaCheckpoint:

@@ -54,9 +54,9 @@ def load_llama(
     return checkpoint.config, state
 
 
-def load_decoder(path: str | Path, dtype: torch.dtype, device: torch.device | str = "cpu", model: str = "auto") -> Llama:
+def load_decoder(path: str | Path, dtype: torch.dtype) -> Llama:
     """Read a LLaMA into a decoder without prompts, frozen."""
-    config, state = load_llama(path, dtype, device, model)
+    config, state = load_llama(path, dtype)
     llama = Llama(config, device="meta")
     assign(llama, state)
     return llama.requires_grad_(False)

@@ -27,7 +27,7 @@ from imagebind_llm.encoder.clip_encoder import ClipEncoder
 from imagebind_llm.encoder.store import identity_of
 from imagebind_llm.encoder.weights import file_sha256
 from imagebind_llm.explain.cue_table import CueTable
-from imagebind_llm.explain.explainer import Explainer, Explanation
+from imagebind_llm.explain.explainer import MAX_NEW_TOKENS, Explainer, Explanation
 from imagebind_llm.explain.faithfulness import true_cues
 from imagebind_llm.explain.loading import load_explainer
 from imagebind_llm.explain.rationales import read_rationales
@@ -56,7 +56,7 @@ class WebSettings:
     llama_model_path: str = flag("", "the LLaMA, if it is not where it was when the checkpoint was made")
     encoder_weights: str = flag("", "weights of the encoder; if not given, checkpoints/ENCODER.safetensors or .pth")
     judge: str = flag("", "a checkpoint folder whose judge checks claims; if not given, --checkpoint's")
-    max_new_tokens: int = flag(96, "longest rationale")
+    max_new_tokens: int = flag(MAX_NEW_TOKENS, "longest rationale")
     device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
     dtype: str = flag("auto", "of frozen weights; auto: a GPU's bfloat16, else float32", ("auto", "float32", "bfloat16"))
 
