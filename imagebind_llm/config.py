@@ -91,7 +91,10 @@ WINDOW_RULES = ("to_end", "before_end")
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """Sizes of a LLaMA-family decoder as its checkpoint has them (LLaMA-1/2/3, TinyLlama, SmolLM2)."""
+    """Sizes of a LLaMA-family decoder as its checkpoint has them (LLaMA-1/2/3, TinyLlama, SmolLM2).
+
+    `architecture`: a name of llama.registry.DECODERS.
+    """
 
     dim: int
     n_layers: int
@@ -104,6 +107,7 @@ class LlamaConfig:
     max_seq_len: int = 2048
     tied: bool = False  # the output matrix is the embedding matrix
     rope_scaling: "RopeScaling | None" = None  # LLaMA-3.1 and later
+    architecture: str = "llama"
 
 
 @dataclass(frozen=True)
