@@ -4,7 +4,10 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-MODALITIES = ("text", "audio", "vision")
+# The modalities in the order of a store's columns, and what people call them. Another is added at the end: stores that were
+# made before are read as lacking it.
+SENSES = {"text": "words", "audio": "sound", "vision": "picture"}
+MODALITIES = tuple(SENSES)
 
 
 def modality_subsets(modalities: Sequence[str]) -> list[tuple[str, ...]]:

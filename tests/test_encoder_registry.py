@@ -121,6 +121,16 @@ def test_a_registered_encoder_makes_a_store_that_a_model_trains_on(toy, table, t
     assert read_tensors(run / "last")["bridge.image_bind_proj.weight"].shape == (16, WIDTH)
 
 
+def test_an_encoder_without_a_tower_embeds_what_it_has_and_refuses_the_rest(toy, table, tmp_path, monkeypatch):
+    blind = EncoderSpec(WIDTH, load_toy, Bytes, load_toy_clip, "7", modalities=("text", "audio"))
+    monkeypatch.setitem(ENCODERS, "toy_48", blind)
+    given = {"data_path": table, "encoder": "toy_48", "encoder_weights": toy, "num_workers": 0, "device": "cpu"}
+    done = call(avt_get_emb.main, **given, output_dir=tmp_path / "emb")
+    assert done.code == 0 and Store(tmp_path / "emb").identity.modalities == ("text", "audio"), done.err
+    done = call(avt_get_emb.main, **given, output_dir=tmp_path / "other", modalities="text vision")
+    assert done.code == 2 and "--modalities vision: expected some of text audio, which --encoder toy_48 embeds" in done.err
+
+
 def test_the_command_takes_every_registered_encoder(capsys):
     assert call(avt_get_emb.main, data_path="x", output_dir="y", encoder="toy_48").code == 2
     done = call(avt_get_emb.main, data_path="x", output_dir="y", encoder="toy_48")

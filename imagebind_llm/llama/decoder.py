@@ -193,7 +193,9 @@ class Llama(nn.Module):
         plain = prompts and replace(prompts, lora_rank=0, bias=False)
         lowest = lowest_adapted(config, prompts)
         self.lowest = min(lowest, config.n_layers - prompts.adapter_layer) if prompts else 0  # layers below never change
-        self.layers = nn.ModuleList(self.block(config, prompts if i >= lowest else plain, device) for i in range(config.n_layers))
+        self.layers = nn.ModuleList(
+            self.block(config, prompts if i >= lowest else plain, device) for i in range(config.n_layers)
+        )
         self.norm = RMSNorm(config.dim, config.norm_eps)
         if not config.tied:
             self.output = nn.Linear(config.dim, config.vocab_size, bias=False, device=device)
@@ -270,5 +272,3 @@ class Llama(nn.Module):
         if cache is not None:
             cache.prompt[i] = kv
         return kv
-
-
