@@ -13,9 +13,10 @@ from ablation_table import GAINED, answers_of, gains
 from clip_cards import TRUTH, turned
 from measure_explanations import intervals
 
+from imagebind_llm.config import SENSES
 from imagebind_llm.critic.judge import Figures
 from imagebind_llm.demo_world.published import CUE_TABLE
-from imagebind_llm.explain.coloured_claims import LEGEND, SENSES, judged_by
+from imagebind_llm.explain.coloured_claims import LEGEND, judged_by
 from imagebind_llm.explain.scoring import Judges, Rationale, ScoringSettings, load_references
 from imagebind_llm.html import Html, bars, figure, paragraph, table
 from imagebind_llm.itsl.checkpoint import resolve

@@ -60,7 +60,7 @@ def _llama(path: Path, checkpoint: LlamaCheckpoint) -> Report:
     preset = next((name for name, sizes in LLAMA_PRESETS.items() if same_sizes(config, sizes)), None)
     facts = {
         "path": str(path),
-        "what": f"LLaMA, {checkpoint.format} format, {_count(len(checkpoint.files), 'file')}",
+        "what": f"{_family(config)}, {checkpoint.format} format, {_count(len(checkpoint.files), 'file')}",
         "sizes": f"{config.n_layers} layers, width {config.dim}, {config.n_heads} heads{kv}, feed-forward {config.hidden_dim}, "
         f"vocabulary {config.vocab_size}{', tied output' if config.tied else ''}",
         "details": f"norm eps {config.norm_eps:g}, rotary theta {config.rope_theta:g}, context {config.max_seq_len}",
@@ -144,6 +144,10 @@ def _amount(shapes: dict[str, Shape], dtypes: Counter[str], files: tuple[Path, .
     stored = ", ".join(f"{count} {dtype}" for dtype, count in dtypes.most_common()) if len(dtypes) > 1 else "".join(dtypes)
     size = sum(file.stat().st_size for file in files) / 1e9
     return f"{sum(math.prod(shape) for shape in shapes.values()):,} ({stored}; {size:.3g} GB on disk)"
+
+
+def _family(config: LlamaConfig) -> str:
+    return "LLaMA" if config.architecture == "llama" else f"{config.architecture}, of LLaMA's family"
 
 
 def _count(number: int, noun: str) -> str:

@@ -8,7 +8,7 @@ text and file; otherwise it is computed whole. Rank r takes every world_size-th 
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -44,7 +44,7 @@ class ExtractSettings:
         "imagebind_huge", "imagebind_huge: the public model; imagebind_tiny: a small one for the demo", tuple(ENCODERS)
     )
     encoder_weights: str = flag("", "weight file; if not given, checkpoints/ENCODER.safetensors or .pth")
-    modalities: tuple[str, ...] = flag(MODALITIES, "modalities to embed", MODALITIES)
+    modalities: tuple[str, ...] = flag((), "modalities to embed; if not given, all that the encoder has", MODALITIES)
     batch_size: int = flag(8, "clips per batch")
     num_workers: int = flag(2, "decoding processes per rank; 0: decode in the main process")
     device: str = flag("auto", "auto is cuda where there is one", ("auto", "cpu", "cuda"))
@@ -149,6 +149,7 @@ def extract(settings: ExtractSettings) -> Summary:
     be read is recorded and the run goes on.
     """
     started = time.monotonic()
+    settings = _with_modalities(settings)
     dataset = load_dataset(settings.data_path, settings.splits)
     _refuse_missing_clips(dataset, settings)
     if Path(settings.output_dir).resolve() == dataset.root.resolve():
@@ -188,6 +189,17 @@ def extract(settings: ExtractSettings) -> Summary:
     if is_main:
         _write_results(summary, dataset.splits, store, settings.export_pt)
     return summary
+
+
+def _with_modalities(settings: ExtractSettings) -> ExtractSettings:
+    """Naming all that the encoder has, where none is given. Raises DataError for one that it has not."""
+    has = ENCODERS[settings.encoder].modalities
+    if lacking := [name for name in settings.modalities if name not in has]:
+        raise DataError(
+            f"--modalities {' '.join(lacking)}: expected some of {' '.join(has)}, which --encoder {settings.encoder} embeds; "
+            f"leave the others out, or name another encoder"
+        )
+    return replace(settings, modalities=settings.modalities or has)
 
 
 def _embed_all(encoder: Encoder, batches: list[list[Example]], settings: ExtractSettings, device: torch.device, writer) -> int:

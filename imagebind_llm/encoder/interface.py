@@ -73,7 +73,7 @@ class EncoderSpec:
 
     `load_clip` takes (file, modalities, window rule, clean audio), as clips.media.load_clip, and returns for each modality its
     windows or the reason why there are none. `version`: raised whenever a change of preprocessing, tokenizer or towers changes
-    a vector.
+    a vector. `modalities`: those that it embeds.
     """
 
     width: int
@@ -81,3 +81,4 @@ class EncoderSpec:
     tokenizer: Callable[[], Tokenizer]
     load_clip: Callable[[Path, Sequence[str], str, bool], dict[str, Windows | MediaError]]
     version: str
+    modalities: tuple[str, ...] = ("text", "audio", "vision")

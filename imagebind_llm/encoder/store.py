@@ -30,6 +30,7 @@ from imagebind_llm.files import locked, write_atomic
 
 FORMAT = 1
 FIRST_FLUSH_S = 0.25
+ORIGINAL = ("text", "vision", "audio")  # the order in the original's files
 OPEN_SHARDS = 32  # file handles a reader keeps
 
 
@@ -168,6 +169,11 @@ class Store:
         for other in identities[1:]:
             check_identity(self.root, other, identities[0])
         self.identity = identities[0]
+        if unknown := [name for name in self.identity.modalities if name not in MODALITIES]:
+            raise StoreError(
+                f"{self.root}: holds {' '.join(unknown)}, expected only {' '.join(MODALITIES)}; add it to SENSES in "
+                f"imagebind_llm/config.py, or embed the clips again without it"
+            )
         self.sources: dict[str, int] = {}
         self._place: dict[str, tuple[str, int]] = {}
         self._failures: dict[str, list[Failure]] = {}
@@ -221,10 +227,10 @@ class Store:
         for key in keys:
             name, row = self._place[key]
             rows.setdefault(name, []).append(row)
-        counts = sum(
-            (self._shard(name).get_tensor("present")[places].sum(0) for name, places in rows.items()),
-            torch.zeros(len(MODALITIES)),
-        )
+        counts = torch.zeros(len(MODALITIES))
+        for name, places in rows.items():
+            present = self._shard(name).get_tensor("present")[places].sum(0)
+            counts[: len(present)] += present
         return {modality: int(counts[MODALITIES.index(modality)]) for modality in modalities}
 
     def read(self, keys: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -243,8 +249,9 @@ class Store:
         for i in sorted(range(len(keys)), key=lambda i: self._place[keys[i]]):
             name, row = self._place[keys[i]]
             shard = self._shard(name)
-            vectors[i] = shard.get_slice("vectors")[row]
-            present[i] = shard.get_slice("present")[row]
+            stored = shard.get_slice("vectors")[row]  # fewer columns than MODALITIES where it is older than the last of them
+            vectors[i, : len(stored)] = stored
+            present[i, : len(stored)] = shard.get_slice("present")[row]
         return vectors, present
 
 
@@ -253,11 +260,11 @@ def export_pt(store: Store, keys: Sequence[str], folder: Path) -> None:
 
     The vectors are as they are stored, with the public scales; a modality that a clip lacks is a zero vector.
     """
-    text, audio, vision = range(len(MODALITIES))
+    columns = [MODALITIES.index(name) for name in ORIGINAL]
     for i, key in enumerate(keys):
         (row,), _ = store.read([key])
         buffer = io.BytesIO()
-        torch.save([row[m].clone()[None] for m in (text, vision, audio)], buffer)
+        torch.save([row[m].clone()[None] for m in columns], buffer)
         write_atomic(Path(folder) / f"{i}.pt", buffer.getvalue())
 
 
@@ -288,7 +295,8 @@ class PtFolders:
             raise StoreError(f"{self.root}: no {' or '.join(f'{split}_emb/0.pt' for split in keys)} here")
         width = self._load(next(iter(self._files.values())), None).shape[1]
         # the original's encoder; which weights made the files, they do not say
-        self.identity = Identity("imagebind_huge", "", "float32", MODALITIES, "", False, width, "")
+        modalities = tuple(name for name in MODALITIES if name in ORIGINAL)
+        self.identity = Identity("imagebind_huge", "", "float32", modalities, "", False, width, "")
 
     def __contains__(self, key: str) -> bool:
         return key in self._files
@@ -303,8 +311,9 @@ class PtFolders:
     def _load(self, path: Path, width: int | None) -> Tensor:
         """(M,E) in our order."""
         try:
-            text, vision, audio = (part.detach().float().reshape(-1) for part in torch.load(path, "cpu", weights_only=True))
-            row = torch.stack([text, audio, vision])
+            stored = [part.detach().float().reshape(-1) for part in torch.load(path, "cpu", weights_only=True)]
+            parts = dict(zip(ORIGINAL, stored, strict=True))
+            row = torch.stack([parts.get(name, torch.zeros_like(stored[0])) for name in MODALITIES])
         except UNREADABLE as error:
             raise StoreError(f"{path}: expected [text, vision, audio], each (1, E), got something else ({error})") from error
         if width is not None and row.shape[1] != width:

@@ -167,7 +167,18 @@ class Block(nn.Module):
 
 
 class Llama(nn.Module):
-    """The decoder. With `prompts`, every layer has a gate and the top `adapter_layer` of them read prompt vectors."""
+    """The decoder. With `prompts`, every layer has a gate and the top `adapter_layer` of them read prompt vectors.
+
+    A decoder that differs within a layer is a subclass with another `block`, and a line in registry.py.
+    """
+
+    block: type[Block] = Block
+    huggingface = "LlamaForCausalLM"  # its class in transformers, as config.json names it
+
+    @staticmethod
+    def more_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+        """What the files have of each layer beyond LLaMA's weights: parameter, such as "attention.wq.bias" -> shape."""
+        return {}
 
     def __init__(self, config: LlamaConfig, prompts: PromptConfig | None = None, device: Device = None):
         """`device`: where the frozen matrices are made, "meta" if a checkpoint's will be assigned (weights.assign)."""
@@ -182,7 +193,9 @@ class Llama(nn.Module):
         plain = prompts and replace(prompts, lora_rank=0, bias=False)
         lowest = lowest_adapted(config, prompts)
         self.lowest = min(lowest, config.n_layers - prompts.adapter_layer) if prompts else 0  # layers below never change
-        self.layers = nn.ModuleList(Block(config, prompts if i >= lowest else plain, device) for i in range(config.n_layers))
+        self.layers = nn.ModuleList(
+            self.block(config, prompts if i >= lowest else plain, device) for i in range(config.n_layers)
+        )
         self.norm = RMSNorm(config.dim, config.norm_eps)
         if not config.tied:
             self.output = nn.Linear(config.dim, config.vocab_size, bias=False, device=device)

@@ -37,7 +37,7 @@ from imagebind_llm.records import Example
 MAX_CHARACTERS = 500  # of what is said
 N_EXAMPLES = 3
 MB = 2**20  # bytes
-IN_FILE = ("audio", "vision")  # what a clip's file holds; its words are typed
+IN_FILE = tuple(name for name in MODALITIES if name != "text")  # what comes with a clip's file; its words are typed
 EXPECTED = "expected a clip of picture and sound, such as mp4, mov or webm"
 
 Inputs = dict[str, tuple[Tensor, tuple[int, ...]]]  # clip_encoder.Encoded.inputs
