@@ -6,44 +6,31 @@
 Started again, an interrupted run continues. Clips that cannot be read are listed at the end and in failures.tsv.
 """
 
-import os
-import sys
-
-import torch
-
 from imagebind_llm import distributed
-from imagebind_llm.datasets.readers import DataError
 from imagebind_llm.encoder.extraction import ExtractSettings, Summary, extract
-from imagebind_llm.encoder.store import StoreError
-from imagebind_llm.files import LockedError
-from imagebind_llm.flags import parse
-from imagebind_llm.weight_files import WeightsError
+from imagebind_llm.flags import exit_code, parse
 
 LISTED = 10
+KEPT = "nothing that was stored before is lost"
 
 
 def main() -> int:
     settings = parse(ExtractSettings, description=__doc__)
-    try:
-        summary = extract(settings)
-    except (DataError, LockedError, StoreError, WeightsError) as error:
-        return fail(str(error))
-    except OSError as error:
-        return fail(f"{error}; nothing that was stored before is lost: fix this and start again")
-    except torch.OutOfMemoryError as error:
-        return fail(f"{error}; nothing that was stored before is lost: lower --batch_size and start again")
-    except KeyboardInterrupt:
-        return fail("interrupted; start again to continue")
+    return exit_code(
+        "avt_get_emb.py",
+        lambda: run(settings),
+        interrupted="interrupted; start again to continue",
+        out_of_memory=f"{KEPT}: lower --batch_size and start again",
+        after_os_error=f"{KEPT}: fix this and start again",
+    )
+
+
+def run(settings: ExtractSettings) -> int:
+    """Embed, and report; the exit code."""
+    summary = extract(settings)
     if summary.is_main:
         report(summary, settings.output_dir)
     return 1 if settings.strict and summary.failures else 0
-
-
-def fail(message: str) -> int:
-    """Say what is wrong, and on which rank: it may be wrong on one alone."""
-    rank = f" (rank {os.environ['RANK']})" if "RANK" in os.environ else ""
-    print(f"avt_get_emb.py{rank}: {message}", file=sys.stderr)
-    return 2
 
 
 def report(summary: Summary, output_dir: str) -> None:

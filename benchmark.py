@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.critic import step_by_part
 from benchmarks.runner import Case, Measurement, compare, named
-from imagebind_llm.flags import flag, parse
+from imagebind_llm.flags import exit_code, flag, parse
 
 SUBJECTS = ("extraction", "media", "language", "loading", "training")
 
@@ -34,13 +34,15 @@ class BenchmarkSettings:
 
 def main() -> int:
     settings = parse(BenchmarkSettings, description=__doc__)
-    if settings.run:
-        return by_part(settings)
+    return exit_code("benchmark.py", lambda: by_part(settings) if settings.run else compare_all(settings))
+
+
+def compare_all(settings: BenchmarkSettings) -> None:
+    """Ours beside each peer. Raises ValueError if no case has the name."""
     cases = [case for subject in settings.only for case in importlib.import_module(f"benchmarks.{subject}").CASES]
     cases = [case for case in cases if settings.match in case.name]
     if not cases:
-        print(f"benchmark.py: no case of {', '.join(settings.only)} has {settings.match!r} in its name", file=sys.stderr)
-        return 2
+        raise ValueError(f"no case of {', '.join(settings.only)} has {settings.match!r} in its name")
     capability = torch.backends.cpu.get_cpu_capability()
     print(f"torch {torch.__version__}, {settings.threads} threads, {platform.machine()}, {capability}")
     print(f"{'case':62} {'':6} {'wall s':>8} {'CPU s':>8} {'units/s':>9} {'peak MB':>9} {'above MB':>9}")
@@ -48,18 +50,12 @@ def main() -> int:
         print_case(case, *compare(case, settings.rounds, settings.threads))
         if case.note:
             print(f"  {named(case.note)()}", flush=True)
-    return 0
 
 
-def by_part(settings: BenchmarkSettings) -> int:
+def by_part(settings: BenchmarkSettings) -> None:
     """Where a step of a run spends its time."""
     torch.set_num_threads(settings.threads)
-    try:
-        print(step_by_part(Path(settings.run), settings.rounds))
-    except (ValueError, OSError) as error:
-        print(f"benchmark.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    print(step_by_part(Path(settings.run), settings.rounds))
 
 
 def print_case(case: Case, ours: Measurement, peer: Measurement) -> None:

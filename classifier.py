@@ -8,7 +8,6 @@ reported on can be neither trained on nor selected on. With --method itsl the ra
 references: explanations_SEED.jsonl.
 """
 
-import json
 import sys
 import time
 from functools import partial
@@ -20,7 +19,7 @@ from imagebind_llm.datasets.readers import DataError
 from imagebind_llm.encoder.store import Store
 from imagebind_llm.explain.answers import ExplainSettings, answer_split, refuse_other_content, scores_beside
 from imagebind_llm.explain.loading import load_explainer
-from imagebind_llm.files import write_atomic
+from imagebind_llm.files import write_atomic, write_json
 from imagebind_llm.flags import exit_code, parse
 from imagebind_llm.intents.evaluation import (
     PREDICTIONS,
@@ -60,7 +59,7 @@ def run(settings: ClassifierSettings) -> None:
         found["rationales"], found["verifier"] = score_explanations(files, settings, llama)
     found["seconds"] = round(time.monotonic() - started, 1)
     print(console(found))
-    write_atomic(output / "results.json", (json.dumps(found, indent=1) + "\n").encode())
+    write_json(output / "results.json", found)
     write_atomic(output / PREDICTIONS, predictions_table(subsets[-1], protocol).encode())
     write_atomic(output / "report.html", write_page(protocol, subsets, found, output / "report.html").encode())
     print(f"{time.monotonic() - started:.1f} s; written to {output}: results.json, {PREDICTIONS}, report.html")

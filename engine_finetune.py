@@ -10,8 +10,6 @@ An interrupted run continues when it is started again, and ends with the same we
 epoch on dev only, and evaluates on test once, at the end.
 """
 
-import os
-import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -23,7 +21,7 @@ from imagebind_llm.corpus.sequences import Corpus, load_corpus
 from imagebind_llm.critic.self_critical import Critic
 from imagebind_llm.critic.trust import weighed
 from imagebind_llm.datasets.readers import DataError
-from imagebind_llm.flags import parse
+from imagebind_llm.flags import exit_code, parse
 from imagebind_llm.itsl.assembly import Assembled, build, open_language
 from imagebind_llm.itsl.instructions import LEAD
 from imagebind_llm.llama.tokenizers import LlamaTokenizer
@@ -38,18 +36,19 @@ from imagebind_llm.training.settings import TrainSettings
 
 def main() -> int:
     settings = parse(TrainSettings, description=__doc__)
-    try:
-        with distributed.process_group(distributed.choose_device(settings.device)) as device:
-            train(settings, device)
-    except ValueError as error:  # bad input; all our own errors are ValueErrors
-        return fail(str(error))
-    except OSError as error:
-        return fail(f"{error}; fix this and start again: the run continues")
-    except KeyboardInterrupt:
-        return fail("interrupted; start again to continue")
-    except torch.OutOfMemoryError as error:
-        return fail(f"{error}; lower --batch_size and raise --accum_iter, or pass --checkpoint_activations: the run continues")
-    return 0
+    return exit_code(
+        "engine_finetune.py",
+        lambda: run(settings),
+        interrupted="interrupted; start again to continue",
+        out_of_memory="lower --batch_size and raise --accum_iter, or pass --checkpoint_activations: the run continues",
+        after_os_error="fix this and start again: the run continues",
+    )
+
+
+def run(settings: TrainSettings) -> None:
+    """Train, together with the other ranks of torchrun if there are any."""
+    with distributed.process_group(distributed.choose_device(settings.device)) as device:
+        train(settings, device)
 
 
 def train(settings: TrainSettings, device: torch.device) -> None:
@@ -143,13 +142,6 @@ def announce(run: Run, assembled: Assembled, corpus: Corpus) -> None:
         say(f"trained on: {len(corpus.train_rows)} rows of train (--limit)")
     if len(corpus.train_rows) < distributed.world_size():
         raise DataError(f"{len(corpus.train_rows)} rows for {distributed.world_size()} ranks; lower --nproc_per_node")
-
-
-def fail(message: str) -> int:
-    """Print an error with the rank, since it may occur on one rank only; returns the exit status."""
-    rank = f" (rank {os.environ['RANK']})" if "RANK" in os.environ else ""
-    print(f"engine_finetune.py{rank}: {message}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

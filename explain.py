@@ -8,7 +8,7 @@ python explain.py --checkpoint runs/demo/itsl/best --data_path data/demo/clips -
 import sys
 from pathlib import Path
 
-from imagebind_llm import distributed
+from imagebind_llm import distributed, markdown
 from imagebind_llm.critic.best_of import BestOf
 from imagebind_llm.critic.checked_claims import ClaimCheck, has_judge
 from imagebind_llm.critic.judge import JudgeError
@@ -17,9 +17,8 @@ from imagebind_llm.encoder.store import identity_of
 from imagebind_llm.explain.answers import ExplainSettings, answer_split, embed_clip, open_store, scores_beside, shown
 from imagebind_llm.explain.explainer import Explainer
 from imagebind_llm.explain.loading import load_explainer
-from imagebind_llm.explain.scoring import markdown
+from imagebind_llm.explain.scoring import score_cells
 from imagebind_llm.flags import exit_code, parse
-from imagebind_llm.itsl.checkpoint import resolve
 from imagebind_llm.records import Example
 from imagebind_llm.weight_files import WeightsError
 
@@ -33,44 +32,42 @@ def run(settings: ExplainSettings) -> None:
     """Load, then explain one clip or all of a split."""
     device = distributed.choose_device(settings.device)
     explainer = load_explainer(Path(settings.checkpoint), settings.llama_model_path, device, settings.dtype)
-    if settings.best_of:
-        explainer.best_of = best_of(explainer, settings)
     check = claim_check(explainer, settings)
+    if settings.best_of:
+        explainer.best_of = best_of(explainer, settings, check)
     if not settings.batch:
         explain_one(explainer, settings, check)
         return
     answer_split(explainer, settings, check)
     scores, judge = scores_beside(settings.data_path, [Path(settings.batch)], settings.split)
-    parts = [part for part in (markdown(scores) if scores else "", judge) if part]
+    parts = [part for part in (markdown.table(*score_cells(scores)) if scores else "", judge) if part]
     print("\n" + "\n\n".join(parts) if parts else "")
 
 
-def best_of(explainer: Explainer, settings: ExplainSettings) -> BestOf:
-    """What picks among the rationales. Raises DataError where there is nothing to judge by, JudgeError without a judge."""
-    if explainer.store_identity is None or explainer.order == "rationale":
-        why = "knows the words alone" if explainer.store_identity is None else "gives its reasons before its intent"
+def best_of(explainer: Explainer, settings: ExplainSettings, check: ClaimCheck | None) -> BestOf:
+    """What picks among the rationales, by the judge that checks claims. Raises DataError where there is nothing to judge by."""
+    if check is None or explainer.order == "rationale":
+        why = "knows the words alone" if check is None else "gives its reasons before its intent"
         raise DataError(f"--best_of {settings.best_of}: {settings.checkpoint} {why}; leave --best_of out")
-    identity, folder = identity_of(explainer.store_identity), Path(settings.judge or settings.checkpoint)
-    how = (settings.best_of, settings.temperature)
-    return BestOf.load(resolve(folder), identity, *how, encoder_weights=settings.encoder_weights, device=str(explainer.device))
+    return BestOf(check.judge, check.clips, settings.best_of, settings.temperature)
 
 
 def claim_check(explainer: Explainer, settings: ExplainSettings) -> ClaimCheck | None:
     """What checks claims; None, and that is said, where there is no judge. Raises JudgeError, DataError or WeightsError where
-    --judge names one that cannot serve; the checkpoint's own need not, since embeddings can be had without the encoder."""
+    --judge names one that cannot serve, or --best_of needs it; else the checkpoint's own need not, since embeddings can be had
+    without the encoder."""
     if explainer.store_identity is None:
         if settings.judge:
             raise DataError(f"--judge {settings.judge}: {settings.checkpoint} knows the words alone; leave --judge out")
         return None
-    if (best := explainer.best_of) is not None:
-        return ClaimCheck(best.judge, best.clips, explainer.taxonomy)
-    if not settings.judge and not has_judge(Path(settings.checkpoint)):
+    needed = settings.judge or settings.best_of
+    if not needed and not has_judge(Path(settings.checkpoint)):
         return None
     folder, identity = Path(settings.judge or settings.checkpoint), identity_of(explainer.store_identity)
     try:
         return ClaimCheck.load(folder, identity, explainer.taxonomy, settings.encoder_weights, explainer.device)
     except (WeightsError, JudgeError) as error:
-        if settings.judge:
+        if needed:
             raise
         print(f"claims are not checked: {error}", file=sys.stderr)
         return None

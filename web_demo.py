@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from imagebind_llm.config import SENSES
 from imagebind_llm.explain.coloured_claims import STYLE as JUDGED
 from imagebind_llm.explain.coloured_claims import coloured
 from imagebind_llm.flags import exit_code, parse
@@ -27,7 +28,6 @@ except ModuleNotFoundError as error:
 
 KEPT_S = 600  # how long answers wait for a visitor, and uploads for the question that never came
 WAITING = 16  # visitors in the queue
-MEANING = {"text": "text: what is said", "audio": "audio: how it sounds", "vision": "vision: how it looks"}
 UNEXPECTED = "Something went wrong here, not with your clip; the server's log has the details. Try once more or another clip."
 WELCOME = view.html_block(
     view.boxed("Give a clip and its words, or take an example; then switch modalities off to see what changes.")
@@ -91,7 +91,7 @@ def build_page(model: PageModel, uploads: Path) -> gr.Blocks:
                 video = gr.Video(label="Clip", sources=sources, webcam_options=options, visible=files, elem_id="clip")
                 gr.Markdown(f"At most {size}; removed from the server once it is read.", visible=files)
                 text = gr.Textbox(label="What is said in it", max_length=MAX_CHARACTERS, lines=2, max_lines=4)
-                choices = [(MEANING[name], name) for name in model.modalities]
+                choices = [(f"{name}: {SENSES[name]}", name) for name in model.modalities]
                 modalities = gr.CheckboxGroup(choices, value=list(model.modalities), label="The model may use")
                 button = gr.Button("Explain", variant="primary")
                 if model.examples:

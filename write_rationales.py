@@ -10,10 +10,9 @@ test split (--splits test) are for scoring only: never train on them.
 import sys
 from pathlib import Path
 
-from imagebind_llm.datasets.readers import DataError
-from imagebind_llm.files import LockedError, write_atomic
-from imagebind_llm.flags import parse
-from imagebind_llm.rationale_writing.client import RationalesError, RationaleSettings
+from imagebind_llm.files import write_atomic
+from imagebind_llm.flags import exit_code, parse
+from imagebind_llm.rationale_writing.client import RationaleSettings
 from imagebind_llm.rationale_writing.review import review_page
 from imagebind_llm.rationale_writing.writing import Summary, preview, write_rationales
 
@@ -22,26 +21,23 @@ LISTED = 10
 
 def main() -> int:
     settings = parse(RationaleSettings, description=__doc__)
-    try:
-        if settings.dry_run:
-            print(preview(settings))
-            return 0
-        summary = write_rationales(settings)
-        page = Path(settings.output).with_suffix(".html")
-        write_atomic(page, review_page(summary, f"Rationales of {settings.data_path}", settings.model).encode())
-    except (DataError, LockedError, RationalesError) as error:
-        return fail(str(error))
-    except OSError as error:
-        return fail(f"{error}; answers that were recorded before are kept: fix this and start again")
-    except KeyboardInterrupt:
-        return fail(f"interrupted; every answer so far is kept beside {settings.output}: start again to continue")
+    return exit_code(
+        "write_rationales.py",
+        lambda: run(settings),
+        interrupted=f"interrupted; every answer so far is kept beside {settings.output}: start again to continue",
+        after_os_error="answers that were recorded before are kept: fix this and start again",
+    )
+
+
+def run(settings: RationaleSettings) -> None:
+    """Ask, write and report; or say what would be asked."""
+    if settings.dry_run:
+        print(preview(settings))
+        return
+    summary = write_rationales(settings)
+    page = Path(settings.output).with_suffix(".html")
+    write_atomic(page, review_page(summary, f"Rationales of {settings.data_path}", settings.model).encode())
     report(summary, settings.output, page)
-    return 0
-
-
-def fail(message: str) -> int:
-    print(f"write_rationales.py: {message}", file=sys.stderr)
-    return 2
 
 
 def report(summary: Summary, output: str, page: Path) -> None:

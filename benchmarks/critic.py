@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from imagebind_llm import distributed
+from imagebind_llm import distributed, markdown
 from imagebind_llm.corpus.batches import Collator
 from imagebind_llm.corpus.sequences import load_corpus
 from imagebind_llm.critic.judge import ClauseVectors, Judge
@@ -106,10 +106,10 @@ def step_by_part(run: Path, steps: int = 3) -> str:
     if not done:
         raise ValueError(f"--run {run}: its epochs have a single step, which warms up; nothing is left to time")
     total = sum(watch.spent.values())
-    lines = [f"| {name} | {s / done:.2f} | {100 * s / total:.0f} |" for name, s in watch.spent.items()]
+    lines = [[name, f"{s / done:.2f}", f"{100 * s / total:.0f}"] for name, s in watch.spent.items()]
     dtype = str(model.llama.tok_embeddings.weight.dtype).removeprefix("torch.")
-    head = f"| part of a step: {rows} clips, {settings.samples} samples each, {dtype}, {device} | s | % |"
-    return "\n".join([head, "|---|---|---|", *lines, f"| all, mean of {done} | {total / done:.2f} | 100 |"])
+    head = f"part of a step: {rows} clips, {settings.samples} samples each, {dtype}, {device}"
+    return markdown.table([head, "s", "%"], [*lines, [f"all, mean of {done}", f"{total / done:.2f}", "100"]])
 
 
 def watched(critic: Critic, optimizer: torch.optim.Optimizer, device: torch.device) -> Stopwatch:

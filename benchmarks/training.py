@@ -3,10 +3,8 @@
 SmolLM2's shape with random weights, adapters in the top 12 layers, the demo's row lengths.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -80,21 +78,6 @@ def supervised(rows: int = ROWS) -> Work:
     return work
 
 
-def shares() -> str:
-    """Where a self-critical step spends its time."""
-    parts = _CriticParts(ROWS)
-    spent: dict[str, float] = {}
-    for _ in range(2):  # the first warms up
-        spent = {}
-        samples = _timed(spent, "sampling", parts.sample)
-        rows = _timed(spent, "layers below the adapters", partial(parts.packed, samples))
-        loss = _timed(spent, "scoring", partial(parts.score, rows))
-        _timed(spent, "KL reference", partial(parts.reference, rows))
-        _timed(spent, "backward", partial(parts.backward, loss))
-    total = sum(spent.values())
-    return ", ".join(f"{name} {100 * seconds / total:.0f} %" for name, seconds in spent.items()) + f" of {total:.1f} s"
-
-
 class _CriticParts:
     """The stages of a self-critical step, without tokenizer and rewards (which take no time to speak of)."""
 
@@ -135,13 +118,6 @@ class _CriticParts:
         self.model(rows.batch)
 
 
-def _timed(spent: dict[str, float], name: str, work: Callable):
-    started = time.perf_counter()
-    found = work()
-    spent[name] = time.perf_counter() - started
-    return found
-
-
 def _model() -> ITSL:
     torch.manual_seed(0)
     shape = SHAPES["SmolLM2"]
@@ -171,6 +147,5 @@ CASES = [
         HERE + "criticised",
         HERE + "supervised",
         "<= 12 times as long",
-        note=HERE + "shares",
     ),
 ]

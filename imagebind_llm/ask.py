@@ -7,7 +7,7 @@ import torch
 
 from imagebind_llm import distributed
 from imagebind_llm.config import PromptConfig
-from imagebind_llm.flags import flag, parse
+from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.itsl.generate import Sampling, generate
 from imagebind_llm.itsl.instructions import alpaca_prompt
 from imagebind_llm.itsl.model import ITSL
@@ -63,15 +63,8 @@ def answer(settings: AskSettings) -> str:
 
 def main() -> int:
     settings = parse(AskSettings, description="Ask a LLaMA something.")
-    try:
-        print(answer(settings))
-    except (ValueError, OSError) as problem:  # what is wrong with the input; all errors of our own are ValueErrors
-        print(f"ask: {problem}", file=sys.stderr)
-        return 1
-    except torch.OutOfMemoryError as problem:
-        print(f"ask: {problem}; pass --dtype bfloat16 or --device cpu", file=sys.stderr)
-        return 1
-    return 0
+    advice = "pass --dtype bfloat16 or --device cpu"
+    return exit_code("imagebind_llm.ask", lambda: print(answer(settings)), out_of_memory=advice)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,10 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-MODALITIES = ("text", "audio", "vision")
+# The modalities in the order of a store's columns, and what people call them. Another is added at the end: stores that were
+# made before are read as lacking it.
+SENSES = {"text": "words", "audio": "sound", "vision": "picture"}
+MODALITIES = tuple(SENSES)
 
 
 def modality_subsets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
@@ -91,7 +94,10 @@ WINDOW_RULES = ("to_end", "before_end")
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """Sizes of a LLaMA-family decoder as its checkpoint has them (LLaMA-1/2/3, TinyLlama, SmolLM2)."""
+    """Sizes of a LLaMA-family decoder as its checkpoint has them (LLaMA-1/2/3, TinyLlama, SmolLM2).
+
+    `architecture`: a name of llama.registry.DECODERS.
+    """
 
     dim: int
     n_layers: int
@@ -104,6 +110,7 @@ class LlamaConfig:
     max_seq_len: int = 2048
     tied: bool = False  # the output matrix is the embedding matrix
     rope_scaling: "RopeScaling | None" = None  # LLaMA-3.1 and later
+    architecture: str = "llama"
 
 
 @dataclass(frozen=True)

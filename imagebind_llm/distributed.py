@@ -172,7 +172,7 @@ def warn(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def ranks_here(most: int = 2) -> int:
-    """How many ranks our recipes start here, at most `most`: one for each GPU; without any, one for each core."""
+def ranks_here() -> int:
+    """How many ranks our recipes start here, at most 2: one for each GPU; without any, one for each core."""
     places = torch.cuda.device_count() if torch.cuda.is_available() else os.cpu_count() or 1
-    return min(places, most)
+    return min(places, 2)

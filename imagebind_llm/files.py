@@ -2,9 +2,12 @@
 
 import errno
 import fcntl
+import json
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 UNSUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}  # how a disk says that it cannot do this at all
 
@@ -25,6 +28,27 @@ def write_atomic(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
+    """Write a JSON file, whole or not at all."""
+    write_atomic(path, (json.dumps(content, indent=indent) + "\n").encode())
+
+
+def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Write a JSON a line, whole or not at all."""
+    write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """The lines of a file and what each says, None for what is no JSON; a last line that was cut off is left out."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""  # our own lines are ASCII
+    for line in text.splitlines(keepends=True):
+        try:
+            yield line, json.loads(line)
+        except json.JSONDecodeError:
+            if line.endswith("\n") or not line.startswith("{"):
+                yield line, None
 
 
 def locked(path: Path, otherwise: str = "--output_dir"):

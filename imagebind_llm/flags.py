@@ -5,6 +5,7 @@
 
 import argparse
 import dataclasses
+import os
 import sys
 import types
 import typing
@@ -58,23 +59,26 @@ def _shown_default(default) -> str:
 
 def exit_code(
     name: str,
-    command: Callable[[], object],
+    command: Callable[[], int | None],
     interrupted: str = "interrupted",
     out_of_memory: str = "lower --batch_size, or pass --device cpu",
+    after_os_error: str = "",
 ) -> int:
-    """Run a command. Returns 0, or 2 after one sentence on stderr: about its input (all errors of our own are ValueErrors), or
-    what to do once it was `interrupted` or the GPU is `out_of_memory`. Other errors are bugs, and keep their traceback."""
+    """Run a command. Returns what it returns (0 for None), or 2 after one sentence on stderr, which names the rank under
+    torchrun: about its input (all errors of our own are ValueErrors), or what to do once it was `interrupted`, the GPU is
+    `out_of_memory`, or `after_os_error` (a full disk). Other errors are bugs, and keep their traceback."""
     try:
-        command()
-    except (ValueError, OSError) as error:
+        return command() or 0
+    except ValueError as error:
         message = str(error)
+    except OSError as error:
+        message = f"{error}; {after_os_error}" if after_os_error else str(error)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which this module does not import
             raise
         message = f"{error}; {out_of_memory}"
     except KeyboardInterrupt:
         message = interrupted
-    else:
-        return 0
-    print(f"{name}: {message}", file=sys.stderr)
+    rank = f" (rank {os.environ['RANK']})" if "RANK" in os.environ else ""  # it may be wrong on one alone
+    print(f"{name}{rank}: {message}", file=sys.stderr)
     return 2

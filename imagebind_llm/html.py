@@ -89,10 +89,10 @@ def figure(drawn: Figure, caption: str = "") -> Html:
     return Html(f"<figure>{shown}{picture}</figure>")
 
 
-def jpeg(picture: Image.Image, quality: int = 85) -> str:
+def jpeg(picture: Image.Image) -> str:
     """A picture as an address that holds it, for `src` and `poster`."""
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=quality)
+    picture.save(buffer, "JPEG", quality=85)
     return data_url("image/jpeg", buffer.getvalue())
 
 

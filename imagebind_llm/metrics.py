@@ -94,6 +94,11 @@ def resampled(
     return {name: total / len(predicted) for name, total in sums.items()}
 
 
+def drawn_rows(n: int, n_resamples: int = N_RESAMPLES) -> np.ndarray:
+    """(R,N): the numbers of the rows in each bootstrap sample of n, the same ones every time."""
+    return np.random.default_rng(0).integers(n, size=(n_resamples, n))
+
+
 def _indicator(classes: np.ndarray, n_classes: int) -> np.ndarray:
     return np.eye(n_classes, dtype=np.float32)[classes]  # (N,C)
 

@@ -196,7 +196,7 @@ MUTATIONS = [
     M("each rank evaluates every row", "training/epoch.py", "[distributed.rank() :: distributed.world_size()]", "[:]",
       "test_shares.py::test_dev_scores_of_several_ranks_are_those_of_one"),
     M("each rank scores every row for the results", "training/results.py",
-      "share = labelled[distributed.rank() :: distributed.world_size()]", "share = labelled", "test_shares.py::test_results_of_several_ranks_are_in_order_and_every_row_is_scored_once"),
+      "share = rows[distributed.rank() :: distributed.world_size()]", "share = rows", "test_shares.py::test_results_of_several_ranks_are_in_order_and_every_row_is_scored_once"),
     M("calibration on test", "training/results.py", 'calibrate(*scored["dev"]) if', 'calibrate(*scored["test"]) if',
       "test_splits.py::test_other_labels_of_test_rows_leave_the_calibration_and_every_number_of_dev"),
     M("alpha from test", "training/results.py", '(corpus.splits["dev"], corpus.prompts["dev"], scored["dev"])',
@@ -375,6 +375,6 @@ MUTATIONS = [
       "test_captions_mixed.py::test_answers_and_captions_are_means_over_their_own_tokens_each_with_its_own_weight"),
     M("a caption beside every row", "corpus/batches.py", "(len(step) + 1) // 2", "len(step)",
       "test_captions_mixed.py::test_every_two_rows_get_a_caption_and_none_comes_twice_before_all_came_once"),
-    M("words of masked text are in the prompt", "intents/methods.py", 'if name != "text" or present[0])', "if True)",
+    M("words of masked text are in the prompt", "explain/explainer.py", 'if words or name != "text")', "if True)",
       "test_methods.py::test_masked_text_is_neither_embedded_nor_in_the_prompt"),
 ]  # fmt: skip

@@ -38,23 +38,23 @@ def test_sampled_answers_follow_the_seed():
 def test_missing_tokenizer_ends_the_command_with_its_message(monkeypatch, capsys):
     arguments = ["ask", "--instruction", "Hello", "--llama_model_path", str(GOLDEN / "f_meta_2shard")]
     monkeypatch.setattr(sys, "argv", arguments)
-    assert main() == 1
-    assert "ask: no tokenizer: expected" in capsys.readouterr().err
+    assert main() == 2
+    assert "imagebind_llm.ask: no tokenizer: expected" in capsys.readouterr().err
 
 
 def test_the_device_is_asked_for_and_what_it_lacks_is_a_sentence(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["ask", "--instruction", "Hello", "--device", "cuda"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert main() == 1
-    assert capsys.readouterr().err.startswith("ask: --device cuda: torch sees no CUDA device here")
+    assert main() == 2
+    assert capsys.readouterr().err.startswith("imagebind_llm.ask: --device cuda: torch sees no CUDA device here")
 
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(sys, "argv", ["ask", "--instruction", "Hello", "--device", "cpu"])
     monkeypatch.setattr(ask, "load_llama", full)
-    assert main() == 1
-    assert capsys.readouterr().err == "ask: CUDA out of memory.; pass --dtype bfloat16 or --device cpu\n"
+    assert main() == 2
+    assert capsys.readouterr().err == "imagebind_llm.ask: CUDA out of memory.; pass --dtype bfloat16 or --device cpu\n"
 
 
 def test_tokenizer_of_another_vocabulary_is_refused_before_anything_is_generated(tmp_path):

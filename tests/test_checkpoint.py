@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from tiny_itsl import random_itsl
 from imagebind_llm.config import BridgeConfig, LlamaConfig, ModelConfig, PromptConfig, RopeScaling
 from imagebind_llm.itsl import checkpoint
 from imagebind_llm.itsl.assembly import digest
-from imagebind_llm.itsl.checkpoint import CheckpointError, config_from_json, config_to_json, read_info, read_tensors, save
+from imagebind_llm.itsl.checkpoint import CheckpointError, config_from_json, read_info, read_tensors, save
 from imagebind_llm.training.choice import Choice
 
 LLAMA = LlamaConfig(32, 4, 4, 2, 48, 61)
@@ -145,7 +146,7 @@ def test_clearing_deletes_a_runs_own_files_only(tmp_path):
 def test_a_config_survives_json(bridge, scaling):
     llama = LlamaConfig(32, 4, 4, 2, 48, 61, rope_theta=5e5, tied=True, rope_scaling=scaling)
     config = ModelConfig(llama, PromptConfig(3, 2, False, 4, True, lora_layers=None), bridge, 20)
-    assert config_from_json(json.loads(json.dumps(config_to_json(config)))) == config
+    assert config_from_json(json.loads(json.dumps(asdict(config)))) == config
 
 
 def test_what_is_no_checkpoint_says_which_folder_is_meant(tmp_path):

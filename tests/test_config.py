@@ -57,7 +57,7 @@ def test_a_command_ends_with_a_sentence_for_what_is_no_bug_of_ours(error, messag
 
     assert exit_code("x.py", command, interrupted="the same command continues") == 2
     assert capsys.readouterr().err == f"{message}\n"
-    assert exit_code("x.py", lambda: 3) == 0
+    assert exit_code("x.py", lambda: None) == 0 and exit_code("x.py", lambda: 1) == 1
 
 
 def test_a_bug_keeps_its_traceback():

@@ -14,6 +14,7 @@ import avt_get_emb
 import engine_finetune
 from imagebind_llm.clips.container import MediaError
 from imagebind_llm.critic.judge import ClauseVectors
+from imagebind_llm.datasets.readers import DataError
 from imagebind_llm.encoder.clip_encoder import ClipEncoder
 from imagebind_llm.encoder.extraction import ExtractSettings, extract
 from imagebind_llm.encoder.interface import Encoder, EncoderSpec
@@ -119,6 +120,16 @@ def test_a_registered_encoder_makes_a_store_that_a_model_trains_on(toy, table, t
     assert done.code == 0, done.err
     assert read_info(run / "last")["total"] == 1 and read_info(run / "last")["store"]["encoder"] == "toy_48"
     assert read_tensors(run / "last")["bridge.image_bind_proj.weight"].shape == (16, WIDTH)
+
+
+def test_an_encoder_without_a_tower_embeds_what_it_has_and_refuses_the_rest(toy, table, tmp_path, monkeypatch):
+    blind = EncoderSpec(WIDTH, load_toy, Bytes, load_toy_clip, "7", modalities=("text", "audio"))
+    monkeypatch.setitem(ENCODERS, "toy_48", blind)
+    encoder = {"encoder": "toy_48", "encoder_weights": str(toy), "num_workers": 0, "device": "cpu"}
+    extract(ExtractSettings(str(table), str(tmp_path / "emb"), **encoder))
+    assert Store(tmp_path / "emb").identity.modalities == ("text", "audio")
+    with pytest.raises(DataError, match="--modalities vision: expected some of text audio, which --encoder toy_48 embeds"):
+        extract(ExtractSettings(str(table), str(tmp_path / "other"), modalities=("text", "vision"), **encoder))
 
 
 def test_the_command_takes_every_registered_encoder(capsys):

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from imagebind_llm import markdown
 from imagebind_llm.config import MODALITIES
 from imagebind_llm.demo_world.cues import CUES, CUES_OF, FAMILIES
 from imagebind_llm.demo_world.phrases import GISTS, PHRASES
 from imagebind_llm.demo_world.published import CUE_TABLE
 from imagebind_llm.demo_world.write import draw_world
-from imagebind_llm.explain.faithfulness import another_clip, changes_markdown, faithfulness, main, perturbed, share_following
+from imagebind_llm.explain.faithfulness import another_clip, change_cells, faithfulness, main, perturbed, share_following
 from imagebind_llm.explain.scoring import Rationale
 from imagebind_llm.records import Example
 
@@ -106,7 +107,8 @@ def test_one_clip_cannot_be_swapped_and_the_table_has_a_row_a_change(world):
     with pytest.raises(ValueError, match="at least 2 clips, got 1"):
         another_clip(1, 0)
     examples, embeddings, present, truth = world
-    table = changes_markdown(faithfulness(reads_what_is_there, examples, embeddings, present, truth, ("audio",)))
+    changes = faithfulness(reads_what_is_there, examples, embeddings, present, truth, ("audio",))
+    table = markdown.table(*change_cells([vars(change) for change in changes]))
     assert table.count("\n") == 3 and "| audio | drop | 240 | 1.000 | – | 1.000 |" in table
     assert set(np.unique([e.text for e in examples])) <= set(FAMILIES)
 

@@ -85,7 +85,7 @@ def test_it_goes_on_with_the_dose_at_which_it_was_interrupted_and_mixes_no_setti
     assert done.code == 2 and "interrupted; start again to continue" in done.err
     assert call(measure_dose.main, **flags).code == 0 and trained == ["supervised", "deaf", "0", "0.25", "0.25"]
     done = call(measure_dose.main, **flags)
-    rows = [line.split(" | ")[0] for line in done.out.splitlines() if line.startswith("| ")][2:]
+    rows = [line.split(" | ")[0] for line in done.out.splitlines() if line.startswith("| ")][1:]
     assert rows == ["| (supervised)", "| none, deaf", "| 0", "| 0.25"] and len(trained) == 5
     assert (tmp_path / "table.md").read_text() == done.out
     assert "<td>none, deaf</td>" in (tmp_path / "dose.html").read_text()

@@ -1,7 +1,7 @@
 """Which form new prompts have: LLaMA-Adapter v1's for its published command, else ours; a checkpoint keeps the one it has."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,6 @@ from toy_training import write_llama
 
 from imagebind_llm.itsl import checkpoint
 from imagebind_llm.itsl.assembly import Assembled, build
-from imagebind_llm.itsl.checkpoint import config_to_json
 from imagebind_llm.training.settings import TrainSettings
 
 CPU = torch.device("cpu")
@@ -58,7 +57,7 @@ def test_prompts_beside_clips_or_lora_or_without_v1s_name_are_small_and_brought_
 def write_older(root: Path, published: TrainSettings) -> dict:
     """A checkpoint of the published command as it was made before prompts had a form to name; its JSON."""
     older = build(replace(published, model="auto").build, None, None, CPU)
-    model = config_to_json(older.config)
+    model = asdict(older.config)
     del model["prompts"]["normalise_prefix"]
     checkpoint.save(root, 1, older.adapter(), {}, {"model": model}, best=True)
     return json.loads((root / "best" / checkpoint.INFO).read_text())
@@ -76,5 +75,5 @@ def test_a_checkpoint_that_names_no_form_loads_as_the_older_one_and_goes_on_as_i
 def test_a_checkpoint_names_the_form_of_its_prompts(published):
     for name, normalised in (("Llama7B_adapter", False), ("auto", True)):
         config = build(replace(published, model=name).build, None, None, CPU).config
-        assert config_to_json(config)["prompts"]["normalise_prefix"] is normalised
-        assert checkpoint.config_from_json(json.loads(json.dumps(config_to_json(config)))) == config
+        assert asdict(config)["prompts"]["normalise_prefix"] is normalised
+        assert checkpoint.config_from_json(json.loads(json.dumps(asdict(config)))) == config

@@ -10,7 +10,7 @@ from toy_intents import toy_set
 from toy_training import call, write_store
 
 import classifier
-from imagebind_llm import metrics
+from imagebind_llm import markdown, metrics
 from imagebind_llm.check.datasets import check
 from imagebind_llm.datasets import readers
 from imagebind_llm.datasets.layouts import LAYOUTS, Layout
@@ -84,6 +84,29 @@ def test_a_layout_in_the_table_is_read_checked_and_evaluated(toys):
     assert results_of(toys / "out")["classes"] == ["play", "sleep", "eat"]
 
 
+def test_a_layout_may_have_comma_separated_tables_of_any_name_and_keys_by_split(tmp_path, monkeypatch):
+    numbers = Layout(
+        "Numbers",
+        ("Number", "Utterance", "Wish"),
+        TOYS.taxonomy,
+        key=lambda row: f"{row['split']}_{row['Number']}",
+        clip=lambda row: f"{row['split']}_clips/{row['Number']}.mp4",
+        text="Utterance",
+        label="Wish",
+        table="{split}_said.csv",
+    )
+    monkeypatch.setattr(readers, "LAYOUTS", [*LAYOUTS, numbers])
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}_said.csv").write_text('Number,Utterance,Wish\n0,"no, not now",Sleep\n')
+    (tmp_path / "raw_data").mkdir()
+    train, dev = readers.load_dataset(tmp_path).examples
+    assert (train.key, dev.key, dev.text, dev.intent) == ("train_0", "dev_0", "no, not now", "sleep")
+    assert dev.clip == tmp_path / "raw_data" / "dev_clips" / "0.mp4"
+    (tmp_path / "train_said.csv").write_text("Number\tUtterance\tWish\n")
+    with pytest.raises(readers.DataError, match=r"expected the comma separated columns of .*Numbers: Number Utterance"):
+        readers.load_dataset(tmp_path, ("train",))
+
+
 def test_a_score_of_intents_in_the_table_is_among_the_scores(monkeypatch):
     gold, predicted = np.array([0, 1, 1, 2]), np.array([0, 0, 0, 2])
     errors = metrics.IntentScore("errors", lambda gold, predicted: np.sum(gold != predicted))
@@ -99,5 +122,5 @@ def test_a_score_of_rationales_in_the_table_is_a_column(monkeypatch):
     judges = scoring.Judges.fit(rows, replace(TOYS.taxonomy, labels=("play", "sleep")))
     found = scoring.score_rationales(texts, rows, judges)
     assert found["longest"] == len(texts[0]) and found["rouge_l"] == 1 and found["cue_precision"] is None
-    header, _, line = scoring.markdown({"model": found}).splitlines()
+    header, _, line = markdown.table(*scoring.score_cells({"model": found})).splitlines()
     assert "| longest |" in header and f"| {len(texts[0])} |" in line

@@ -10,7 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from imagebind_llm.encoder.store import Failure, Identity, Store, StoreError, StoreWriter, clear, export_pt, source_digest
+from imagebind_llm.config import MODALITIES
+from imagebind_llm.encoder.store import (
+    Failure,
+    Identity,
+    PtFolders,
+    Store,
+    StoreError,
+    StoreWriter,
+    clear,
+    export_pt,
+    source_digest,
+)
 
 IDENTITY = Identity("imagebind_tiny", "ab" * 32, "float32", ("text", "audio", "vision"), "to_end", False, 8, "1")
 
@@ -208,6 +219,33 @@ def test_export_has_the_original_layout(tmp_path):
     assert text.shape == vision.shape == audio.shape == (1, 8)
     assert torch.equal(torch.cat([text, audio, vision]), vectors[2])
     assert json.dumps(sorted(p.name for p in (tmp_path / "pt" / "train_emb").iterdir())) == '["0.pt", "1.pt"]'
+
+
+def test_the_columns_of_a_store_are_text_audio_and_vision_and_what_was_added_later():
+    assert MODALITIES[:3] == ("text", "audio", "vision"), "a store has no names of columns: another is added at the end"
+
+
+def test_a_store_made_before_a_modality_was_added_is_read_as_lacking_it(tmp_path, monkeypatch):
+    vectors, keys = fill(tmp_path / "store", 3), ["clip 2", "clip 0"]
+    export_pt(Store(tmp_path / "store"), keys, tmp_path / "pt" / "train_emb")
+    monkeypatch.setattr("imagebind_llm.encoder.store.MODALITIES", ("text", "audio", "vision", "depth"))
+    old = Store(tmp_path / "store")
+    for got, present in (old.read(keys), PtFolders(tmp_path / "pt", {"train": keys}).read(keys)):
+        assert torch.equal(got[:, :3], vectors[[2, 0]]) and not got[:, 3].any() and not present[:, 3].any()
+        assert torch.equal(present[:, :3], (vectors[[2, 0]] != 0).any(-1))
+    assert old.count_present(keys, ("vision", "depth"))["depth"] == 0
+    export_pt(old, keys, tmp_path / "again" / "train_emb")
+    again, before = (torch.load(tmp_path / name / "train_emb" / "0.pt", weights_only=True) for name in ("again", "pt"))
+    assert all(map(torch.equal, again, before))
+
+
+def test_a_store_of_a_modality_that_is_not_known_is_refused(tmp_path):
+    identity = dataclasses.replace(IDENTITY, modalities=("text", "depth"))
+    vectors, present = rows(1)
+    with StoreWriter(tmp_path, identity) as writer:
+        writer.append(["a"], vectors, present, [0])
+    with pytest.raises(StoreError, match="holds depth, expected only text audio vision"):
+        Store(tmp_path)
 
 
 def test_source_digest_tells_its_parts_apart():

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "imagebind_llm"
 FLOORS = (
-    "config files flags html metrics records sums taxonomy text_metrics distributed weight_files",
+    "config files flags html markdown metrics records sums taxonomy text_metrics distributed weight_files",
     "kernels clips datasets",
     "encoder llama",
     "itsl",

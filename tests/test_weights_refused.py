@@ -104,6 +104,7 @@ def test_missing_params_file_is_named(shards):
         ({"architectures": ["LlamaForSequenceClassification"]}, "got llama, LlamaForSequenceClassification"),
         ({"attention_bias": True}, "attention_bias must be False, got True"),
         ({"hidden_act": "gelu"}, "hidden_act must be silu, got gelu"),
+        ({"use_sliding_window": True}, "use_sliding_window must be False, got True"),
         ({"head_dim": 16}, "head_dim must be 8, got 16"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "got linear"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "llama3 without low_freq_factor"),

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from imagebind_llm import markdown
 from imagebind_llm.demo_world import cues, phrases, references, write
 from imagebind_llm.demo_world.published import CUE_TABLE
 from imagebind_llm.explain.cue_table import follows
-from imagebind_llm.explain.scoring import CUE_SCORES, Rationale, claim_rows, cue_scores, markdown, skill
+from imagebind_llm.explain.scoring import CUE_SCORES, Rationale, claim_rows, cue_scores, score_cells, skill
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data" / "demo"))
 measure_captions, measure_explanations = (importlib.import_module(f"measure_{name}") for name in ("captions", "explanations"))
@@ -83,7 +84,8 @@ def test_where_no_cues_are_known_a_dash_says_so():
     assert claim_rows(["a broad smile"], ["Warn"], strange) == {}
     scores = cue_scores(["a broad smile"], strange)
     assert scores["cue_precision"] == 1 and scores["cue_skill"] is None and scores["atypical_claims"] is None
-    assert markdown({"model": {"rouge_l": 0.5}}).splitlines()[2] == "| model | 0.500 |" + " – |" * len(CUE_SCORES)
+    table = markdown.table(*score_cells({"model": {"rouge_l": 0.5}}))
+    assert table.splitlines()[2] == "| model | 0.500 |" + " – |" * len(CUE_SCORES)
 
 
 def test_a_swap_is_followed_where_the_clips_differ():

@@ -8,16 +8,14 @@ clips; below, what claim-wise credit has more than every other run. Where no cue
 them. Reads answers.jsonl of each run (explain.py --batch); writes table.md, table.json and table.html beside the seeds.
 """
 
-import json
 import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from sklearn.metrics import f1_score
 
-from imagebind_llm.critic.verifier import VerifierError
+from imagebind_llm import markdown
 from imagebind_llm.datasets.readers import DataError
 from imagebind_llm.explain.scoring import (
     Judges,
@@ -29,10 +27,11 @@ from imagebind_llm.explain.scoring import (
     score_rationales,
     templates,
 )
-from imagebind_llm.files import write_atomic
-from imagebind_llm.flags import flag, parse
+from imagebind_llm.files import write_atomic, write_json
+from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.html import bars, figure, page, table
-from imagebind_llm.metrics import bootstrap_interval
+from imagebind_llm.metrics import bootstrap_interval, drawn_rows
+from imagebind_llm.metrics import scores as intent_scores
 
 ROWS = (
     *("supervised", "supervised with captions", "supervised longer", "captions mixed in", "contrast", "believed references"),
@@ -62,7 +61,6 @@ COLUMNS = {
 DRAWN = ("accuracy", "macro_f1", "rouge_l", "consistency", "cue_precision", "atypical_precision")
 GAINED = ("accuracy", "cue precision", "atypical precision")
 BASE, OURS = "supervised", "claims"
-RESAMPLES = 2000
 CLAIMED, TRUE, ATYPICAL, SEEN = 1, 2, 5, 6  # columns of cue_counts
 
 
@@ -85,12 +83,7 @@ class TableSettings:
 
 def main() -> int:
     settings = parse(TableSettings, description=__doc__)
-    try:
-        print(write_table(Path(settings.output_dir), settings.data_path))
-    except (DataError, VerifierError, OSError) as error:
-        print(f"ablation_table.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code("ablation_table.py", lambda: print(write_table(Path(settings.output_dir), settings.data_path)))
 
 
 def write_table(root: Path, data_path: str) -> str:
@@ -107,30 +100,25 @@ def write_table(root: Path, data_path: str) -> str:
         raise DataError(f"{root}: no run is done; make them with data/demo/ablation.sh")
     scores = {name: [run.scores for run in runs.values()] for name, runs in found.items()}
     known = {name: [finite(run) for run in runs] for name, runs in scores.items()}
-    write_atomic(root / "table.json", json.dumps(known, indent=1).encode())
+    write_json(root / "table.json", known)
     cells = {name: [spread([run[column] for run in runs]) for column in COLUMNS] for name, runs in scores.items()}
     rows: list[list[str]] = [
         [name, str(len(found[name])), *cells[name], *gains(found[name], found.get(BASE, {}), name)] for name in found
     ]
     rows += without_model(root, told, judges)
     head = ["run", "seeds", *COLUMNS.values(), *(f"{score} gained" for score in GAINED)]
-    lines = in_markdown(head, rows)
+    shown_as = [markdown.table(head, rows)]
     rivals = [[other, *gains(found[OURS], found[other], OURS)] for other in found if other != OURS and OURS in found]
     rivals_head = [f"what {OURS} has more than", *GAINED]
     if rivals:
-        lines += ["", *in_markdown(rivals_head, rivals)]
-    write_atomic(root / "table.md", ("\n".join(lines) + "\n").encode())
+        shown_as.append(markdown.table(rivals_head, rivals))
+    write_atomic(root / "table.md", ("\n\n".join(shown_as) + "\n").encode())
     means = {COLUMNS[c]: [float(np.mean([run[c] for run in runs])) for runs in scores.values()] for c in DRAWN}
     ends = {COLUMNS[c]: [(min(v), max(v)) for runs in scores.values() if (v := [run[c] for run in runs])] for c in DRAWN}
     drawn = figure(bars(list(found), means, ends), "Means over seeds; whiskers from the lowest to the highest seed")
     shown = [drawn, table(head, rows), *([table(rivals_head, rivals)] if rivals else [])]
     write_atomic(root / "table.html", page("Ablation", [("Test split", shown)]).encode())
-    return "\n".join(lines)
-
-
-def in_markdown(head: list[str], rows: list[list[str]]) -> list[str]:
-    """The lines of a table."""
-    return ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
+    return "\n\n".join(shown_as)
 
 
 def without_model(root: Path, told: dict[str, list[Rationale]], judges: Judges) -> list[list[str]]:
@@ -170,10 +158,7 @@ def answers_of(path: Path, references: list[Rationale], judges: Judges) -> Answe
     texts = [answers[row.key].rationale for row in asked]
     scores = score_rationales(texts, asked, judges, guesses)
     right = np.array([a == b for a, b in zip(gold, guesses, strict=True)])
-    scores |= {
-        "accuracy": float(right.mean()),
-        "macro_f1": float(f1_score(gold, guesses, average="macro", zero_division=0)),
-    }
+    scores |= intent_scores(np.array(gold), np.array(guesses))
     return Answers({name: as_number(value) for name, value in scores.items()}, right, cue_counts(texts, asked))
 
 
@@ -195,7 +180,7 @@ def gains(runs: dict[str, Answers], base: dict[str, Answers], name: str) -> list
     if name == BASE or not pairs:
         return ["" for _ in GAINED]
     n = len(pairs[0][0].right)
-    draws = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
+    draws = drawn_rows(n)
     own = np.arange(n)[None]  # as they are
     shown = []
     for score in (

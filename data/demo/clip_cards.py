@@ -6,17 +6,14 @@ phrase is the truth, known of these clips alone: what each was drawn and voiced 
 
 import html
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
-from PIL import Image
-
-from imagebind_llm.clips.container import open_container
 from imagebind_llm.critic.checked_claims import CheckedClaim
 from imagebind_llm.demo_world.published import CUE_TABLE
 from imagebind_llm.explain.coloured_claims import STYLE as JUDGED
 from imagebind_llm.explain.coloured_claims import coloured
 from imagebind_llm.explain.scoring import Rationale
-from imagebind_llm.html import Html, data_url, jpeg, text
+from imagebind_llm.html import Html, data_url, text
+from imagebind_llm.rationale_writing.pictures import frame_urls
 from imagebind_llm.records import Example
 
 POSTER = 240  # pixels, the longer side
@@ -66,7 +63,8 @@ def turned(example: Example, before: dict, after: dict, known: Rationale) -> str
 def player(example: Example) -> str:
     """The clip and what is said in it."""
     assert example.clip is not None
-    source = f'poster="{poster(example.clip)}" src="{data_url("video/mp4", example.clip.read_bytes())}"'
+    [poster] = frame_urls(example.clip, 1, POSTER)  # from the middle
+    source = f'poster="{poster}" src="{data_url("video/mp4", example.clip.read_bytes())}"'
     return f'<video controls preload="none" {source}></video><p>“{text(example.text)}” <code>{text(example.key)}</code></p>'
 
 
@@ -104,10 +102,3 @@ def underlined(rationale: str, truth: Mapping[str, str]) -> Callable[[int, int],
     return part
 
 
-def poster(clip: Path) -> str:
-    """A frame from the middle of a clip, as a data address."""
-    with open_container(clip) as container:
-        frames = [frame for frame in container.decode(video=0)]
-    picture: Image.Image = frames[len(frames) // 2].to_image()
-    picture.thumbnail((POSTER, POSTER))
-    return jpeg(picture)

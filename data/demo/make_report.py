@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clip_cards import STYLE, TRUTH, card
-from repaired import FILES, section
+from repaired import FILES, N_SHOWN, section
 
 from imagebind_llm.datasets.readers import DataError, load_dataset, rationale_rows
 from imagebind_llm.demo_world import cues
@@ -29,8 +29,6 @@ from imagebind_llm.html import Html, bars, figure, link, page, paragraph, table,
 from imagebind_llm.intents.report import subset_table
 from imagebind_llm.records import Example
 from imagebind_llm.training.curves import pictures
-
-N_SHOWN = 3  # clips of each kind
 
 
 @dataclass(frozen=True)

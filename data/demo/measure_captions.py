@@ -7,7 +7,6 @@ to list all cues. A cue that it does not name counts as wrong. Beside it the typ
 one can say without looking. In %; interval: 95 %, bootstrap over clips.
 """
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from imagebind_llm import distributed
+from imagebind_llm import distributed, markdown
 from imagebind_llm.datasets.readers import DataError, load_dataset
 from imagebind_llm.demo_world.cues import CUES, TYPICAL
 from imagebind_llm.demo_world.phrases import caption
@@ -24,12 +23,10 @@ from imagebind_llm.demo_world.published import CUE_TABLE
 from imagebind_llm.encoder.store import Store
 from imagebind_llm.explain.captions import LISTING, describe, load_describer
 from imagebind_llm.explain.rationales import read_rationales
-from imagebind_llm.files import write_atomic
+from imagebind_llm.files import write_json
 from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.itsl.checkpoint import CheckpointError, check_store
-from imagebind_llm.metrics import bootstrap_interval
-
-RESAMPLES = 2000
+from imagebind_llm.metrics import bootstrap_interval, drawn_rows
 
 
 @dataclass(frozen=True)
@@ -71,9 +68,9 @@ def measure(settings: CaptionSettings) -> str:
     if settings.output:
         told = {clip.key: text for clip, text in zip(clips, captions, strict=True)}
         found = {"split": settings.split, "accuracy": accuracy(right[settings.checkpoint]), "captions": told}
-        write_atomic(Path(settings.output), (json.dumps(found, indent=1) + "\n").encode())
-    lines = [f"| {settings.split}, {len(clips)} clips | all cues | {' | '.join(CUES)} |", f"|{'---|' * (2 + len(CUES))}"]
-    return "\n".join(lines + [f"| {name} | {' | '.join(cells(found))} |" for name, found in right.items()])
+        write_json(Path(settings.output), found)
+    head = [f"{settings.split}, {len(clips)} clips", "all cues", *CUES]
+    return markdown.table(head, [[name, *cells(found)] for name, found in right.items()])
 
 
 def describe_clips(settings: CaptionSettings, keys: list[str]) -> list[str]:
@@ -105,8 +102,7 @@ def accuracy(right: np.ndarray) -> dict[str, float]:
 def cells(right: np.ndarray) -> list[str]:
     """The same in %, all of them with an interval."""
     every, *single = (100 * value for value in accuracy(right).values())
-    draws = np.random.default_rng(0).integers(len(right), size=(RESAMPLES, len(right)))
-    low, high = bootstrap_interval(100 * right.mean(1)[draws].mean(1), every)
+    low, high = bootstrap_interval(100 * right.mean(1)[drawn_rows(len(right))].mean(1), every)
     return [f"{every:.1f} [{low:.1f}, {high:.1f}]", *(f"{value:.1f}" for value in single)]
 
 

@@ -11,16 +11,19 @@ same clips. Where --credit is claim or to_go alone, no gradients of whole answer
 """
 
 import sys
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from imagebind_llm import markdown
 from imagebind_llm.config import CREDITS
 from imagebind_llm.corpus.batches import Collator
 from imagebind_llm.corpus.sequences import Corpus, load_corpus
@@ -36,6 +39,7 @@ from imagebind_llm.itsl.assembly import build, open_language
 from imagebind_llm.itsl.checkpoint import read_info
 from imagebind_llm.itsl.losses import rationale_nll, self_critical
 from imagebind_llm.itsl.model import ITSL
+from imagebind_llm.llama.tokenizers import LlamaTokenizer
 from imagebind_llm.records import Batch
 from imagebind_llm.training.settings import TrainSettings
 from imagebind_llm.training.step import with_below
@@ -76,26 +80,10 @@ def main() -> int:
 
 def measure(settings: CriticSettings) -> str:
     """The table, in Markdown."""
-    made_with = read_info(Path(settings.checkpoint))["settings"]
-    train = TrainSettings(
-        data_path=settings.data_path,
-        emb_path=settings.emb_path,
-        pretrained_path=settings.checkpoint,
-        llama_model_path=made_with["llama_model_path"],
-        modalities=tuple(made_with["modalities"]),
-        rationales=made_with["rationales"],
-        max_seq_len=made_with["max_seq_len"],
-        answer_order=made_with["answer_order"],
-        trainable=made_with["trainable"],
-        dtype=settings.dtype,
-        samples=settings.samples,
-        w_critic=1.0,
-        baseline="greedy" if "answer" in settings.credit else "loo",  # so that the greedy answers are drawn where they count
-        credit="claim",
-        captions=settings.captions or str(Path(settings.data_path, "captions.json")),
-    )
-    llama, tokenizer = open_language(train.llama_model_path, train.model)
-    corpus = load_corpus(train.corpus, tokenizer, min(train.max_seq_len, llama.max_seq_len))
+    baseline = "greedy" if "answer" in settings.credit else "loo"  # so that the greedy answers are drawn where they count
+    own = {"samples": settings.samples, "w_critic": 1.0, "baseline": baseline}
+    train = continued(settings, ("data_path", "emb_path", "captions", "dtype"), own)
+    tokenizer, corpus = language_and_corpus(train)
     width = corpus.store.identity.width if corpus.store else None
     model = build(train.build, corpus.taxonomy, width, torch.device("cpu")).model
     critic = critic_of(train, tokenizer, corpus, model)
@@ -117,6 +105,23 @@ def measure(settings: CriticSettings) -> str:
         for name, gradient in found.items():
             gradients.setdefault(name, []).append(gradient)
     return table({name: torch.stack(gradients.pop(name)) for name in list(gradients)}, parts)
+
+
+def continued(settings: Any, taken: Sequence[str], given: Mapping[str, Any]) -> TrainSettings:
+    """The settings of a training with --credit claim that goes on from `settings.checkpoint`: its own, but for the flags of
+    `settings` that are `taken`, where they are given, and for `given`. The judge's captions are the data set's, if none are."""
+    made_with = read_info(Path(settings.checkpoint))["settings"]
+    kept = ("llama_model_path", "modalities", "rationales", "max_seq_len", "answer_order", "trainable")
+    values = {name: tuple(v) if isinstance(v := made_with[name], list) else v for name in kept}
+    values |= {"credit": "claim", "captions": str(Path(settings.data_path, "captions.json"))}
+    values |= {name: value for name in taken if (value := getattr(settings, name)) != ""}
+    return TrainSettings(**values | {"pretrained_path": settings.checkpoint} | given)
+
+
+def language_and_corpus(train: TrainSettings) -> tuple[LlamaTokenizer, Corpus]:
+    """What a training reads before it builds a model."""
+    llama, tokenizer = open_language(train.llama_model_path, train.model)
+    return tokenizer, load_corpus(train.corpus, tokenizer, min(train.max_seq_len, llama.max_seq_len))
 
 
 def critic_of(
@@ -185,7 +190,7 @@ def table(gradients: dict[str, Tensor], parts: list[dict[str, Tensor]]) -> str:
     """gradients: (batches, parameters) by reward; parts: a dict of (B,K) a batch."""
     signals = {name: signal(rows, rows) for name, rows in gradients.items()}
     columns = ("reward", "mean", "correlation with the truth", "signal, % of a batch", "batches until signal = noise", "cosine")
-    lines = [f"| {' | '.join(columns)} |", f"|{len(columns) * '---|'}"]
+    lines = []
     for name, rows in gradients.items():
         squared, (mean, error) = float(rows.square().sum(1).mean()), signals[name]
         worth = [batch[name] for batch in parts] if name in parts[0] else None
@@ -196,10 +201,10 @@ def table(gradients: dict[str, Tensor], parts: list[dict[str, Tensor]]) -> str:
             f"{squared / mean - 1:.0f}" if told_from_0(signals[name]) else "not told from 0",
             cosine(rows, gradients[TRUTH], signals[name], signals[TRUTH]) if name != TRUTH else "",
         ]
-        lines.append(f"| {name} | {' | '.join(shown)} |")
+        lines.append([name, *shown])
     n, k = parts[0][TRUTH].shape
     notes = f"{len(parts)} batches of {n} train clips, {k} answers each; correlation: among the answers to one clip;"
-    return "\n".join([*lines, "", f"{notes} cosine: of the signal with the truth's"])
+    return f"{markdown.table(columns, lines)}\n\n{notes} cosine: of the signal with the truth's"
 
 
 def signal(one: Tensor, other: Tensor) -> tuple[float, float]:

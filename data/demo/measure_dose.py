@@ -20,34 +20,32 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure_critic import critic_of, fitted_judges
+from ablation_table import ATYPICAL, CLAIMED, SEEN, TRUE, share
+from measure_critic import continued, critic_of, fitted_judges, language_and_corpus
 from torch import Tensor
 from tqdm import tqdm
 
-from imagebind_llm import distributed
+from imagebind_llm import distributed, markdown
 from imagebind_llm.corpus.batches import Collator
-from imagebind_llm.corpus.sequences import Corpus, load_corpus
 from imagebind_llm.critic.best_of import BestOf, GivenClips
 from imagebind_llm.critic.judge import Judge
 from imagebind_llm.critic.self_critical import Critic
 from imagebind_llm.datasets.readers import DataError, load_dataset
 from imagebind_llm.explain.explainer import Explainer, Question
 from imagebind_llm.explain.scoring import cue_counts, read_rationales, require_tables
-from imagebind_llm.files import write_atomic
+from imagebind_llm.files import write_atomic, write_json
 from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.html import bars, figure, page, table
-from imagebind_llm.itsl.assembly import Assembled, build, open_language
-from imagebind_llm.itsl.checkpoint import read_info
+from imagebind_llm.itsl.assembly import Assembled, build
 from imagebind_llm.itsl.generate import uniform
+from imagebind_llm.metrics import drawn_rows
 from imagebind_llm.training.epoch import ExtraRows, Position, train_one_epoch
 from imagebind_llm.training.schedule import make_optimizer
 from imagebind_llm.training.settings import TrainSettings
 
 START, DEAF = "supervised", "deaf"
-RESAMPLES = 2000
 SCORES = ("truth, by the watching judge", "cue precision", "atypical precision")
 PAID = "paid, watched: truth of the last epoch's samples by the judge that pays and by the one that watches"
-CLAIMED, TRUE, ATYPICAL, SEEN = 1, 2, 5, 6  # columns of cue_counts
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ def measure(settings: DoseSettings) -> str:
     for name in names:
         if world is not None and found[name] is None:
             found[name] = {"made_with": made_with} | world.result(name)
-            write_atomic(root / f"{name}.json", json.dumps(found[name]).encode())
+            write_json(root / f"{name}.json", found[name], indent=None)
     return write_table(root, found)
 
 
@@ -135,8 +133,7 @@ class World:
     def __init__(self, settings: DoseSettings):
         self.settings, self.device = settings, torch.device(distributed.choose_device(settings.device))
         self.train = training_settings(settings)
-        llama, self.tokenizer = open_language(self.train.llama_model_path, self.train.model)
-        self.corpus: Corpus = load_corpus(self.train.corpus, self.tokenizer, min(self.train.max_seq_len, llama.max_seq_len))
+        self.tokenizer, self.corpus = language_and_corpus(self.train)
         known = read_rationales(Path(settings.data_path, "rationales.jsonl"))
         dev = load_dataset(settings.data_path, ("dev",)).splits.get("dev", [])
         self.clips = [clip for clip in dev if clip.key in known and known[clip.key].cues][: settings.dev_limit or None]
@@ -191,23 +188,9 @@ class World:
 
 def training_settings(settings: DoseSettings) -> TrainSettings:
     """As the row "claims" of ablation.sh."""
-    made_with = read_info(Path(settings.checkpoint))["settings"]
-    same = {name: made_with[name] for name in ("llama_model_path", "max_seq_len", "answer_order", "trainable")}
-    asked = ("data_path", "emb_path", "limit", "epochs", "batch_size", "seed", "dtype")
-    return TrainSettings(
-        **same,
-        **{name: getattr(settings, name) for name in asked},
-        warmup_epochs=0.2,
-        lr=3e-4,
-        w_critic=8.0,
-        w_rationale=0.2,
-        credit="claim",
-        reward_weights="truth=1",
-        pretrained_path=settings.checkpoint,
-        modalities=tuple(made_with["modalities"]),
-        rationales=settings.rationales or made_with["rationales"],
-        captions=settings.captions or str(Path(settings.data_path, "captions.json")),
-    )
+    taken = ("data_path", "emb_path", "rationales", "captions", "limit", "epochs", "batch_size", "seed", "dtype")
+    row = {"warmup_epochs": 0.2, "lr": 3e-4, "w_critic": 8.0, "w_rationale": 0.2, "reward_weights": "truth=1"}
+    return continued(settings, taken, row)
 
 
 # --- the table ----------------------------------------------------------------------------------------------------------
@@ -216,15 +199,14 @@ def training_settings(settings: DoseSettings) -> TrainSettings:
 def drawn_scores(result: dict[str, Any], rows: np.ndarray) -> np.ndarray:
     """SCORES (R,3) of the answers to the clips that rows (R,N) name; not a number where nothing is claimed."""
     sums = np.array(result["counts"])[rows].sum(1)  # (R,9)
-    with np.errstate(invalid="ignore"):
-        shares = [sums[:, part] / sums[:, whole] for part, whole in ((TRUE, CLAIMED), (SEEN, ATYPICAL))]
+    shares = [share(sums[:, columns]) for columns in ([CLAIMED, TRUE], [ATYPICAL, SEEN])]
     return np.stack([np.array(result["truth"])[rows].mean(1), *shares], axis=1)
 
 
 def write_table(root: Path, found: dict[str, Any]) -> str:
     """The table in Markdown; also written to the folder, with a page."""
     n = len(found[START]["truth"])
-    rows = np.vstack([np.arange(n), np.random.default_rng(0).integers(n, size=(RESAMPLES, n))])  # as they are, then drawn
+    rows = np.vstack([np.arange(n), drawn_rows(n)])  # as they are, then drawn
     scores = {name: drawn_scores(result, rows) for name, result in found.items()}
     gains = {name: values - scores[START] for name, values in scores.items() if name != START}
     body = []
@@ -238,7 +220,7 @@ def write_table(root: Path, found: dict[str, Any]) -> str:
         body.append([{START: "(supervised)", DEAF: "none, deaf"}.get(name, name), *pairs, *paid])
     head = ["verdicts turned round", *(cell for score in SCORES for cell in (score, "gained")), "paid", "watched"]
     notes = f"{n} dev clips, greedy answers; ± standard error, gains paired by clip. {PAID}"
-    text = "\n".join(["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body)] + ["", notes])
+    text = f"{markdown.table(head, body)}\n\n{notes}"
     heights = {score: [float(np.nan_to_num(own[0, i])) for own in gains.values()] for i, score in enumerate(SCORES)}
     errors = [np.nan_to_num(own[1:].std(0)) for own in gains.values()]
     ends = {k: [(h - e[i], h + e[i]) for h, e in zip(heights[k], errors, strict=True)] for i, k in enumerate(SCORES)}

@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from torch import Tensor
 
+from imagebind_llm import markdown
 from imagebind_llm.config import MODALITIES, modality_subsets
 from imagebind_llm.datasets.readers import load_dataset, rationale_rows
 from imagebind_llm.demo_world import cues, phrases, texts
@@ -38,23 +39,17 @@ def measure(preset: str, weights: Path, data_path: str, emb_path: str, overwrite
     splits, store = load_dataset(data_path).splits, Store(Path(emb_path))
     vectors = {name: F.normalize(store.read([one.key for one in rows])[0], dim=-1) for name, rows in splits.items()}  # (n,M,E)
     intents = {name: np.array([one.intent for one in rows]) for name, rows in splits.items()}
-    shown = _cues_by_key(Path(data_path))
-    truth = {name: [{"family": family_of(one.text)} | shown[one.key] for one in rows] for name, rows in splits.items()}
+    shown = rationale_rows(Path(data_path, "rationales.jsonl"))
+    truth = {name: [{"family": family_of(e.text)} | shown[e.key]["cues"] for e in rows] for name, rows in splits.items()}
     tables = f"{intent_table(vectors, intents, truth)}\n\n{cue_probe_table(vectors, truth, load_imagebind(weights, preset))}"
     print(tables)
     return tables
 
 
-def _cues_by_key(root: Path) -> dict[str, dict[str, str]]:
-    return {key: row["cues"] for key, row in rationale_rows(root / "rationales.jsonl").items()}
-
-
 def intent_table(vectors: dict[str, Tensor], intents: dict[str, np.ndarray], truth: dict[str, list[dict]]) -> str:
     """Rows of the seven subsets: the exact ceiling; its rule on the test split, and a probe, both told the true cues; ours."""
-    head = (
-        "| modalities | ceiling | its rule on this test split | probe on the true cues | probe on embeddings | of the ceiling |"
-    )
-    lines = [head, "|---|---|---|---|---|---|"]
+    of_probes = ("probe on the true cues", "probe on embeddings", "of the ceiling")
+    lines = []
     for subset in modality_subsets(MODALITIES):
         columns = [MODALITIES.index(name) for name in subset]
         variables = [variable for name in subset for variable in cues.CUES_OF[name]]
@@ -62,9 +57,8 @@ def intent_table(vectors: dict[str, Tensor], intents: dict[str, np.ndarray], tru
         told = {split: np.array([one_hot(one, variables) for one in rows]) for split, rows in truth.items()}
         ceiling, probe = cues.bayes_accuracy(subset), probe_accuracy(features, intents)
         percent = (ceiling, _rule_here(variables, truth["test"], intents["test"]), probe_accuracy(told, intents), probe)
-        cells = " | ".join(f"{100 * accuracy:.1f}" for accuracy in percent)
-        lines += [f"| {' + '.join(subset)} | {cells} | {probe / ceiling:.2f} |"]
-    return "\n".join(lines)
+        lines.append([" + ".join(subset), *(f"{100 * accuracy:.1f}" for accuracy in percent), f"{probe / ceiling:.2f}"])
+    return markdown.table(("modalities", "ceiling", "its rule on this test split", *of_probes), lines)
 
 
 def one_hot(known: dict[str, str], variables: list[str]) -> list[float]:
@@ -98,7 +92,7 @@ def probe_accuracy(features: dict[str, np.ndarray], labels: dict[str, np.ndarray
 @torch.no_grad()
 def cue_probe_table(vectors: dict[str, Tensor], known: dict[str, list[dict]], model: ImageBind) -> str:
     """A row a cue: the share of its commonest value on test, the linear probe, and naming it by the nearest captions."""
-    lines = ["| cue | commonest value | linear probe | zero-shot |", "|---|---|---|---|"]
+    lines = []
     for cue, values in cues.CUES.items():
         column = MODALITIES.index("vision" if cue in cues.VISUAL else "audio")
         truth = {split: np.array([one[cue] for one in rows]) for split, rows in known.items()}
@@ -107,5 +101,5 @@ def cue_probe_table(vectors: dict[str, Tensor], known: dict[str, list[dict]], mo
         captions = [model.encode("text", ClipBPE().encode(list(phrases.PHRASES[cue][value]))).mean(0) for value in values]
         nearest = (vectors["test"][:, column] @ F.normalize(torch.stack(captions), dim=1).T).argmax(1)  # (n,)
         zero_shot = float(np.mean(np.array(values)[nearest.numpy()] == truth["test"]))
-        lines += [f"| {cue} | {100 * chance:.1f} | {100 * probe:.1f} | {100 * zero_shot:.1f} |"]
-    return "\n".join(lines)
+        lines.append([cue, *(f"{100 * accuracy:.1f}" for accuracy in (chance, probe, zero_shot))])
+    return markdown.table(("cue", "commonest value", "linear probe", "zero-shot"), lines)

@@ -20,11 +20,10 @@ from pathlib import Path
 import numpy as np
 import torch.nn.functional as F
 from measure_encoder import probe_accuracy
-from sklearn.metrics import f1_score
 from torch import Tensor
 from tqdm import tqdm
 
-from imagebind_llm import distributed
+from imagebind_llm import distributed, markdown
 from imagebind_llm.config import MODALITIES
 from imagebind_llm.corpus.seen import read_stages, refuse_seen, row_marks, stored_marks
 from imagebind_llm.datasets.readers import load_dataset
@@ -35,8 +34,10 @@ from imagebind_llm.explain.cue_table import follows
 from imagebind_llm.explain.explainer import Explainer, Explanation
 from imagebind_llm.explain.faithfulness import another_clip, perturbed
 from imagebind_llm.explain.loading import load_explainer
-from imagebind_llm.explain.scoring import Rationale, cue_counts, cue_scores, cue_scores_of, read_rationales, require_tables
+from imagebind_llm.explain.scoring import Rationale, cue_counts, cue_scores_of, read_rationales, require_tables
 from imagebind_llm.flags import exit_code, flag, parse
+from imagebind_llm.metrics import drawn_rows
+from imagebind_llm.metrics import scores as intent_scores
 from imagebind_llm.records import Example
 
 RESAMPLES = 1000
@@ -94,12 +95,12 @@ def measure(explainer: Explainer, settings: MeasureSettings) -> str:
     if (count := min(settings.swapped, len(test))) > 1:
         rows += swapped(explainer, test[:count], vectors[:count], present[:count], told[:count])
     probe = probe_precision(own, dataset.splits, store, references)
-    head = f"| {' | '.join(COLUMNS)} |\n|{len(COLUMNS) * '---|'}"
     allowed = cues.bayes_accuracy([name for name in explainer.modalities if name in MODALITIES])
     best = f"{100 * allowed:.1f} %" if cues.is_world(dataset.root) else "not known of this version of the world"
     notes = f"Best reachable accuracy {best}; linear probes on these cues: precision {100 * probe:.1f} %"
     doubtful = sum(not answer.consistent for answer in own)
-    return "\n".join([head, *rows, "", notes, f"Answers whose rationale speaks for another intent: {doubtful} of {len(own)}"])
+    doubt = f"Answers whose rationale speaks for another intent: {doubtful} of {len(own)}"
+    return f"{markdown.table(COLUMNS, rows)}\n\n{notes}\n{doubt}"
 
 
 def answers(explainer: Explainer, examples: list[Example], vectors: Tensor, present: Tensor, title: str) -> list[Explanation]:
@@ -109,7 +110,7 @@ def answers(explainer: Explainer, examples: list[Example], vectors: Tensor, pres
 
 def swapped(
     explainer: Explainer, examples: list[Example], vectors: Tensor, present: Tensor, told: list[Rationale]
-) -> list[str]:
+) -> list[list[str]]:
     """Rows of the model with pictures, sounds and all of another clip, and how far its claims follow."""
     others, n = another_clip(len(examples), seed=0), len(examples)
     dealt = {
@@ -137,14 +138,15 @@ def followed(texts: list[str], told: list[Rationale], others: list[int], sense: 
     return f"{100 * np.mean(hits):.1f} of {len(hits)}" if hits else "–"
 
 
-def row(name: str, texts: list[str], guesses: list[str] | None, told: list[Rationale], follow: str = "–") -> str:
+def row(name: str, texts: list[str], guesses: list[str] | None, told: list[Rationale], follow: str = "–") -> list[str]:
     """Scores of rationales, and of the intents that go with them if they are somebody's; 95 % intervals of the cue scores."""
     gold = [one.intent for one in told]
-    scores, spread = cue_scores(texts, told), intervals(texts, told)
+    counts = cue_counts(texts, told)
+    scores, spread = cue_scores_of(counts.sum(0)), intervals(counts)
     shown = ["–", "–"]
     if guesses is not None:
-        right = float(np.mean([a == b for a, b in zip(gold, guesses, strict=True)]))
-        shown = [f"{100 * right:.1f}", f"{100 * f1_score(gold, guesses, average='macro', zero_division=0):.1f}"]
+        of_intents = intent_scores(np.array(gold), np.array(guesses))
+        shown = [f"{100 * of_intents[score]:.1f}" for score in ("accuracy", "macro_f1")]
     for score in SHOWN:
         low, high = spread[score]
         value = scores[score]
@@ -154,7 +156,7 @@ def row(name: str, texts: list[str], guesses: list[str] | None, told: list[Ratio
     for sense in (cues.VISUAL, cues.VOCAL):
         true, claimed = claims_of(sense, texts, told)
         shown.append(f"{100 * true / max(claimed, 1):.1f} of {claimed}")
-    return f"| {name} | {' | '.join([*shown, follow])} |"
+    return [name, *shown, follow]
 
 
 def claims_of(sense: tuple[str, ...], texts: list[str], told: list[Rationale]) -> tuple[int, int]:
@@ -168,11 +170,9 @@ def claims_of(sense: tuple[str, ...], texts: list[str], told: list[Rationale]) -
     return sum(claims), len(claims)
 
 
-def intervals(texts: list[str], told: list[Rationale]) -> dict[str, tuple[float, float]]:
-    """Bootstrap over clips: the middle 95 % of each cue score."""
-    counts = cue_counts(texts, told)
-    draws = np.random.default_rng(0).integers(len(texts), size=(RESAMPLES, len(texts)))
-    found = [cue_scores_of(counts[draw].sum(0)) for draw in draws]
+def intervals(counts: np.ndarray) -> dict[str, tuple[float, float]]:
+    """Bootstrap over clips, counts (N,9) as cue_counts has them: the middle 95 % of each cue score."""
+    found = [cue_scores_of(counts[draw].sum(0)) for draw in drawn_rows(len(counts), RESAMPLES)]
     return {name: tuple(np.percentile([one[name] or 0.0 for one in found], [2.5, 97.5])) for name in found[0]}
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from imagebind_llm import markdown
 from imagebind_llm.config import MODALITIES, ProbeConfig
 from imagebind_llm.demo_world import cues
 from imagebind_llm.flags import exit_code, flag, parse
@@ -46,12 +47,11 @@ def measure(settings: LeakSettings) -> str:
     """A Markdown table: accuracy on test, %, mean over seeds, by what was done with test before."""
     protocol = load_protocol(ClassifierSettings(settings.data_path, settings.emb_path, ""))
     subsets = [("text",), MODALITIES]
-    lines = ["| rule | " + " | ".join(" + ".join(subset) for subset in subsets) + " |", "|---|" + "---|" * len(subsets)]
-    lines += ["| best reachable | " + " | ".join(f"{100 * cues.bayes_accuracy(subset):.1f}" for subset in subsets) + " |"]
+    accuracies = {"best reachable": [cues.bayes_accuracy(subset) for subset in subsets]}
     for rule, (trains, chooses) in RULES.items():
-        cells = [f"{100 * test_accuracy(protocol, subset, trains, chooses, settings):.1f}" for subset in subsets]
-        lines += [f"| {rule} | {' | '.join(cells)} |"]
-    return "\n".join(lines)
+        accuracies[rule] = [test_accuracy(protocol, subset, trains, chooses, settings) for subset in subsets]
+    rows = [[rule, *(f"{100 * accuracy:.1f}" for accuracy in row)] for rule, row in accuracies.items()]
+    return markdown.table(["rule", *(" + ".join(subset) for subset in subsets)], rows)
 
 
 def test_accuracy(protocol: Protocol, subset: tuple[str, ...], trains: bool, chooses: bool, settings: LeakSettings) -> float:

@@ -13,10 +13,10 @@ from ablation_table import GAINED, answers_of, gains
 from clip_cards import TRUTH, turned
 from measure_explanations import intervals
 
+from imagebind_llm.config import SENSES
 from imagebind_llm.critic.judge import Figures
-from imagebind_llm.datasets.readers import rationale_rows
 from imagebind_llm.demo_world.published import CUE_TABLE
-from imagebind_llm.explain.coloured_claims import LEGEND, SENSES, judged_by
+from imagebind_llm.explain.coloured_claims import LEGEND, judged_by
 from imagebind_llm.explain.scoring import Judges, Rationale, ScoringSettings, load_references
 from imagebind_llm.html import Html, bars, figure, paragraph, table
 from imagebind_llm.itsl.checkpoint import resolve
@@ -25,7 +25,7 @@ from imagebind_llm.records import Example
 
 FILES = {"before": "before.jsonl", "after": "answers.jsonl"}
 SCORES = {"cue_precision": "claims true", "atypical_precision": "atypical claims true", "cue_recall": "cues named"}
-N_SHOWN = 3
+N_SHOWN = 3  # clips of each kind
 Answers = Mapping[str, dict]  # rows of explain.py --batch by key
 
 
@@ -92,7 +92,7 @@ def scores(data_path: str, runs: Path, keys: set[str]) -> list[object]:
     heights: dict[str, list[float]] = {label: [] for label in SCORES.values()}
     ends: dict[str, list[tuple[float, float]]] = {label: [] for label in SCORES.values()}
     for name, own in found.items():
-        spread = intervals(texts_of(runs / FILES[name], test), test)
+        spread = intervals(own.counts)
         right = int(own.right.sum())
         cells = [with_interval(own.right.mean(), share_interval(right, len(test)))]
         for score, label in SCORES.items():
@@ -108,12 +108,6 @@ def scores(data_path: str, runs: Path, keys: set[str]) -> list[object]:
         f"who never looks is wrong about all of them. In brackets: 95 % over clips. Gained, in points, paired by clip: {told}."
     )
     return [table(head, rows), note, figure(bars(list(found), heights, ends), "Before and after, with 95 % intervals")]
-
-
-def texts_of(path: Path, rows: Sequence[Rationale]) -> list[str]:
-    """The rationales that a file has for these clips."""
-    answers = rationale_rows(path)
-    return [answers[row.key]["rationale"] for row in rows]
 
 
 def with_interval(value: float, interval: tuple[float, float]) -> str:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imagebind_llm.distributed import cpu_multiplies_bfloat16, ranks_here
-from imagebind_llm.files import write_atomic
+from imagebind_llm.files import write_json
 from imagebind_llm.flags import parse
 
 CLIPS, RUNS = "data/demo/clips", "runs/demo"
@@ -149,7 +149,7 @@ def main() -> int:
 def note(record: Path, done: dict[str, dict], stage: Stage, seconds: float, finished: bool) -> None:
     """Remember what a stage took so far, and whether its result is whole."""
     done[stage.name] = {"command": stage.command, "seconds": round(seconds, 1), "done": finished}
-    write_atomic(record, (json.dumps(done, indent=1) + "\n").encode())
+    write_json(record, done)
 
 
 def typed(stage: Stage, ranks: int, bfloat16: bool) -> str:

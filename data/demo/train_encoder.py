@@ -12,7 +12,7 @@ heard, so vision and audio are bound through text alone.
 """
 
 import math
-import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,8 @@ from imagebind_llm.encoder.bpe import ClipBPE
 from imagebind_llm.encoder.towers import ImageBind
 from imagebind_llm.encoder.weights import SCALE
 from imagebind_llm.files import write_atomic
-from imagebind_llm.flags import flag, parse
+from imagebind_llm.flags import exit_code, flag, parse
+from imagebind_llm.itsl.checkpoint import code_commit
 
 PRESET = "imagebind_tiny"
 FRESH = 3  # the demo's clips are drawn with 0, 1, 2 (its splits) in this place of the seed
@@ -280,18 +281,21 @@ def train(settings: TrainEncoderSettings) -> ImageBind:
 def save(model: ImageBind, settings: TrainEncoderSettings) -> Path:
     """Write the towers in float16 (their scales in float32) under their public names, atomically."""
     path = Path(settings.output_dir, f"{PRESET}.safetensors")
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     shaping = ("seed", "text_steps", "audio_steps", "vision_steps", "batch_size", "lr")
     flags = " ".join(f"--{name} {getattr(settings, name)}" for name in shaping)
-    made_by = {"command": f"python data/demo/train_encoder.py {flags}", "commit": commit, "licence": "MIT"}
+    made_by = {"command": f"python data/demo/train_encoder.py {flags}", "commit": code_commit(), "licence": "MIT"}
     state = {n: (t if n.endswith(SCALE) else t.half()).contiguous() for n, t in model.state_dict().items()}
     write_atomic(path, save_tensors(state, metadata=made_by))
     return path
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Train and save the towers, then measure what linear probes and captions read off them."""
+def main(argv: list[str] | None = None) -> int:
     settings = parse(TrainEncoderSettings, argv, "Make imagebind_tiny, and measure it on the demo world.")
+    return exit_code("train_encoder.py", lambda: run(settings))
+
+
+def run(settings: TrainEncoderSettings) -> None:
+    """Train and save the towers, then measure what linear probes and captions read off them."""
     if not settings.evaluate:
         path = save(train(settings), settings)
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
@@ -300,4 +304,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,7 +7,6 @@ The state of the last token of a question about the utterance, at one of five de
 macro F1 between their mean and the probe has a 95 % interval by bootstrap over clips.
 """
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
+from imagebind_llm.corpus.batches import by_length
 from imagebind_llm.datasets.readers import DataError, load_dataset
-from imagebind_llm.flags import flag, parse
+from imagebind_llm.files import json_lines
+from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.itsl.assembly import open_language
 from imagebind_llm.llama.decoder import Llama
 from imagebind_llm.llama.gguf import smollm2_path
@@ -47,18 +48,18 @@ class ProbeSettings:
 
 def main() -> int:
     settings = parse(ProbeSettings, description=__doc__)
-    try:
-        splits = load_dataset(settings.data_path).splits
-        gold = {name: np.array([one.intent for one in rows]) for name, rows in splits.items()}
-        guesses = probe(settings.llama_model_path, splits, gold)
-        own = scores(gold["test"], guesses)
-        print(f"frozen probe: accuracy {100 * own['accuracy']:.2f} macro F1 {100 * own['macro_f1']:.2f}")
-        if settings.runs:
-            compare([answers(Path(run), splits["test"]) for run in settings.runs], guesses, gold["test"])
-    except (DataError, OSError, ValueError) as error:
-        print(f"frozen_probe.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code("frozen_probe.py", lambda: run(settings))
+
+
+def run(settings: ProbeSettings) -> None:
+    """Fit, print the scores on test, and compare with trained runs."""
+    splits = load_dataset(settings.data_path).splits
+    gold = {name: np.array([one.intent for one in rows]) for name, rows in splits.items()}
+    guesses = probe(settings.llama_model_path, splits, gold)
+    own = scores(gold["test"], guesses)
+    print(f"frozen probe: accuracy {100 * own['accuracy']:.2f} macro F1 {100 * own['macro_f1']:.2f}")
+    if settings.runs:
+        compare([answers(Path(folder), splits["test"]) for folder in settings.runs], guesses, gold["test"])
 
 
 def probe(path: str, splits: dict[str, list[Example]], gold: dict[str, np.ndarray]) -> np.ndarray:
@@ -85,10 +86,8 @@ def last_states(llama: Llama, tokenizer: LlamaTokenizer, rows: list[Example], ti
     taken: dict[int, torch.Tensor] = {}
     hooks = [llama.layers[n - 1].register_forward_hook(lambda _, __, out, n=n: taken.__setitem__(n, out)) for n in layers]
     ids = [tokenizer.encode(QUESTION.format(row.text), bos=True) for row in rows]
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     found = {n: np.zeros((len(rows), llama.config.dim), np.float32) for n in layers}
-    for start in tqdm(range(0, len(order), BATCH), desc=title, unit="batch", leave=False):
-        part = order[start : start + BATCH]
+    for part in tqdm(by_length([len(row) for row in ids], BATCH), desc=title, unit="batch", leave=False):
         longest = max(len(ids[i]) for i in part)
         llama(torch.tensor([[*ids[i], *[0] * (longest - len(ids[i]))] for i in part]))
         ends = torch.tensor([len(ids[i]) - 1 for i in part])
@@ -101,8 +100,7 @@ def last_states(llama: Llama, tokenizer: LlamaTokenizer, rows: list[Example], ti
 
 def answers(run: Path, rows: list[Example]) -> np.ndarray:
     """What a run said about the rows, in their order."""
-    lines = [json.loads(line) for line in (run / "predictions_test.jsonl").read_text().splitlines()]
-    predicted = {line["key"]: line["predicted"] for line in lines}
+    predicted = {row["key"]: row["predicted"] for _, row in json_lines(run / "predictions_test.jsonl") if row}
     if missing := [row.key for row in rows if row.key not in predicted]:
         raise DataError(f"{run}: says nothing about {len(missing)} of {len(rows)} test rows; was it trained on this data?")
     return np.array([predicted[row.key] for row in rows])

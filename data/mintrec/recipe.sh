@@ -53,22 +53,22 @@ if main && [ ! -e "$OUT/probe/report.html" ]; then
     # shellcheck disable=SC2086
     "$PYTHON" classifier.py --data_path "$DATA" --emb_path "$EMB" --output_dir "$OUT/probe" --ablate --seeds $PROBE_SEEDS
 fi
-START=()
+START=() SIGHT=()
 if [ -e "$CAPTIONS" ]; then
     say "4. first stage: the model learns to see and hear from captions, $CAPTIONS"
     train "$S/pretrain" done --stage pretrain --data_path "$CAPTIONS" --epochs "$SHORT" --warmup_epochs 0.2 --lr 2e-3
-    START=(--pretrained_path "$S/pretrain/best")
+    START=(--pretrained_path "$S/pretrain/best") SIGHT=(--captions "$CAPTIONS" --w_caption 1) # mixed in, so that sight is kept
 else
     say "4. first stage: left out, there is no $CAPTIONS"
 fi
 say "5. supervised: intent, and rationale where there is one"
-train "$S/itsl" results.json --data_path "$DATA" ${START[@]+"${START[@]}"} --epochs "$EPOCHS" --warmup_epochs 0.5 --lr 1e-3
+train "$S/itsl" results.json --data_path "$DATA" ${START[@]+"${START[@]}"} ${SIGHT[@]+"${SIGHT[@]}"} --epochs "$EPOCHS" --warmup_epochs 0.5 --lr 1e-3
 BEST=$S/itsl
 if [ -e "$DATA/rationales.jsonl" ]; then
     say "6. self-critical: each claim of the model's own sampled answers is paid for what a judge sees and hears in the clip"
-    JUDGED=(--credit claim --w_critic 8 --w_rationale 0.2 --reward_weights truth=1)
-    [ ! -e "$CAPTIONS" ] || JUDGED+=(--captions "$CAPTIONS") # else the judge is fitted on the rationales, which is worse
-    train "$S/critic" results.json --data_path "$DATA" --pretrained_path "$S/itsl/best" --epochs "$SHORT" --warmup_epochs 0.1 --lr 3e-4 --gate_lr 1 "${JUDGED[@]}"
+    JUDGED=(--credit claim --w_critic 8 --w_rationale 0.2 --reward_weights truth=1) # without captions its judge is fitted on rationales
+    train "$S/critic" results.json --data_path "$DATA" --pretrained_path "$S/itsl/best" --epochs "$SHORT" --warmup_epochs 0.1 --lr 3e-4 --gate_lr 1 \
+        "${JUDGED[@]}" ${SIGHT[@]+"${SIGHT[@]}"}
     BEST=$S/critic
 else
     say "6. self-critical: left out, there is no $DATA/rationales.jsonl (write_rationales.py makes it)"

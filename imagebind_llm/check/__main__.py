@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from imagebind_llm.check import datasets, weights
+from imagebind_llm.flags import exit_code
 
 USAGE = """usage: python -m imagebind_llm.check PATH [--all]
 
@@ -37,17 +38,15 @@ def main(arguments: list[str]) -> int:
     if len(words) != 1:
         print(USAGE, end="", file=sys.stderr)
         return 2
-    path = Path(words[0]).expanduser()
-    if is_weights(path):
-        weights_report = weights.check(path)
-        print(weights_report)
-        return 2 if weights_report.problems else 0
-    try:
-        report = datasets.check(path)
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 2
-    print(report.text(everything="--all" in arguments))
+    path, everything = Path(words[0]).expanduser(), "--all" in arguments
+    stopped = "interrupted; nothing was written"
+    return exit_code("imagebind_llm.check", lambda: shown(path, everything), interrupted=stopped)
+
+
+def shown(path: Path, everything: bool) -> int:
+    """Print the report on a path; its exit code."""
+    report = weights.check(path) if is_weights(path) else datasets.check(path)
+    print(report.text(everything))
     return report.exit_code
 
 

@@ -59,6 +59,11 @@ class Report:
     next_step: str = ""
 
     @property
+    def problems(self) -> tuple[str, ...]:
+        """What keeps it from being used."""
+        return tuple(finding.what for finding in self.findings if finding.kind == "problem")
+
+    @property
     def exit_code(self) -> int:
         """0 usable as it is, 1 with losses, 2 not."""
         kinds = {finding.kind for finding in self.findings}
@@ -78,7 +83,8 @@ class Report:
             if more := len(finding.where) - len(shown):
                 lines += [f"              and {more} more (--all names them)"]
         verdict = ("yes", "yes, with the losses above", "no: mend the problems above")[self.exit_code]
-        return "\n".join([*lines, f"{'usable':<11} {verdict}", f"{'next':<11} {self.next_step}"])
+        lines.append(f"{'usable':<11} {verdict}")
+        return "\n".join(lines + ([f"{'next':<11} {self.next_step}"] if self.next_step else []))
 
 
 def check(path: Path) -> Report:

@@ -5,11 +5,11 @@ Only headers are read (and, of LLaMA shards, the norms, which tell whether they 
 
 import math
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from imagebind_llm.check.datasets import Report
 from imagebind_llm.config import IMAGEBIND_PRESETS, LLAMA_PRESETS, LlamaConfig
 from imagebind_llm.encoder.towers import ImageBind
 from imagebind_llm.encoder.weights import IGNORED_PREFIXES
@@ -22,21 +22,6 @@ from imagebind_llm.weight_files import Shape, TensorFile, WeightsError, check_te
 IMAGEBIND_PREFIXES = ("modality_trunks.", "modality_preprocessors.", "modality_heads.")
 
 
-@dataclass(frozen=True)
-class Report:
-    """Facts for people in the order of reading; it can be used if there are no problems."""
-
-    facts: dict[str, str]
-    problems: tuple[str, ...] = ()
-    next_step: str = ""
-
-    def __str__(self) -> str:
-        rows = list(self.facts.items()) + [("problem", problem) for problem in self.problems]
-        rows += [("usable", "no" if self.problems else "yes")]
-        rows += [("next", self.next_step)] if self.next_step and not self.problems else []
-        return "\n".join(f"{name:<11} {value}" for name, value in rows)
-
-
 def check(path: Path) -> Report:
     """Recognise what is at `path`. Never raises for a bad file: the report says what is wrong with it."""
     try:
@@ -44,7 +29,15 @@ def check(path: Path) -> Report:
             return _llama(path, open_llama(path))
         return _file(path)
     except WeightsError as problem:
-        return Report({"path": str(path), "what": "not recognised, or incomplete"}, (str(problem),))
+        return _report({"path": str(path), "what": "not recognised, or incomplete"}, (str(problem),))
+
+
+def _report(facts: dict[str, str], problems: tuple[str, ...] = (), next_step: str = "") -> Report:
+    """A next step is named where there are no problems."""
+    report = Report(facts, next_step="" if problems else next_step)
+    for problem in problems:
+        report.add("problem", problem)
+    return report
 
 
 def _file(path: Path) -> Report:
@@ -67,7 +60,7 @@ def _llama(path: Path, checkpoint: LlamaCheckpoint) -> Report:
     preset = next((name for name, sizes in LLAMA_PRESETS.items() if same_sizes(config, sizes)), None)
     facts = {
         "path": str(path),
-        "what": f"LLaMA, {checkpoint.format} format, {_count(len(checkpoint.files), 'file')}",
+        "what": f"{_family(config)}, {checkpoint.format} format, {_count(len(checkpoint.files), 'file')}",
         "sizes": f"{config.n_layers} layers, width {config.dim}, {config.n_heads} heads{kv}, feed-forward {config.hidden_dim}, "
         f"vocabulary {config.vocab_size}{', tied output' if config.tied else ''}",
         "details": f"norm eps {config.norm_eps:g}, rotary theta {config.rope_theta:g}, context {config.max_seq_len}",
@@ -75,7 +68,7 @@ def _llama(path: Path, checkpoint: LlamaCheckpoint) -> Report:
         "tokenizer": tokenizer,
         "fits": preset or f"taken with its own sizes (they are not those of {', '.join(LLAMA_PRESETS)})",
     }
-    return Report(facts, problems, f"python -m imagebind_llm.ask --llama_model_path {path} --instruction 'Who are you?'")
+    return _report(facts, problems, f"python -m imagebind_llm.ask --llama_model_path {path} --instruction 'Who are you?'")
 
 
 def _tokenizer(path: Path, config: LlamaConfig) -> tuple[str, tuple[str, ...]]:
@@ -104,9 +97,9 @@ def _imagebind(file: TensorFile) -> Report:
     try:
         check_tensors(file.path, shapes, wanted[preset], what=preset)
     except WeightsError as problem:
-        return Report(facts | {"fits": f"no preset (nearest: {preset})"}, (str(problem),))
+        return _report(facts | {"fits": f"no preset (nearest: {preset})"}, (str(problem),))
     facts["fits"] = f"--encoder {preset}"
-    return Report(
+    return _report(
         facts, (), f"python avt_get_emb.py --encoder {preset} --encoder_weights {file.path} --data_path DATA --output_dir STORE"
     )
 
@@ -144,13 +137,17 @@ def _adapter(file: TensorFile, adapter: Adapter) -> Report:
         "fits": ", ".join(fits) or "no preset; a LLaMA of this width and depth",
     }
     command = f"python engine_finetune.py --pretrained_path {file.path} --llama_model_path LLAMA --data_path DATA"
-    return Report(facts, (), command)
+    return _report(facts, (), command)
 
 
 def _amount(shapes: dict[str, Shape], dtypes: Counter[str], files: tuple[Path, ...]) -> str:
     stored = ", ".join(f"{count} {dtype}" for dtype, count in dtypes.most_common()) if len(dtypes) > 1 else "".join(dtypes)
     size = sum(file.stat().st_size for file in files) / 1e9
     return f"{sum(math.prod(shape) for shape in shapes.values()):,} ({stored}; {size:.3g} GB on disk)"
+
+
+def _family(config: LlamaConfig) -> str:
+    return "LLaMA" if config.architecture == "llama" else f"{config.architecture}, of LLaMA's family"
 
 
 def _count(number: int, noun: str) -> str:

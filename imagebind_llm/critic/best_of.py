@@ -6,14 +6,13 @@ a rationale is `credit.truth`: true claims up to a cap, minus all false ones, mi
 
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from imagebind_llm.critic.claims import claims_of
 from imagebind_llm.critic.credit import Verdict, counting, repeats, truth
-from imagebind_llm.critic.judge import ClauseVectors, Judge
+from imagebind_llm.critic.judge import Judge
 from imagebind_llm.encoder.store import Identity
 from imagebind_llm.taxonomy import Taxonomy
 
@@ -47,32 +46,13 @@ class GivenClips:
 class BestOf:
     """Picks the best of several rationales.
 
-    `count` rationales are sampled at `temperature`; their random numbers depend on `seed` and the prompt only.
+    `count` rationales are sampled at `temperature`; their random numbers depend on the prompt only.
     """
 
-    def __init__(self, judge: Judge, clips: GivenClips, count: int, temperature: float, seed: int = 0):
+    def __init__(self, judge: Judge, clips: GivenClips, count: int, temperature: float):
         """`judge` must read its clips from `clips`."""
         self.judge, self.clips = judge, clips
-        self.count, self.temperature, self.seed = count, temperature, seed
-
-    @classmethod
-    def load(
-        cls,
-        folder: Path,
-        identity: Identity,
-        count: int,
-        temperature: float,
-        seed: int = 0,
-        encoder_weights: str = "",
-        device: str = "cpu",
-    ) -> "BestOf":
-        """Load the judge of a checkpoint folder. `identity`: identity of the clips' embeddings.
-
-        Raises JudgeError if there is no judge or it was fitted on embeddings of another encoder.
-        """
-        clips = GivenClips(identity)
-        judge = Judge.load(folder, clips, ClauseVectors.load(identity, encoder_weights, device))
-        return cls(judge, clips, count, temperature, seed)
+        self.count, self.temperature = count, temperature
 
     def pick(
         self, candidates: Sequence[Sequence[Written]], vectors: Tensor, present: Tensor, taxonomy: Taxonomy

@@ -27,7 +27,7 @@ from torch import Tensor
 from imagebind_llm.config import MODALITIES
 from imagebind_llm.encoder.registry import load_text_tower
 from imagebind_llm.encoder.store import Identity
-from imagebind_llm.files import write_atomic
+from imagebind_llm.files import write_atomic, write_json
 
 FORMAT = 1
 FITTED, SHARED = "fitted", "shared"
@@ -218,7 +218,7 @@ class Judge:
             "dev": asdict(self.figures) if self.figures else None,
         }
         write_atomic(Path(folder) / f"{name}.safetensors", save(self.tensors))
-        write_atomic(Path(folder) / f"{name}.json", json.dumps(state, indent=1).encode())
+        write_json(Path(folder) / f"{name}.json", state)
 
     @classmethod
     def load(cls, folder: Path, store: Clips, vectors: ClauseVectors, name: str = "judge") -> "Judge":

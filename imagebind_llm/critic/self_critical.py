@@ -331,5 +331,3 @@ class Critic:
 def _flat(answers: Sequence[Sequence[list[int]]]) -> list[list[int]]:
     """answers[clip][sample] in one list, clip by clip."""
     return [ids for clip_answers in answers for ids in clip_answers]
-
-

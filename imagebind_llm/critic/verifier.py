@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from imagebind_llm.files import write_atomic
+from imagebind_llm.files import write_atomic, write_json
 from imagebind_llm.taxonomy import Taxonomy, taxonomy_of
 from imagebind_llm.text_metrics import n_grams, words
 
@@ -154,7 +154,7 @@ class Verifier:
             "vocabulary": list(self.vocabulary),
         }
         write_atomic(Path(folder) / "verifier.safetensors", save(self.tensors))
-        write_atomic(Path(folder) / "verifier.json", json.dumps(state, indent=0).encode())
+        write_json(Path(folder) / "verifier.json", state, indent=0)
 
     @classmethod
     def load(cls, folder: Path) -> "Verifier":

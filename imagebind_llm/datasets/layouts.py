@@ -1,4 +1,4 @@
-"""The layouts of published data sets: train.tsv, dev.tsv and test.tsv with columns of their own, clips below raw_data.
+"""The layouts of published data sets: a table for each of train, dev and test with columns of its own, clips below raw_data.
 
 A data set with another layout: an entry in LAYOUTS, and its intents in taxonomy.py.
 """
@@ -11,7 +11,11 @@ from imagebind_llm.taxonomy import MINTREC, MINTREC2, Taxonomy
 
 @dataclass(frozen=True)
 class Layout:
-    """How one release names its columns, keys and clips. key, clip: of a row, its key and its clip's file below raw_data."""
+    """How one release names its tables, columns, keys and clips.
+
+    key, clip: of a row, its key and its clip's file below raw_data; the row has its split, too. table: its fields are tab
+    separated if it ends in .tsv, else by commas.
+    """
 
     name: str
     columns: tuple[str, ...]
@@ -20,6 +24,7 @@ class Layout:
     clip: Callable[[dict], str]
     text: str
     label: str
+    table: str = "{split}.tsv"
 
 
 LAYOUTS = [

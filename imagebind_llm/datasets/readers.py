@@ -86,9 +86,10 @@ def folder_of(path: Path | str) -> Path:
 
 
 def _split_table(root: Path, split: str) -> Path | None:
-    """`dev.tsv`, or the one `*_dev.tsv` of a derived release."""
-    if (root / f"{split}.tsv").is_file():
-        return root / f"{split}.tsv"
+    """The table of a split as a layout names it, or the one `*_dev.tsv` of a derived release."""
+    for name in dict.fromkeys(layout.table.format(split=split) for layout in LAYOUTS):
+        if (root / name).is_file():
+            return root / name
     tables = sorted(root.glob(f"*_{split}.tsv"))
     return tables[0] if len(tables) == 1 else None
 
@@ -109,20 +110,26 @@ def _layout_of(tables: list[Path]) -> Layout:
             if set(layout.columns) <= set(header):
                 return layout
     expected = "; ".join(f"{layout.name}: {' '.join(layout.columns)}" for layout in LAYOUTS)
-    got = " ".join(next(_lines(tables[0], "\t"), (0, []))[1]) or "nothing"  # or raises what is wrong with the file
-    raise DataError(f"{tables[0]}: expected the tab separated columns of one of ({expected}), got: {got}")
+    delimiter = _delimiter(tables[0])
+    got = " ".join(next(_lines(tables[0], delimiter), (0, []))[1]) or "nothing"  # or raises what is wrong with the file
+    kind = "tab" if delimiter == "\t" else "comma"
+    raise DataError(f"{tables[0]}: expected the {kind} separated columns of one of ({expected}), got: {got}")
+
+
+def _delimiter(table: Path) -> str:
+    return "\t" if table.suffix == ".tsv" else ","
 
 
 def _header(table: Path) -> list[str]:
     try:
-        return next(_lines(table, "\t"), (0, []))[1]
+        return next(_lines(table, _delimiter(table)), (0, []))[1]
     except DataError:  # another table may tell the layout; reading this one says what is wrong with it
         return []
 
 
 def _release_rows(table: Path, split: str, layout: Layout, clips: Path | None, refuse: Refuse) -> Iterator[Example]:
-    for line, row in _rows(table, "\t", layout.columns, refuse):
-        intent = None
+    for line, fields in _rows(table, _delimiter(table), layout.columns, refuse):
+        row, intent = {"split": split} | fields, None
         try:
             intent = layout.taxonomy.canonical(row[layout.label])
         except ValueError as error:
@@ -134,10 +141,9 @@ def _release_rows(table: Path, split: str, layout: Layout, clips: Path | None, r
 
 def _read_plain(root: Path, requested: tuple[str, ...], refuse: Refuse) -> Dataset:
     table = root if root.is_file() else _only_table(root)
-    delimiter = "\t" if table.suffix == ".tsv" else ","
     splits: dict[str, list[Example]] = {}
     coarse_of: dict[str, str] = {}
-    for line, row in _rows(table, delimiter, ("path", "text"), refuse):
+    for line, row in _rows(table, _delimiter(table), ("path", "text"), refuse):
         if not row["path"].strip():
             refuse("row", f"{table}, line {line}: the path is empty; expected the clip's file name")
             continue

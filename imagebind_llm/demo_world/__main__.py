@@ -5,27 +5,28 @@ embeddings and the faithful rationales.jsonl stay as they are.
 """
 
 import shlex
+import sys
 import time
 from pathlib import Path
 
 from imagebind_llm.config import FAITHFUL
 from imagebind_llm.demo_world.cues import bayes_table
 from imagebind_llm.demo_world.references import write_references
-from imagebind_llm.demo_world.write import DemoWorldError, DemoWorldSettings, write_world
-from imagebind_llm.flags import parse
+from imagebind_llm.demo_world.write import DemoWorldSettings, write_world
+from imagebind_llm.flags import exit_code, parse
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Make the clips, TSVs and rationales; print what anyone can reach on them."""
+def main(argv: list[str] | None = None) -> int:
     settings = parse(DemoWorldSettings, argv, "Make the demo data set: clips with sound in MIntRec's layout.")
+    again = "interrupted; the same command continues"
+    return exit_code("imagebind_llm.demo_world", lambda: run(settings), interrupted=again)
+
+
+def run(settings: DemoWorldSettings) -> None:
+    """Make the clips, TSVs and rationales; print what anyone can reach on them."""
     print(bayes_table())
     started = time.perf_counter()
-    try:
-        made = write_world(settings)
-    except DemoWorldError as error:
-        raise SystemExit(f"error: {error}") from error
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted; the same command continues") from None
+    made = write_world(settings)
     print(f"{len(made)} clips in {settings.output_dir}, {time.perf_counter() - started:.0f} s")
     folder = shlex.quote(settings.output_dir)
     if settings.references != FAITHFUL:
@@ -35,4 +36,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

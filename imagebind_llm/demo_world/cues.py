@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from imagebind_llm import markdown
 from imagebind_llm.config import MODALITIES, modality_subsets
 from imagebind_llm.taxonomy import DEMO
 
@@ -152,5 +153,5 @@ def bayes_table() -> str:
     rows = [("+".join(subset), bayes_accuracy(subset)) for subset in modality_subsets(MODALITIES)]
     rows += [(f"{name} alone", variables_accuracy([name])) for name in CUES]
     rows += [("nothing (the commonest intent)", bayes_accuracy(()))]
-    lines = [f"| {name} | {100 * accuracy:.1f} |" for name, accuracy in rows]
-    return "\n".join(["| what is known | best reachable accuracy, % |", "|---|---|", *lines])
+    header = ("what is known", "best reachable accuracy, %")
+    return markdown.table(header, [(name, f"{100 * accuracy:.1f}") for name, accuracy in rows])

@@ -13,7 +13,7 @@ import numpy as np
 from imagebind_llm.config import CEILINGS, MODALITIES, modality_subsets
 from imagebind_llm.demo_world import cues, phrases, texts
 from imagebind_llm.explain.cue_table import CueTable
-from imagebind_llm.files import write_atomic
+from imagebind_llm.files import write_json
 
 
 def _template(intent: str) -> str:
@@ -36,7 +36,7 @@ CUE_TABLE = CueTable(
 def publish_tables(root: Path) -> None:
     """Write ceilings.json and cue_phrases.json."""
     ceilings = {"+".join(subset): cues.bayes_accuracy(subset) for subset in modality_subsets(MODALITIES)}
-    write_atomic(root / CEILINGS, (json.dumps(ceilings, indent=1) + "\n").encode())
+    write_json(root / CEILINGS, ceilings)
     CUE_TABLE.write(root)
 
 

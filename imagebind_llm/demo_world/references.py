@@ -19,7 +19,7 @@ from imagebind_llm.datasets.readers import SPLITS
 from imagebind_llm.demo_world.cues import CUES, WORLD, Scene, draw_values
 from imagebind_llm.demo_world.phrases import reference_text
 from imagebind_llm.demo_world.write import WorldClip, generator, reference
-from imagebind_llm.files import write_atomic
+from imagebind_llm.files import write_json, write_json_lines
 
 
 def write_references(root: Path, kind: str, rows: list[WorldClip], seed: int) -> Path:
@@ -27,10 +27,10 @@ def write_references(root: Path, kind: str, rows: list[WorldClip], seed: int) ->
     file."""
     chosen = blind(rows, seed) if kind == BLIND else thinned(rows, seed, int(kind.removesuffix("%")))
     path = root / f"rationales-{kind.removesuffix('%')}.jsonl"
-    write_atomic(path, "".join(json.dumps(line) + "\n" for line in chosen).encode())
+    write_json_lines(path, chosen)
     world = json.loads((root / WORLD).read_text())
     world["references"][kind] = path.name
-    write_atomic(root / WORLD, (json.dumps(world) + "\n").encode())
+    write_json(root / WORLD, world, indent=None)
     return path
 
 

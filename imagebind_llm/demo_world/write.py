@@ -22,7 +22,7 @@ from imagebind_llm.datasets.readers import SPLITS, rationale_rows
 from imagebind_llm.demo_world import cues, face, texts, voice
 from imagebind_llm.demo_world.phrases import caption, reference_text, remark
 from imagebind_llm.demo_world.published import publish_tables, tables_digest
-from imagebind_llm.files import write_atomic
+from imagebind_llm.files import write_atomic, write_json, write_json_lines
 from imagebind_llm.flags import flag
 
 DRAWINGS = 1  # raise it whenever a clip of the same row comes to look or sound different: face.py, voice.py, write_clip
@@ -127,9 +127,9 @@ def write_world(settings: DemoWorldSettings) -> list[WorldClip]:
     _make_clips(root, missing, settings)
     for split in SPLITS:
         write_atomic(root / f"{split}.tsv", _tsv([row for row in clips if row.split == split]).encode())
-    write_atomic(root / REFERENCES, "".join(json.dumps(reference(row)) + "\n" for row in clips).encode())
+    write_json_lines(root / REFERENCES, map(reference, clips))
     captions = [caption for row in clips if row.split != "test" for caption in _captions(row, settings.seed)]
-    write_atomic(root / "captions.json", (json.dumps(captions, indent=0) + "\n").encode())
+    write_json(root / "captions.json", captions, indent=0)
     publish_tables(root)
     return clips
 
@@ -142,7 +142,7 @@ def _claim(root: Path, seed: int, made: list[WorldClip]) -> None:
         root.mkdir(parents=True, exist_ok=True)
         if strange := sorted(child.name for child in root.iterdir() if not child.name.startswith(".")):
             raise DemoWorldError(f"{root} holds other files ({', '.join(strange[:3])}); choose a new or empty --output_dir")
-        write_atomic(path, (json.dumps(world | {"references": {FAITHFUL: REFERENCES}}) + "\n").encode())
+        write_json(path, world | {"references": {FAITHFUL: REFERENCES}}, indent=None)
     old = json.loads(path.read_text())
     references = old.pop("references", {FAITHFUL: REFERENCES})
     if "code" in old and _same_scenes(root, made):  # the form of before: a digest of source files in place of the tables'
@@ -152,7 +152,7 @@ def _claim(root: Path, seed: int, made: list[WorldClip]) -> None:
             f"{root} holds a world made with {old}, this run would make {world}; choose another --output_dir, "
             f"or remove the old world first: rm -r {root}"
         )
-    write_atomic(path, (json.dumps(world | {"references": references}) + "\n").encode())
+    write_json(path, world | {"references": references}, indent=None)
 
 
 def _same_scenes(root: Path, made: list[WorldClip]) -> bool:

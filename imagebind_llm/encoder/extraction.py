@@ -8,7 +8,7 @@ otherwise all of it is computed again. Rank r computes every world_size-th of th
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -44,7 +44,7 @@ class ExtractSettings:
         "imagebind_huge", "imagebind_huge: the public model; imagebind_tiny: a small one for the demo", tuple(ENCODERS)
     )
     encoder_weights: str = flag("", "weight file; if not given, checkpoints/ENCODER.safetensors or .pth")
-    modalities: tuple[str, ...] = flag(MODALITIES, "modalities to embed", MODALITIES)
+    modalities: tuple[str, ...] = flag((), "modalities to embed; if not given, all that the encoder has", MODALITIES)
     batch_size: int = flag(8, "clips per batch")
     num_workers: int = flag(2, "decoding processes per rank; 0: decode in the main process")
     device: str = flag("auto", "auto: cuda if available, else cpu", ("auto", "cpu", "cuda"))
@@ -149,13 +149,14 @@ def extract(settings: ExtractSettings) -> Summary:
     recorded as a failure, and the run continues.
     """
     started = time.monotonic()
+    settings = _with_modalities(settings)
     dataset = load_dataset(settings.data_path, settings.splits)
     _refuse_missing_clips(dataset, settings)
     if Path(settings.output_dir).resolve() == dataset.root.resolve():
         raise DataError(f"--output_dir {settings.output_dir} is the data's own folder; give the store a folder of its own")
     weights = find_weights(settings.encoder, settings.encoder_weights)
     root = Path(settings.output_dir)
-    with distributed.process_group(_device(settings.device)) as device:
+    with distributed.process_group(distributed.choose_device(settings.device)) as device:
         distributed.warn_of_emulation(settings.dtype, device)
         identity = _identity(settings, _shared_sha256(weights))
         _refuse_rows_apart(dataset, settings)
@@ -188,6 +189,17 @@ def extract(settings: ExtractSettings) -> Summary:
     if is_main:
         _write_results(summary, dataset.splits, store, settings.export_pt)
     return summary
+
+
+def _with_modalities(settings: ExtractSettings) -> ExtractSettings:
+    """Naming all that the encoder has, where none is given. Raises DataError for one that it has not."""
+    has = ENCODERS[settings.encoder].modalities
+    if lacking := [name for name in settings.modalities if name not in has]:
+        raise DataError(
+            f"--modalities {' '.join(lacking)}: expected some of {' '.join(has)}, which --encoder {settings.encoder} embeds; "
+            f"leave the others out, or name another encoder"
+        )
+    return replace(settings, modalities=settings.modalities or has)
 
 
 def _embed_all(encoder: Encoder, batches: list[list[Example]], settings: ExtractSettings, device: torch.device, writer) -> int:
@@ -245,13 +257,6 @@ def _failure(example: Example, modality: str, reason: str) -> Failure:
 def _bar_title() -> str:
     ranks = distributed.world_size()
     return "embedding" if ranks == 1 else f"embedding (1 of {ranks} ranks)"
-
-
-def _device(name: str) -> str:
-    try:
-        return distributed.choose_device(name)
-    except ValueError as error:
-        raise DataError(str(error)) from error
 
 
 def _refuse_missing_clips(dataset, settings: ExtractSettings) -> None:

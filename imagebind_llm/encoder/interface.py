@@ -71,11 +71,13 @@ class EncoderSpec:
     """Specification of an encoder.
 
     `load_clip` takes (file, modalities, window rule, clean audio), as clips.media.load_clip, and returns for each modality its
-    windows or the error why there are none.
+    windows or the error why there are none. `version` is part of a store's identity: change it whenever preprocessing,
+    tokenizer or towers give other vectors. `modalities`: those that it embeds.
     """
 
     width: int  # E
     load: LoadEncoder
     tokenizer: Callable[[], Tokenizer]
     load_clip: Callable[[Path, Sequence[str], str, bool], dict[str, Windows | MediaError]]
-    version: str  # part of a store's identity; change it whenever preprocessing, tokenizer or towers give other vectors
+    version: str
+    modalities: tuple[str, ...] = ("text", "audio", "vision")

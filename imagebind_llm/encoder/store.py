@@ -30,6 +30,7 @@ from imagebind_llm.files import locked, write_atomic
 
 FORMAT = 1
 FIRST_FLUSH_S = 0.25
+ORIGINAL = ("text", "vision", "audio")  # the order in the original's files
 OPEN_SHARDS = 32  # largest number of files that a reader keeps open
 
 
@@ -58,7 +59,8 @@ class Identity:
 
 def identity_of(fields: dict) -> Identity:
     """The identity from its JSON in a manifest or checkpoint.json."""
-    return Identity(**_tupled(fields))
+    values: dict = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    return Identity(**values)
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,11 @@ class Store:
         for other in identities[1:]:
             check_identity(self.root, other, identities[0])
         self.identity = identities[0]
+        if unknown := [name for name in self.identity.modalities if name not in MODALITIES]:
+            raise StoreError(
+                f"{self.root}: holds {' '.join(unknown)}, expected only {' '.join(MODALITIES)}; add it to SENSES in "
+                f"imagebind_llm/config.py, or embed the clips again without it"
+            )
         self.sources: dict[str, int] = {}
         self._place: dict[str, tuple[str, int]] = {}
         self._failures: dict[str, list[Failure]] = {}
@@ -223,10 +230,10 @@ class Store:
         for key in keys:
             name, row = self._place[key]
             rows.setdefault(name, []).append(row)
-        counts = sum(
-            (self._shard(name).get_tensor("present")[places].sum(0) for name, places in rows.items()),
-            torch.zeros(len(MODALITIES)),
-        )
+        counts = torch.zeros(len(MODALITIES))
+        for name, places in rows.items():
+            present = self._shard(name).get_tensor("present")[places].sum(0)
+            counts[: len(present)] += present
         return {modality: int(counts[MODALITIES.index(modality)]) for modality in modalities}
 
     def read(self, keys: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -245,8 +252,9 @@ class Store:
         for i in sorted(range(len(keys)), key=lambda i: self._place[keys[i]]):
             name, row = self._place[keys[i]]
             shard = self._shard(name)
-            vectors[i] = shard.get_slice("vectors")[row]
-            present[i] = shard.get_slice("present")[row]
+            stored = shard.get_slice("vectors")[row]  # fewer columns than MODALITIES where it is older than the last of them
+            vectors[i, : len(stored)] = stored
+            present[i, : len(stored)] = shard.get_slice("present")[row]
         return vectors, present
 
 
@@ -255,11 +263,11 @@ def export_pt(store: Store, keys: Sequence[str], folder: Path) -> None:
 
     The vectors are not normalised; an absent modality is a zero vector.
     """
-    text, audio, vision = range(len(MODALITIES))
+    columns = [MODALITIES.index(name) for name in ORIGINAL]
     for i, key in enumerate(keys):
         (row,), _ = store.read([key])
         buffer = io.BytesIO()
-        torch.save([row[m].clone()[None] for m in (text, vision, audio)], buffer)
+        torch.save([row[m].clone()[None] for m in columns], buffer)
         write_atomic(Path(folder) / f"{i}.pt", buffer.getvalue())
 
 
@@ -293,7 +301,8 @@ class PtFolders:
             )
         width = self._load(next(iter(self._files.values())), None).shape[1]
         # the original's encoder; the files do not record its weights
-        self.identity = Identity("imagebind_huge", "", "float32", MODALITIES, "", False, width, "")
+        modalities = tuple(name for name in MODALITIES if name in ORIGINAL)
+        self.identity = Identity("imagebind_huge", "", "float32", modalities, "", False, width, "")
 
     def __contains__(self, key: str) -> bool:
         return key in self._files
@@ -308,8 +317,9 @@ class PtFolders:
     def _load(self, path: Path, width: int | None) -> Tensor:
         """The vectors (M,E) of a file, in the order text, audio, vision."""
         try:
-            text, vision, audio = (part.detach().float().reshape(-1) for part in torch.load(path, "cpu", weights_only=True))
-            row = torch.stack([text, audio, vision])
+            stored = [part.detach().float().reshape(-1) for part in torch.load(path, "cpu", weights_only=True)]
+            parts = dict(zip(ORIGINAL, stored, strict=True))
+            row = torch.stack([parts.get(name, torch.zeros_like(stored[0])) for name in MODALITIES])
         except UNREADABLE as error:
             raise StoreError(f"{path}: expected [text, vision, audio], each (1, E), got something else ({error})") from error
         if width is not None and row.shape[1] != width:
@@ -350,7 +360,3 @@ def _manifests(root: Path) -> dict[str, dict]:
                 f"{path}: store format {manifests[path.name].get('format')}, this version reads {FORMAT}; rebuild it"
             )
     return manifests
-
-
-def _tupled(fields: dict) -> dict:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}

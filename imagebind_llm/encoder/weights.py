@@ -20,25 +20,22 @@ SCALE = ".log_logit_scale"  # stays float32: bfloat16 would turn the factor 20 i
 IGNORED_PREFIXES = ("point_trunk.", "modality_heads.point.", "modality_postprocessors.point.", "modality_preprocessors.point.")
 
 
-def find_weights(encoder: str, given: str = "", folder: Path = CHECKPOINTS) -> Path:
+def find_weights(encoder: str, given: str = "") -> Path:
     """The weight file: `given` or, if that is "", ENCODER.safetensors or .pth in checkpoints/.
 
     Raises WeightsError if it does not exist.
     """
-    candidates = [Path(given)] if given else [folder / f"{encoder}{ending}" for ending in (".safetensors", ".pth")]
+    candidates = [Path(given)] if given else [CHECKPOINTS / f"{encoder}{ending}" for ending in (".safetensors", ".pth")]
     for path in candidates:
         if path.is_file():
             return path
     if given:
-        raise WeightsError(f"--encoder_weights {given}: expected a .safetensors or .pth file, got {_what_is(candidates[0])}")
+        got = "a folder" if Path(given).is_dir() else "no such file"
+        raise WeightsError(f"--encoder_weights {given}: expected a .safetensors or .pth file, got {got}")
     raise WeightsError(
         f"no weights of {encoder}: looked for {' and '.join(map(str, candidates))}. Give the file by --encoder_weights "
         f"(checkpoints/README.md says where each comes from), or try things out with --encoder imagebind_tiny"
     )
-
-
-def _what_is(path: Path) -> str:
-    return "a folder" if path.is_dir() else "no such file"
 
 
 def load_imagebind(

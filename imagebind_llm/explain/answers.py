@@ -1,7 +1,6 @@
 """What explain.py prints and writes: answers about a clip or a split."""
 
-import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from imagebind_llm.critic.checked_claims import CheckedClaim, ClaimCheck, in_wor
 from imagebind_llm.datasets.readers import DataError, folder_of, load_dataset
 from imagebind_llm.encoder.clip_encoder import ClipEncoder
 from imagebind_llm.encoder.store import Store
-from imagebind_llm.explain.explainer import Explainer, Explanation, batch_slices
+from imagebind_llm.explain.explainer import MAX_NEW_TOKENS, Explainer, Explanation, batch_slices
 from imagebind_llm.explain.scoring import ScoringSettings, side_by_side
-from imagebind_llm.files import write_atomic
+from imagebind_llm.files import json_lines, write_json_lines
 from imagebind_llm.flags import flag
 from imagebind_llm.records import Example
 
@@ -36,7 +35,7 @@ class ExplainSettings:
     limit: int = flag(0, "number of clips of the split, from the first; 0: all")
     llama_model_path: str = flag("", "path of the LLaMA; if not given, the one that the checkpoint names")
     encoder_weights: str = flag("", "weights of the encoder for --clip; if not given, checkpoints/ENCODER.safetensors or .pth")
-    max_new_tokens: int = flag(96, "largest number of tokens of a rationale")
+    max_new_tokens: int = flag(MAX_NEW_TOKENS, "largest number of tokens of a rationale")
     best_of: int = flag(0, "rationales to sample in addition to the greedy one; the judge picks the best; 0: greedy only")
     temperature: float = flag(0.6, "sampling temperature of --best_of")
     judge: str = flag("", "checkpoint folder with the judge of claims and of --best_of; if not given, --checkpoint")
@@ -163,13 +162,12 @@ def answer_row(explainer: Explainer, example: Example, explanation: Explanation)
 
 def _write(path: Path, examples: Sequence[Example], rows: dict[str, dict]) -> None:
     """Write the rows to a file, in the order of the examples; examples without a row are skipped."""
-    lines = [json.dumps(rows[example.key]) + "\n" for example in examples if example.key in rows]
-    write_atomic(path, "".join(lines).encode())
+    write_json_lines(path, (rows[example.key] for example in examples if example.key in rows))
 
 
 def refuse_other_content(path: Path, split: str, keys: Collection[str]) -> None:
     """Raise DataError if a file holds lines that are not answers about the clips `keys`, which would be overwritten."""
-    other = [line for line, content in _lines(path) if not isinstance(content, dict) or content.get("key") not in keys]
+    other = [line for line, content in json_lines(path) if not isinstance(content, dict) or content.get("key") not in keys]
     if other:
         raise DataError(
             f"{path}: {len(other)} of its lines are no answers about clips of split {split}, {other[0][:60]!r} for one; "
@@ -179,20 +177,9 @@ def refuse_other_content(path: Path, split: str, keys: Collection[str]) -> None:
 
 def _written(path: Path, stamp: dict) -> tuple[dict[str, dict], int]:
     """The rows of a file with this stamp by key, and the number of others."""
-    rows = [row for _, row in _lines(path)]
+    rows = [row for _, row in json_lines(path)]
     matching = {row["key"]: row for row in rows if {name: row.get(name) for name in stamp} == stamp}
     return matching, sum({name: row.get(name) for name in stamp} != stamp for row in rows)
-
-
-def _lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """The lines of a file with their parsed JSON, None if it is invalid; without a last line that was cut off."""
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""  # our own lines are ASCII
-    for line in text.splitlines(keepends=True):
-        try:
-            yield line, json.loads(line)
-        except json.JSONDecodeError:
-            if line.endswith("\n") or not line.startswith("{"):
-                yield line, None
 
 
 def _unused_name(path: Path) -> Path:

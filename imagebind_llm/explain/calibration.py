@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from imagebind_llm.files import write_atomic
+from imagebind_llm.files import write_json
 
 CALIBRATION = "calibration.json"
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -42,7 +42,7 @@ class Calibration:
 
     def save(self, folder: Path) -> None:
         """Write calibration.json into a checkpoint folder."""
-        write_atomic(folder / CALIBRATION, (json.dumps(asdict(self)) + "\n").encode())
+        write_json(folder / CALIBRATION, asdict(self), indent=None)
 
     @classmethod
     def load(cls, folder: Path) -> "Calibration | None":

@@ -6,11 +6,11 @@ No colour stands alone: behind each claim that was decided is a sign, and its to
 import html
 from collections.abc import Callable, Sequence
 
+from imagebind_llm.config import SENSES
 from imagebind_llm.critic.checked_claims import FAILS, HOLDS, OPEN, SIGNS, CheckedClaim
 from imagebind_llm.critic.judge import FITTED, Figures
 from imagebind_llm.html import Html
 
-SENSES = {"vision": "picture", "audio": "sound", "text": "words"}  # in the order in which they are named
 MEANINGS = {HOLDS: "holds of this clip", FAILS: "does not hold of this clip", OPEN: "no verdict"}
 STYLE = """
 mark.judged { color: inherit; border-radius: .2rem; padding: 0 .15rem }
@@ -47,7 +47,7 @@ def coloured(rationale: str, claims: Sequence[CheckedClaim], inside: Callable[[i
 
 def listed_senses(modalities: Sequence[str]) -> str:
     """picture and sound, say."""
-    names = [sense for modality, sense in SENSES.items() if modality in modalities]
+    names = [sense for modality, sense in reversed(SENSES.items()) if modality in modalities]
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 

@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 
 from imagebind_llm.datasets.readers import DataError
-from imagebind_llm.files import write_atomic
+from imagebind_llm.files import write_json
 
 FILE = "cue_phrases.json"
 WORDS = "text"  # the modality whose cues are what a rationale says about the utterance
@@ -53,7 +53,7 @@ class CueTable:
 
     def write(self, folder: Path) -> None:
         """Write cue_phrases.json into a data folder."""
-        write_atomic(folder / FILE, (json.dumps(asdict(self), indent=1) + "\n").encode())
+        write_json(folder / FILE, asdict(self))
 
     @cached_property
     def _values(self) -> dict[str, tuple[str, str]]:

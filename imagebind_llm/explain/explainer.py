@@ -56,9 +56,9 @@ class Explanation:
         """Whether the likeliest intent is the same after reading the rationale."""
         return bool(self.criticised.argmax() == self.probabilities.argmax())
 
-    def runners_up(self, labels: Sequence[str], count: int = 3) -> list[tuple[str, float]]:
-        """The next likeliest intents with their probabilities."""
-        order = self.probabilities.argsort(descending=True)[1 : count + 1]
+    def runners_up(self, labels: Sequence[str]) -> list[tuple[str, float]]:
+        """The three next likeliest intents with their probabilities."""
+        order = self.probabilities.argsort(descending=True)[1:4]
         return [(labels[i], float(self.probabilities[i])) for i in order.tolist()]
 
 
@@ -120,10 +120,14 @@ class Explainer:
 
     # --- intents ------------------------------------------------------------------------------------------------------
 
-    def prompts(self, examples: Sequence[Example]) -> list[list[int]]:
-        """The token ids of the prompt for each clip."""
-        exchanges = (ask(Example(e.key, e.split, e.clip, e.text), None, self.modalities, self.order) for e in examples)
-        return [encode_prompt(exchange, self.tokenizer, self.max_len) for exchange in exchanges]
+    def prompts(self, examples: Sequence[Example], has_text: Sequence[bool] = ()) -> list[list[int]]:
+        """The token ids of the prompt for each clip, without its transcript where `has_text` is False."""
+        prompts = []
+        for example, words in zip(examples, has_text or [True] * len(examples), strict=True):
+            readable = tuple(name for name in self.modalities if words or name != "text")
+            bare = Example(example.key, example.split, example.clip, example.text)  # neither intent nor rationale
+            prompts.append(encode_prompt(ask(bare, None, readable, self.order), self.tokenizer, self.max_len))
+        return prompts
 
     @torch.no_grad()
     def score(
@@ -149,18 +153,6 @@ class Explainer:
             rows = read_prompts(self.model, extended, self._labels, vectors, presence)
         decoder = score_rows(rows, self._labels).log_softmax(1)
         return Reading(head.float().cpu(), decoder.float().cpu(), rationales)
-
-    def intents(
-        self, examples: Sequence[Example], embeddings: Tensor | None, present: Tensor | None, batch_size: int = 32
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities by head and by decoder, (N,C) each, in batches."""
-        prompts = self.prompts(examples)
-        parts = [self.score(prompts[s], *_rows(s, embeddings, present)) for s in batch_slices(len(prompts), batch_size)]
-        return torch.cat([part.head for part in parts]), torch.cat([part.decoder for part in parts])
-
-    def probabilities(self, examples: Sequence[Example], embeddings: Tensor | None, present: Tensor | None) -> Tensor:
-        """Calibrated p(intent | clip), (N,C)."""
-        return self.calibration.probabilities(*self.intents(examples, embeddings, present))
 
     # --- rationales ---------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,6 @@ its claims about the others. If true cues are known (the demo world), both are c
 changes and whether the intent does. Phrases about the words count as claims about the text (cue_table.py).
 """
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,15 +16,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from imagebind_llm import distributed
+from imagebind_llm import distributed, markdown
 from imagebind_llm.config import MODALITIES, PERTURBATIONS
 from imagebind_llm.corpus.seen import keys_seen
 from imagebind_llm.datasets.readers import load_dataset
 from imagebind_llm.encoder.store import Store
 from imagebind_llm.explain.cue_table import follows
+from imagebind_llm.explain.explainer import MAX_NEW_TOKENS
 from imagebind_llm.explain.loading import load_explainer
 from imagebind_llm.explain.rationales import Rationale, read_rationales
-from imagebind_llm.files import write_atomic
+from imagebind_llm.files import write_json
 from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.itsl.checkpoint import CheckpointError
 from imagebind_llm.records import Example
@@ -46,7 +46,7 @@ class FaithfulnessSettings:
     split: str = flag("test", "split to explain", ("train", "dev", "test"))
     limit: int = flag(100, "number of clips of the split, from the first; 0: all")
     how: tuple[str, ...] = flag(PERTURBATIONS, "drop: leave the modality out; swap: use that of another clip", PERTURBATIONS)
-    max_new_tokens: int = flag(96, "largest number of tokens of a rationale")
+    max_new_tokens: int = flag(MAX_NEW_TOKENS, "largest number of tokens of a rationale")
     batch_size: int = flag(32, "clips per batch")
     device: str = flag("auto", "auto: cuda if available, else cpu", ("auto", "cpu", "cuda"))
     seed: int = flag(0, "seed of the random swaps")
@@ -122,7 +122,7 @@ def _change(
     modality: str, how: str, before: Sequence, after: Sequence, truth: Sequence[Rationale] | None, others: Sequence[int]
 ) -> Change:
     """Count claims before and after, clip by clip."""
-    changed, followed, kept = [], [], []
+    changed, kept = [], []
     for i, (was, now) in enumerate(zip(before, after, strict=True)):
         if truth is None or (table := truth[i].table) is None:
             break
@@ -132,16 +132,14 @@ def _change(
                 kept.append(claims_now.get(cue) == value)
                 continue
             changed.append(claims_now.get(cue) != value)
-        if how == "swap":
-            followed += follows(claims_now, true_cues(truth[i]), true_cues(truth[others[i]]), table.cues_of(modality))
-    pairs = list(zip(before, after, strict=True))
+    pairs, texts = list(zip(before, after, strict=True)), [now.rationale for now in after]
     return Change(
         modality,
         how,
         n_clips=len(pairs),
         n_claims=len(changed),
         own_changed=_share(changed),
-        own_follows=_share(followed),
+        own_follows=share_following(texts, truth, others, modality) if truth and how == "swap" else None,
         others_kept=_share(kept),
         intent_changed=sum(was.intent != now.intent for was, now in pairs) / len(pairs),
         text_moved=1 - sum(rouge_l(now.rationale, was.rationale) for was, now in pairs) / len(pairs),
@@ -192,12 +190,6 @@ def change_cells(changes: Iterable[Mapping]) -> tuple[list[str], list[list[str]]
     return ["modality", "change", "claims", *names.values()], rows
 
 
-def changes_markdown(changes: Sequence[Change]) -> str:
-    """`change_cells` as a table in Markdown."""
-    header, rows = change_cells([asdict(change) for change in changes])
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))
-
-
 def measure_faithfulness(settings: FaithfulnessSettings) -> list[Change]:
     """`faithfulness` of a trained model on the first clips of a split. Raises CheckpointError, DataError, StoreError."""
     explainer = load_explainer(Path(settings.checkpoint), settings.llama_model_path, distributed.choose_device(settings.device))
@@ -225,10 +217,10 @@ def main(argv: list[str] | None = None) -> int:
     settings = parse(FaithfulnessSettings, argv, "What a model's rationales say when a modality is dropped or swapped.")
 
     def run() -> None:
-        changes = measure_faithfulness(settings)
-        print(changes_markdown(changes))
+        changes = [asdict(change) for change in measure_faithfulness(settings)]
+        print(markdown.table(*change_cells(changes)))
         if settings.output:
-            write_atomic(Path(settings.output), (json.dumps([asdict(change) for change in changes], indent=1) + "\n").encode())
+            write_json(Path(settings.output), changes)
 
     return exit_code("imagebind_llm.explain.faithfulness", run)
 

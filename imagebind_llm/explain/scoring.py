@@ -9,7 +9,6 @@ typical cues if the data set has a table of cues (cue_table.py, which also defin
 rationale most similar to the others. For every file of answers there is a row of templates of the intents that it predicts.
 """
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
+from imagebind_llm import markdown
 from imagebind_llm.critic.verifier import Verifier, fit_verifier
 from imagebind_llm.datasets.readers import DataError, load_dataset
 from imagebind_llm.explain.cue_table import FILE as TABLE
 from imagebind_llm.explain.cue_table import CueTable
 from imagebind_llm.explain.rationales import Rationale, read_rationales
 from imagebind_llm.explain.sentences import Encode, sentence_encoder
-from imagebind_llm.files import write_atomic
+from imagebind_llm.files import write_json
 from imagebind_llm.flags import exit_code, flag, parse
 from imagebind_llm.taxonomy import Taxonomy
 from imagebind_llm.text_metrics import CiderD, bleu4, distinct2, meteor, repetition4, rouge_l, similarity, words
@@ -334,13 +334,6 @@ def score_cells(rows: Mapping[str, Mapping[str, float | None]]) -> tuple[list[st
     return ["", *(SCORES[name].title for name in names)], cells
 
 
-def markdown(rows: Mapping[str, Mapping[str, float | None]]) -> str:
-    """`score_cells` as a table in Markdown."""
-    header, cells = score_cells(rows)
-    lines = ["| " + " | ".join(row) + " |" for row in (header, *cells)]
-    return "\n".join([lines[0], "|---|" + "---|" * (len(header) - 1), *lines[1:]])
-
-
 def side_by_side(settings: ScoringSettings) -> tuple[dict[str, dict[str, float | None]], str]:
     """The scores of every source on one split, and sentences on the verifier. Raises DataError, VerifierError."""
     taxonomy, splits = load_references(settings)
@@ -384,9 +377,9 @@ def main(argv: list[str] | None = None) -> int:
 
     def run() -> None:
         scores, check = side_by_side(settings)
-        print(markdown(scores) + f"\n\n{check}")
+        print(f"{markdown.table(*score_cells(scores))}\n\n{check}")
         if settings.output:
-            write_atomic(Path(settings.output), (json.dumps(scores, indent=1) + "\n").encode())
+            write_json(Path(settings.output), scores)
 
     return exit_code("imagebind_llm.explain.scoring", run)
 

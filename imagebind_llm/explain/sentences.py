@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from imagebind_llm.datasets.readers import DataError
+from imagebind_llm.explain.explainer import batch_slices
 
 Encode = Callable[[Sequence[str]], Tensor]  # n texts -> (n, width)
 
@@ -23,10 +24,8 @@ def sentence_encoder(folder: str) -> Encode:
     @torch.no_grad()
     def encode(texts: Sequence[str]) -> Tensor:
         vectors = []
-        for start in range(0, len(texts), 32):
-            batch = tokenizer(
-                list(texts[start : start + 32]), padding=True, truncation=True, max_length=256, return_tensors="pt"
-            )
+        for part in batch_slices(len(texts), 32):
+            batch = tokenizer(list(texts[part]), padding=True, truncation=True, max_length=256, return_tensors="pt")
             states, mask = model(**batch).last_hidden_state, batch["attention_mask"][..., None]
             vectors.append((states * mask).sum(1) / mask.sum(1))  # (n,width)
         return torch.cat(vectors)

@@ -62,7 +62,7 @@ class Wording:
         """The greedy continuation of each prompt or, with `best`, the sampled ones."""
         draws = None
         if best is not None:
-            draws = torch.cat([uniform((best.seed, prompt), (best.count, limit)) for prompt in prompts])
+            draws = torch.cat([uniform((0, prompt), (best.count, limit)) for prompt in prompts])
             draws = draws.to(self.model.prefix_query.weight.device)
         answers = generate(
             self.model,

@@ -151,7 +151,7 @@ def read_needed(table: Path) -> dict[str, str]:
 # --- numbers of one run -----------------------------------------------------------------------------------------------
 
 
-def score_summary(answers: Predictions, protocol: Protocol, intervals: bool = True) -> dict:
+def score_summary(answers: Predictions, protocol: Protocol) -> dict:
     """All scores of a method: mean and standard deviation over seeds, 95 % intervals, calibration."""
     runs = [metrics.scores(answers.gold, run) for run in answers.predicted]
     if protocol.coarse is not None:
@@ -162,9 +162,8 @@ def score_summary(answers: Predictions, protocol: Protocol, intervals: bool = Tr
         scores["calibration_error"] = metrics.calibration_error(correct, confidence)
         scores["accuracy_of_surest_half"] = float(metrics.selective_accuracy(correct, confidence)[(len(correct) - 1) // 2])
     summary = {name: mean_and_sd([scores[name] for scores in runs]) for name in runs[0]}
-    if intervals:
-        for name, values in metrics.resampled(answers.gold, answers.predicted).items():
-            summary[name]["interval"] = list(metrics.bootstrap_interval(values, summary[name]["mean"]))
+    for name, values in metrics.resampled(answers.gold, answers.predicted).items():
+        summary[name]["interval"] = list(metrics.bootstrap_interval(values, summary[name]["mean"]))
     return summary
 
 

@@ -12,7 +12,6 @@ import numpy as np
 from imagebind_llm import distributed
 from imagebind_llm.config import MODALITIES, NO_MODALITY, ProbeConfig
 from imagebind_llm.corpus.seen import notes, read_stages, refuse_seen
-from imagebind_llm.corpus.sequences import ask
 from imagebind_llm.datasets.readers import DataError
 from imagebind_llm.encoder.registry import load_text_tower
 from imagebind_llm.encoder.store import Store
@@ -25,8 +24,6 @@ from imagebind_llm.intents.settings import ClassifierSettings
 from imagebind_llm.intents.zeroshot import label_sentences, nearest_label
 from imagebind_llm.itsl import checkpoint
 from imagebind_llm.itsl.assembly import SharedLlama
-from imagebind_llm.itsl.instructions import encode_prompt
-from imagebind_llm.records import Example
 
 
 def fit_probe(protocol: Protocol, modalities: tuple[str, ...], settings: ClassifierSettings, tick) -> Fitted:
@@ -90,11 +87,7 @@ def probabilities_of(explainer: Explainer, rows: EmbeddedClips, protocol: Protoc
     """Probabilities (N,C) of the protocol's classes. If the text is absent, the prompt has no words either."""
     batches = []
     for part in batch_slices(len(rows), batch_size):
-        asked = []
-        for example, present in zip(rows.examples[part], rows.present[part], strict=True):
-            readable = tuple(name for name in explainer.modalities if name != "text" or present[0])
-            bare = Example(example.key, example.split, example.clip, example.text)  # neither intent nor rationale
-            asked.append(encode_prompt(ask(bare, None, readable, explainer.order), explainer.tokenizer, explainer.max_len))
+        asked = explainer.prompts(rows.examples[part], rows.present[part, 0].tolist())
         reading = explainer.score(asked, rows.vectors[part], rows.present[part])
         batches.append(explainer.calibration.probabilities(reading.head, reading.decoder).numpy())
     p, labels = np.concatenate(batches), explainer.taxonomy.labels  # (N, their classes)

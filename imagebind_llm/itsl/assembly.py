@@ -108,7 +108,7 @@ def build(settings: BuildSettings, taxonomy: Taxonomy | None, embedding_width: i
     start = _start(settings, taxonomy)
     path = settings.llama_model_path or smollm2_path()
     llama, state = load_llama(path, frozen_dtype(settings.dtype, device), device, settings.model)
-    if start.llama is not None and not same_llama(start.llama, llama_fingerprint(state)):
+    if start.llama is not None and start.llama != llama_fingerprint(state):
         raise CheckpointError(f"{settings.pretrained_path}: trained on another LLaMA than {path}; pass its own")
     if start.adapter is not None:
         start.adapter.check_fits(llama)
@@ -143,7 +143,7 @@ def restore(
     llama, state = (shared or SharedLlama()).read(path, dtype, device)
     if llama != config.llama:
         raise CheckpointError(f"{folder}: trained on a LLaMA of other sizes than {path}; pass its own as --llama_model_path")
-    if not same_llama(info["llama"], llama_fingerprint(state)):
+    if info["llama"] != llama_fingerprint(state):
         raise CheckpointError(
             f"{folder}: trained on another LLaMA of the same sizes than {path}; pass its own as --llama_model_path"
         )
@@ -181,22 +181,14 @@ def frozen_dtype(name: str, device: torch.device) -> torch.dtype:
 def llama_fingerprint(state: Mapping[str, Tensor]) -> str:
     """Fingerprint of a LLaMA's weights, the same for any dtype that they are loaded in.
 
-    It is "2-", a digest of some rows of every matrix, "-", and a digest of the first embeddings, which is all that older
-    checkpoints have (`same_llama`) and which a variant with merged adapters shares with its base. Norms are not included,
-    because training changes them.
+    It is "2-", a digest of some rows of every matrix, "-", and a digest of the first embeddings, which a variant with merged
+    adapters shares with its base. Norms are not included, because training changes them.
     """
     hashed = hashlib.sha256()
     for name in sorted(name for name, tensor in state.items() if tensor.ndim == 2):
         hashed.update(name.encode() + _bits(state[name][:: -(-len(state[name]) // FINGERPRINT_ROWS)]))
     embeddings = _bits(state["tok_embeddings.weight"][:256])
     return f"2-{hashed.hexdigest()[:16]}-{hashlib.sha256(embeddings).hexdigest()[:16]}"
-
-
-def same_llama(first: str, second: str) -> bool:
-    """Whether two fingerprints are of the same LLaMA; an old one is compared by the first embeddings only."""
-    if "-" in first and "-" in second:
-        return first == second
-    return first.split("-")[-1] == second.split("-")[-1]
 
 
 def _bits(tensor: Tensor) -> bytes:

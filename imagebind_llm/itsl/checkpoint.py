@@ -167,8 +167,7 @@ def clear(root: Path) -> None:
         (root / name).unlink(missing_ok=True)
     for table in root.glob("predictions_*.jsonl"):
         table.unlink()
-    for folder in ("tensorboard", "judges"):
-        shutil.rmtree(root / folder, ignore_errors=True)
+    shutil.rmtree(root / "judges", ignore_errors=True)
 
 
 def read_info(folder: Path) -> dict[str, Any]:
@@ -213,12 +212,8 @@ def check_store(store: Store, trained_on: dict[str, Any] | None) -> None:
         )
 
 
-def config_to_json(config: ModelConfig) -> dict[str, Any]:
-    return asdict(config)
-
-
 def config_from_json(fields: dict[str, Any]) -> ModelConfig:
-    """The inverse of `config_to_json`."""
+    """The sizes of a model as a checkpoint's JSON has them, the inverse of `asdict`."""
     llama = dict(fields["llama"])
     scaling = llama.pop("rope_scaling")
     return ModelConfig(

@@ -17,7 +17,8 @@ from imagebind_llm.config import TRAINABLE, BridgeConfig, LlamaConfig, PromptCon
 from imagebind_llm.itsl.bridge import Bridge, unit_length
 from imagebind_llm.itsl.fusion import FUSIONS, learned_vectors
 from imagebind_llm.kernels.logp import token_logp
-from imagebind_llm.llama.decoder import Device, Llama, Prompts, lowest_adapted
+from imagebind_llm.llama.decoder import Device, Prompts, lowest_adapted
+from imagebind_llm.llama.registry import DECODERS
 from imagebind_llm.records import IGNORE, Batch, Output
 
 HEAD = "intent_head."
@@ -61,7 +62,7 @@ class ITSL(nn.Module):
         if prompts.adapter_len < 1:
             raise ValueError(f"adapter_len {prompts.adapter_len}: at least 1 prompt per layer is needed")
         self.prompt_config = prompts
-        self.llama = Llama(llama, prompts, device)
+        self.llama = DECODERS[llama.architecture](llama, prompts, device)
         if bridge and bridge.fusion not in FUSIONS:
             raise ValueError(f"fusion {bridge.fusion!r}: expected one of {', '.join(FUSIONS)}")
         self.prefix_query = learned_vectors(prompts.adapter_layer * prompts.adapter_len, llama.dim, prompts)

@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from imagebind_llm.config import LLAMA_PRESETS, LlamaConfig
+from imagebind_llm.llama.registry import DECODERS
 from imagebind_llm.weight_files import Shape, WeightsError
 
 MOST_LAYERS = 10_000  # every parameter gets a line in a table before it is looked for; LLaMA-3.1 405B has 126
@@ -32,6 +33,7 @@ def expected_shapes(config: LlamaConfig) -> dict[str, Shape]:
     """Every parameter of the decoder: name -> shape, Meta's names, in the order of the forward pass."""
     width, hidden = config.dim, config.hidden_dim
     kv_width = width // config.n_heads * config.n_kv_heads
+    more = DECODERS[config.architecture].more_shapes(config)
     shapes: dict[str, Shape] = {"tok_embeddings.weight": (config.vocab_size, width)}
     for i in range(config.n_layers):
         block = {
@@ -46,8 +48,18 @@ def expected_shapes(config: LlamaConfig) -> dict[str, Shape]:
             "feed_forward.w3": (hidden, width),
         }
         shapes |= {f"layers.{i}.{name}.weight": shape for name, shape in block.items()}
+        shapes |= {f"layers.{i}.{name}": shape for name, shape in more.items()}
     shapes["norm.weight"] = (width,)
     return shapes if config.tied else shapes | {"output.weight": (config.vocab_size, width)}
+
+
+def renamed(name: str, outside: Mapping[str, str], inside: Mapping[str, str], layers: str) -> str:
+    """Meta's parameter name -> that of another form, by the names of what stands outside the layers and inside each."""
+    stem, kind = name.rsplit(".", 1)  # kind: weight, or bias in a decoder that has some
+    if stem in outside:
+        return f"{outside[stem]}.{kind}"
+    _, layer, part = stem.split(".", 2)
+    return f"{layers}.{layer}.{inside[part]}.{kind}"
 
 
 def same_sizes(first: LlamaConfig, second: LlamaConfig) -> bool:

@@ -167,7 +167,18 @@ class Block(nn.Module):
 
 
 class Llama(nn.Module):
-    """The decoder. With `prompts`, every layer has a gate and the top `adapter_layer` of them read prompt vectors."""
+    """The decoder. With `prompts`, every layer has a gate and the top `adapter_layer` of them read prompt vectors.
+
+    A decoder that differs within a layer is a subclass with another `block`, and a line in registry.py.
+    """
+
+    block: type[Block] = Block
+    huggingface = "LlamaForCausalLM"  # its class in transformers, as config.json names it
+
+    @staticmethod
+    def more_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+        """What the files have of each layer beyond LLaMA's weights: parameter, such as "attention.wq.bias" -> shape."""
+        return {}
 
     def __init__(self, config: LlamaConfig, prompts: PromptConfig | None = None, device: Device = None):
         """`device`: where the frozen matrices are allocated; "meta" if they will be assigned from a checkpoint."""
@@ -182,7 +193,9 @@ class Llama(nn.Module):
         plain = prompts and replace(prompts, lora_rank=0, bias=False)
         lowest = lowest_adapted(config, prompts)
         self.lowest = min(lowest, config.n_layers - prompts.adapter_layer) if prompts else 0  # layers below are never trained
-        self.layers = nn.ModuleList(Block(config, prompts if i >= lowest else plain, device) for i in range(config.n_layers))
+        self.layers = nn.ModuleList(
+            self.block(config, prompts if i >= lowest else plain, device) for i in range(config.n_layers)
+        )
         self.norm = RMSNorm(config.dim, config.norm_eps)
         if not config.tied:
             self.output = nn.Linear(config.dim, config.vocab_size, bias=False, device=device)
@@ -223,14 +236,9 @@ class Llama(nn.Module):
             checkpoint: keep only the layers' inputs, and recompute the rest in the backward pass.
             below: (B,T,D) the result of `lower` for these tokens, so that only the layers above are computed.
         """
-        if positions is None:
-            check_context(tokens.shape[1], self.config)
-            positions = torch.arange(tokens.shape[1], device=tokens.device)[None]  # (1,T)
-        table = rope_table(positions, self.config)
-        rope = Rope(table * (self.config.dim // self.config.n_heads) ** -0.5, table)
+        rope, hidden = self._rope_and_hidden(tokens, positions, segments)
         x = self.tok_embeddings(tokens) if below is None else below
         bias = cache.bias(tokens.shape[1], mask, like=x) if cache is not None and cache.used else None
-        hidden = None if segments is None else other_segments(segments)
         for i in range(0 if below is None else self.lowest, self.config.n_layers):
             layer, kv = self.layers[i], self._prompt_kv(i, prompts, cache)
             inputs = (x, rope, kv, Past(cache, i, bias, hidden), keep if i == self.config.n_layers - 1 else None)
@@ -244,16 +252,20 @@ class Llama(nn.Module):
 
         tokens, positions, segments: as in `forward`.
         """
-        if positions is None:
-            check_context(tokens.shape[1], self.config)
-            positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        table = rope_table(positions, self.config)
-        rope = Rope(table * (self.config.dim // self.config.n_heads) ** -0.5, table)
+        rope, hidden = self._rope_and_hidden(tokens, positions, segments)
         x = self.tok_embeddings(tokens)
-        hidden = None if segments is None else other_segments(segments)
         for i in range(self.lowest):
             x = self.layers[i](x, rope, None, Past(None, i, None, hidden), None)
         return x
+
+    def _rope_and_hidden(self, tokens: Tensor, positions: Tensor | None, segments: Tensor | None) -> tuple[Rope, Tensor | None]:
+        """The rotary tables of a pass, and what its tokens do not see of each other (B,T,T), None if just what follows."""
+        if positions is None:
+            check_context(tokens.shape[1], self.config)
+            positions = torch.arange(tokens.shape[1], device=tokens.device)[None]  # (1,T)
+        table = rope_table(positions, self.config)
+        rope = Rope(table * (self.config.dim // self.config.n_heads) ** -0.5, table)
+        return rope, None if segments is None else other_segments(segments)
 
     def _prompt_kv(self, i: int, prompts: Prompts | None, cache: KVCache | None) -> PromptKV | None:
         if cache is not None and cache.used:
@@ -266,5 +278,3 @@ class Llama(nn.Module):
         if cache is not None:
             cache.prompt[i] = kv
         return kv
-
-

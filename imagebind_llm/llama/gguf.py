@@ -18,7 +18,7 @@ from gguf.quants import dequantize
 from torch import Tensor
 
 from imagebind_llm.config import LlamaConfig, RopeScaling
-from imagebind_llm.llama.checkpoint_files import LlamaCheckpoint, check_numbers, check_sizes, expected_shapes
+from imagebind_llm.llama.checkpoint_files import LlamaCheckpoint, check_numbers, check_sizes, expected_shapes, renamed
 from imagebind_llm.llama.gguf_header import GGUFError, GGUFHeader, TensorEntry, read_header
 from imagebind_llm.llama.rotary import rope_table
 from imagebind_llm.weight_files import WeightsError, check_tensors, listed
@@ -58,11 +58,7 @@ def smollm2_path() -> Path:
 
 def gguf_name(name: str) -> str:
     """Meta's parameter name -> GGUF's."""
-    stem = name.removesuffix(".weight")
-    if stem in OUTSIDE:
-        return f"{OUTSIDE[stem]}.weight"
-    _, layer, inside = stem.split(".", 2)
-    return f"blk.{layer}.{INSIDE[inside]}.weight"
+    return renamed(name, OUTSIDE, INSIDE, "blk")
 
 
 def open_gguf(path: Path) -> LlamaCheckpoint:

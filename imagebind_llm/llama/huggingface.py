@@ -2,7 +2,7 @@
 
 Two things differ from Meta's form. The rows of q and k are ordered for a rotary embedding that pairs feature i with
 feature i + K/2; ours pairs neighbours (2i, 2i+1), so the rows are put back while they are copied. And config.json can ask
-for variants (biases, scaled rotary, other activations) that this decoder does not have: each is an error that names it.
+for variants (biases, scaled rotary, other activations) that our decoders do not have: each is an error that names it.
 """
 
 from collections import Counter
@@ -11,7 +11,8 @@ from pathlib import Path
 from torch import Tensor
 
 from imagebind_llm.config import LlamaConfig, RopeScaling
-from imagebind_llm.llama.checkpoint_files import LlamaCheckpoint, check_numbers, check_sizes, expected_shapes
+from imagebind_llm.llama.checkpoint_files import LlamaCheckpoint, check_numbers, check_sizes, expected_shapes, renamed
+from imagebind_llm.llama.registry import DECODERS
 from imagebind_llm.weight_files import WeightsError, check_tensors, listed, open_shards, read_json
 
 OUTSIDE = {"tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
@@ -39,11 +40,7 @@ def is_huggingface_folder(path: Path) -> bool:
 
 def huggingface_name(name: str) -> str:
     """Meta's parameter name -> Hugging Face's."""
-    stem = name.removesuffix(".weight")
-    if stem in OUTSIDE:
-        return f"{OUTSIDE[stem]}.weight"
-    _, layer, inside = stem.split(".", 2)
-    return f"model.layers.{layer}.{INSIDE[inside]}.weight"
+    return renamed(name, OUTSIDE, INSIDE, "model.layers")
 
 
 def open_huggingface(folder: Path) -> LlamaCheckpoint:
@@ -64,11 +61,10 @@ def open_huggingface(folder: Path) -> LlamaCheckpoint:
     return LlamaCheckpoint("Hugging Face", tuple(file.path for file in files), config, dtypes, copy_into)
 
 
-def adjacent_pairs(weight: Tensor, n_heads: int) -> Tensor:
-    """Rows of q or k (H*K, D): from the order (i, i + K/2) of Hugging Face to the order (2i, 2i + 1) of Meta."""
-    rows, width = weight.shape
-    halves = weight.reshape(n_heads, 2, rows // n_heads // 2, width)  # (H,2,K/2,D)
-    return halves.transpose(1, 2).reshape(rows, width)  # (H*K,D)
+def adjacent_pairs(rows: Tensor, n_heads: int) -> Tensor:
+    """Rows of q or k, (H*K, D) or a bias (H*K,): from the order (i, i + K/2) of Hugging Face to (2i, 2i + 1) of Meta."""
+    halves = rows.reshape(n_heads, 2, len(rows) // n_heads // 2, -1)  # (H,2,K/2,D)
+    return halves.transpose(1, 2).reshape(rows.shape)
 
 
 def read_config(file: Path) -> LlamaConfig:
@@ -76,10 +72,10 @@ def read_config(file: Path) -> LlamaConfig:
     raw = read_json(file)
     architectures = raw.get("architectures") or []
     kind = [raw.get("model_type"), *(architectures if isinstance(architectures, list) else [architectures])]
-    if kind[0] != "llama" or any(name != "LlamaForCausalLM" for name in kind[1:]):
-        raise WeightsError(
-            f"{file}: expected model_type llama (LlamaForCausalLM), got {listed(kind)}; use a LLaMA, TinyLlama or SmolLM2"
-        )
+    decoder = DECODERS.get(str(kind[0]))
+    if decoder is None or any(name != decoder.huggingface for name in kind[1:]):
+        ours = " or ".join(f"{name} ({known.huggingface})" for name, known in DECODERS.items())
+        raise WeightsError(f"{file}: expected model_type {ours}, got {listed(kind)}; use a LLaMA, TinyLlama or SmolLM2")
     if missing := [key for key in SIZES if raw.get(key) is None]:
         raise WeightsError(f"{file}: no {listed(missing)}; it is incomplete: download it again")
     rope = _rope(file, raw)
@@ -98,6 +94,7 @@ def read_config(file: Path) -> LlamaConfig:
         max_seq_len=raw.get("max_position_embeddings") or 2048,
         tied=bool(raw.get("tie_word_embeddings")),
         rope_scaling=_rope_scaling(file, rope),
+        architecture=kind[0],
     )
     check_sizes(file, config)
     return config
@@ -131,6 +128,7 @@ def _refuse_variants(file: Path, raw: dict, rope: dict) -> None:
         "attention_bias": (raw.get("attention_bias") or False, False),
         "mlp_bias": (raw.get("mlp_bias") or False, False),
         "hidden_act": (raw.get("hidden_act", "silu"), "silu"),
+        "use_sliding_window": (raw.get("use_sliding_window") or False, False),
         "head_dim": (raw.get("head_dim") or head_width, head_width),
         "partial_rotary_factor": (rope.get("partial_rotary_factor") or 1.0, 1.0),
         "quantization_config": (raw.get("quantization_config"), None),

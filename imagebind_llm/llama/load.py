@@ -15,6 +15,7 @@ from imagebind_llm.llama.decoder import Llama
 from imagebind_llm.llama.gguf import open_gguf
 from imagebind_llm.llama.huggingface import is_huggingface_folder, open_huggingface
 from imagebind_llm.llama.meta import is_meta_folder, open_meta
+from imagebind_llm.llama.registry import DECODERS
 from imagebind_llm.weight_files import WeightsError, listed
 
 
@@ -54,10 +55,10 @@ def load_llama(
     return checkpoint.config, state
 
 
-def load_decoder(path: str | Path, dtype: torch.dtype, device: torch.device | str = "cpu", model: str = "auto") -> Llama:
+def load_decoder(path: str | Path, dtype: torch.dtype) -> Llama:
     """Read a LLaMA into a decoder without prompts, frozen."""
-    config, state = load_llama(path, dtype, device, model)
-    llama = Llama(config, device="meta")
+    config, state = load_llama(path, dtype)
+    llama = DECODERS[config.architecture](config, device="meta")
     assign(llama, state)
     return llama.requires_grad_(False)
 

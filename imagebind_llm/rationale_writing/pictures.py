@@ -10,8 +10,9 @@ from imagebind_llm.html import jpeg
 LONGEST_SIDE = 512  # pixels
 
 
-def frame_urls(clip: Path, n: int) -> list[str]:
-    """n frames, evenly spread over the clip, as data URLs; fewer if it has fewer. Raises MediaError if it cannot be read."""
+def frame_urls(clip: Path, n: int, longest_side: int = LONGEST_SIDE) -> list[str]:
+    """n frames, evenly spread over the clip, as data URLs; fewer if it has fewer. Raises MediaError if it cannot be read.
+    `longest_side`: in pixels, of larger ones."""
     try:
         with open_container(clip) as container:
             total = sum(1 for _ in container.decode(video=0))
@@ -23,5 +24,5 @@ def frame_urls(clip: Path, n: int) -> list[str]:
     if not frames:
         raise MediaError(f"{clip}: it has no frames")
     for frame in frames:
-        frame.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+        frame.thumbnail((longest_side, longest_side))
     return [jpeg(frame) for frame in frames]

@@ -11,18 +11,12 @@ from typing import Any
 
 from imagebind_llm.corpus.sequences import Corpus
 from imagebind_llm.itsl import checkpoint
-from imagebind_llm.itsl.assembly import digest, same_llama
+from imagebind_llm.itsl.assembly import digest
 
 SHARES = {"batch_size", "accum_iter"}  # how a step's rows are distributed
 PLACES = {"data_path", "emb_path", "llama_model_path", "pretrained_path", "rationales"}  # contents are compared, not paths
 REMOVED = {"reward_norm": "group"}  # flags that no longer exist, and the value with which a run can continue
 SAMPLED_ROWS = 64  # number of rows whose embeddings are compared
-# order of the running sums in old checkpoints, which hold them without names
-OLD_LOSSES = "nll answer_tokens cross_entropy intents right tokens caption_nll caption_tokens contrast contrasted"
-OLD_CRITIC = (
-    "answers clips reward_intent reward_rationale reward_consistency reward_format skipped unfinished tokens surprise "
-    "divergence distinct advantage reward_truth watched judged claims undecided probability"
-)
 
 
 def differences(then: dict[str, Any], now: dict[str, Any], free: Collection[str]) -> list[str]:
@@ -45,15 +39,15 @@ def differences(then: dict[str, Any], now: dict[str, Any], free: Collection[str]
 
 
 def _other_contents(then: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str]]:
-    """Flags whose paths have other contents now, and which; what an old checkpoint does not record counts as equal."""
+    """Flags whose paths have other contents now, and which."""
     configs = [checkpoint.config_from_json(about["model"]).llama for about in (then, now)]
     is_same = {
-        ("llama_model_path", "another LLaMA"): same_llama(then["llama"], now["llama"]) and configs[0] == configs[1],
+        ("llama_model_path", "another LLaMA"): then["llama"] == now["llama"] and configs[0] == configs[1],
         ("data_path", "other rows"): then["data"] == now["data"],
-        ("rationales", "other rationales"): then.get("rationales", now["rationales"]) == now["rationales"],
+        ("rationales", "other rationales"): then["rationales"] == now["rationales"],
         ("emb_path", "embeddings made in another way"): then["store"] == now["store"],
-        ("emb_path", "other embeddings"): then.get("vectors", now["vectors"]) == now["vectors"],
-        ("pretrained_path", "other tensors"): then.get("start", now["start"]) == now["start"],
+        ("emb_path", "other embeddings"): then["vectors"] == now["vectors"],
+        ("pretrained_path", "other tensors"): then["start"] == now["start"],
     }
     return [place for place, same in is_same.items() if not same]
 
@@ -76,20 +70,20 @@ def sums_of_rank(info: dict[str, Any], rank: int, ranks: int) -> tuple[dict[str,
     """The running sums of the epoch, of losses and of the critic, with which a rank continues.
 
     They are the sums of the old ranks rank, rank + ranks, ...: its own if the number of ranks is the same, empty if it has no
-    old rank or the epoch has just begun.
+    old rank or the epoch has just begun. Raises CheckpointError for the sums of an older version, which have no names.
     """
     parts = info["sums"][rank::ranks] if info["step"] else []
-    return _added([part[0] for part in parts], OLD_LOSSES), _added([part[1] for part in parts], OLD_CRITIC)
+    if any(isinstance(sums, list) for part in parts for sums in part):
+        raise checkpoint.CheckpointError(
+            f"expected the running sums of an epoch by name, got a list: this run was stopped by an older version at step "
+            f"{info['step']} of epoch {info['epoch']}; start over with --resume no, or let that version end the epoch"
+        )
+    return _added([part[0] for part in parts]), _added([part[1] for part in parts])
 
 
-def _added(parts: Sequence[dict[str, float] | list[float]], old_order: str) -> dict[str, float]:
-    """The totals of running sums by name; those of an old checkpoint are lists in `old_order`."""
-    totals: dict[str, float] = {}
-    for part in parts:
-        sums = part if isinstance(part, dict) else dict(zip(old_order.split(), part, strict=False))
-        for name, value in sums.items():
-            totals[name] = totals.get(name, 0.0) + value
-    return totals
+def _added(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The totals of running sums by name."""
+    return {name: sum(part[name] for part in parts) for name in (parts[0] if parts else ())}
 
 
 def digest_of_rationales(corpus: Corpus) -> str:

@@ -1,12 +1,11 @@
 """A training run drawn: OUTPUT_DIR/curves.html from its steps.jsonl and its history of epochs."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from imagebind_llm.critic.rewards import REWARDS, TRUTH, column
-from imagebind_llm.files import write_atomic
+from imagebind_llm.files import json_lines, write_atomic
 from imagebind_llm.html import Html, figure, lines, page, table
 
 STEPS = "steps.jsonl"
@@ -45,12 +44,9 @@ def pictures(root: Path) -> list[Html]:
 def _steps(path: Path) -> list[dict[str, Any]]:
     """The logged steps in order; those that a killed run repeated count once, a line cut off not at all."""
     steps: dict[int, dict[str, Any]] = {}
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        steps[row["step"]] = row
+    for _, row in json_lines(path):
+        if row is not None:
+            steps[row["step"]] = row
     return [steps[step] for step in sorted(steps)]
 
 

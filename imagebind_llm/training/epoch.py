@@ -134,7 +134,7 @@ def _draws(settings: TrainSettings, position: Position) -> torch.Generator:
 
 @torch.no_grad()
 def evaluate(
-    model: ITSL, sequences: Sequence[Ids], collate: Collator, device: torch.device, batch_size: int, num_workers: int = 0
+    model: ITSL, sequences: Sequence[Ids], collate: Collator, device: torch.device, batch_size: int
 ) -> tuple[dict[str, float], list[bool]]:
     """Teacher-forced scores of a split, and for each row with a known intent whether the head is right. Collective.
 
@@ -146,7 +146,7 @@ def evaluate(
     model.eval()
     plan = by_length([len(row.ids) for row in sequences], batch_size)[distributed.rank() :: distributed.world_size()]
     sums, predicted = Sums(), []
-    for rows, batch in zip(plan, load(sequences, plan, collate, num_workers, device), strict=True):
+    for rows, batch in zip(plan, load(sequences, plan, collate, 0, device), strict=True):
         output = model(batch.to(device))
         sums.add(batch.to(device), output.logp, output.mask, output.intent_logits)
         if output.intent_logits is not None:

@@ -12,7 +12,7 @@ import torch
 
 from imagebind_llm import distributed
 from imagebind_llm.critic.critic_sums import CriticSums
-from imagebind_llm.files import write_atomic
+from imagebind_llm.files import write_json_lines
 from imagebind_llm.training.curves import STEPS, draw
 from imagebind_llm.training.epoch import Moment, Position
 from imagebind_llm.training.settings import TrainSettings
@@ -68,7 +68,7 @@ class Log:
         """Write a line for the last epoch of `history`, log.txt and curves.html."""
         self._sums = (Sums(), CriticSums())
         if distributed.is_main():
-            write_atomic(self.root / "log.txt", "".join(json.dumps(row) + "\n" for row in history).encode())
+            write_json_lines(self.root / "log.txt", history)
             say(epoch_line(history[-1], best))
             draw(self.root, history)
         self.start_clock(position)

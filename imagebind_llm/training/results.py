@@ -7,9 +7,10 @@ OUTPUT_DIR/best/calibration.json    OUTPUT_DIR/results.json    OUTPUT_DIR/predic
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,10 +19,10 @@ from imagebind_llm import distributed
 from imagebind_llm.corpus.batches import Collator
 from imagebind_llm.corpus.sequences import Corpus
 from imagebind_llm.explain.calibration import CALIBRATION, Calibration, calibrate, choose_alpha
-from imagebind_llm.explain.explainer import MAX_NEW_TOKENS, Explainer, Question
+from imagebind_llm.explain.explainer import MAX_NEW_TOKENS, Explainer, Question, batch_slices
 from imagebind_llm.explain.faithfulness import another_clip, perturbed, share_following
 from imagebind_llm.explain.scoring import COLUMNS, Rationale, claim_rows, read_rationales
-from imagebind_llm.files import write_atomic
+from imagebind_llm.files import write_json, write_json_lines
 from imagebind_llm.itsl import checkpoint
 from imagebind_llm.llama.tokenizers import LlamaTokenizer
 from imagebind_llm.metrics import calibration_error, scores
@@ -34,6 +35,7 @@ RESULTS = "results.json"  # written last
 BATCH = 32  # on a GPU at most twice the batch size of training, which is known to fit
 ALPHA_ROWS = 128  # dev rows for the choice of alpha
 SWAPPED_ROWS = 32  # of these, rows that are explained again with the sound or the pictures of another clip
+T = TypeVar("T")
 Scored = tuple[Tensor, Tensor, Tensor]  # log-probabilities (N,C) by head and by decoder, gold (N,)
 
 
@@ -68,7 +70,7 @@ def finish(run: Run, tokenizer: LlamaTokenizer, device: torch.device) -> None:
         results |= {split: _report_split(run, split, scores, calibration) for split, scores in scored.items()}
         if rationales:
             results["dev"] |= _report_rationales(run, calibration, scored["dev"], rationales, following)
-        write_atomic(run.root / RESULTS, json.dumps(results, indent=1).encode())
+        write_json(run.root / RESULTS, results)
 
 
 def _splits(corpus: Corpus) -> dict[str, list[Ids]]:
@@ -125,15 +127,21 @@ def _scored(
     `prompts` are those of inference, because the prompts of `sequences` may be shortened to fit the gold answer.
     """
     labelled = [i for i, row in enumerate(sequences) if row.intent is not None]
-    share = labelled[distributed.rank() :: distributed.world_size()]
-    scores = []
-    for start in range(0, len(share), batch):
-        part = share[start : start + batch]
+
+    def scores(part: Sequence[int]) -> Iterable[tuple[Tensor, Tensor]]:
         reading = explainer.score([prompts[i] for i in part], *collate.embeddings([sequences[i] for i in part]))
-        scores += list(zip(part, reading.head, reading.decoder, strict=True))
-    in_order = sorted((row for rank in distributed.gather_objects(scores) for row in rank), key=lambda row: row[0])
-    gold = torch.tensor([sequences[i].intent for i, _, _ in in_order])
-    return torch.stack([h for _, h, _ in in_order]), torch.stack([d for _, _, d in in_order]), gold
+        return zip(reading.head, reading.decoder, strict=True)
+
+    head, decoder = zip(*_by_ranks(labelled, batch, scores), strict=True)
+    return torch.stack(head), torch.stack(decoder), torch.tensor([sequences[i].intent for i in labelled])
+
+
+def _by_ranks(rows: Sequence[int], batch: int, work: Callable[[Sequence[int]], Iterable[T]]) -> list[T]:
+    """What `work` makes of each row, in order; ranks share the rows, and each takes so many at a time."""
+    share = rows[distributed.rank() :: distributed.world_size()]
+    done = [pair for part in batch_slices(len(share), batch) for pair in zip(share[part], work(share[part]), strict=True)]
+    pairs = sorted((pair for rank in distributed.gather_objects(done) for pair in rank), key=lambda pair: pair[0])
+    return [value for _, value in pairs]
 
 
 def _with_alpha(
@@ -165,14 +173,12 @@ def _rationales(
     explainer: Explainer, prompts: Sequence[list[int]], embeddings: Tensor | None, present: Tensor | None, batch: int
 ) -> list[str]:
     """The generated rationale of each prompt, in order; ranks share them."""
-    share = list(range(len(prompts)))[distributed.rank() :: distributed.world_size()]
-    rationales: list[tuple[int, str]] = []
-    for start in range(0, len(share), batch):
-        part = share[start : start + batch]
+
+    def written(part: Sequence[int]) -> list[str]:
         vectors, presence = (None if rows is None else rows[part] for rows in (embeddings, present))
-        _, texts = explainer.answer([prompts[i] for i in part], vectors, presence, MAX_NEW_TOKENS)
-        rationales += list(zip(part, (text for text, _ in texts), strict=True))
-    return [text for _, text in sorted(pair for rank in distributed.gather_objects(rationales) for pair in rank)]
+        return [text for text, _ in explainer.answer([prompts[i] for i in part], vectors, presence, MAX_NEW_TOKENS)[1]]
+
+    return _by_ranks(list(range(len(prompts))), batch, written)
 
 
 def _references(run: Run, keys: Sequence[str]) -> dict[str, Rationale]:
@@ -250,5 +256,5 @@ def _write_predictions(
         assert row.intent is not None
         answer = {"key": row.key, "gold": labels[row.intent], "predicted": labels[int(p.argmax())]}
         numbers = {name: [round(x, 5) for x in t.tolist()] for name, t in (("probabilities", p), ("head", h), ("decoder", d))}
-        lines.append(json.dumps(answer | numbers))
-    write_atomic(path, ("\n".join(lines) + "\n").encode())
+        lines.append(answer | numbers)
+    write_json_lines(path, lines)

@@ -30,7 +30,7 @@ def describe(settings: TrainSettings, assembled: Assembled, corpus: Corpus) -> d
     store = corpus.store
     return {
         "settings": json.loads(json.dumps(asdict(settings))),
-        "model": checkpoint.config_to_json(assembled.config),
+        "model": asdict(assembled.config),
         "llama": assembled.llama,
         "start": assembled.start,
         "data": _digest_of_rows(corpus),

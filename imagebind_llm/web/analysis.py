@@ -27,7 +27,7 @@ from imagebind_llm.encoder.clip_encoder import ClipEncoder
 from imagebind_llm.encoder.store import identity_of
 from imagebind_llm.encoder.weights import file_sha256
 from imagebind_llm.explain.cue_table import CueTable
-from imagebind_llm.explain.explainer import Explainer, Explanation
+from imagebind_llm.explain.explainer import MAX_NEW_TOKENS, Explainer, Explanation
 from imagebind_llm.explain.faithfulness import true_cues
 from imagebind_llm.explain.loading import load_explainer
 from imagebind_llm.explain.rationales import read_rationales
@@ -37,7 +37,7 @@ from imagebind_llm.records import Example
 MAX_CHARACTERS = 500  # of what is said
 N_EXAMPLES = 3
 MB = 2**20  # bytes
-IN_FILE = ("audio", "vision")  # what a clip's file holds; its words are typed
+IN_FILE = tuple(name for name in MODALITIES if name != "text")  # what comes with a clip's file; its words are typed
 EXPECTED = "expected a clip of picture and sound, such as mp4, mov or webm"
 
 Inputs = dict[str, tuple[Tensor, tuple[int, ...]]]  # clip_encoder.Encoded.inputs
@@ -56,7 +56,7 @@ class WebSettings:
     llama_model_path: str = flag("", "path of the LLaMA; if not given, the one that the checkpoint names")
     encoder_weights: str = flag("", "weights of the encoder; if not given, checkpoints/ENCODER.safetensors or .pth")
     judge: str = flag("", "checkpoint folder with the judge of claims; if not given, --checkpoint")
-    max_new_tokens: int = flag(96, "largest number of tokens of a rationale")
+    max_new_tokens: int = flag(MAX_NEW_TOKENS, "largest number of tokens of a rationale")
     device: str = flag("auto", "auto: cuda if available, else cpu", ("auto", "cpu", "cuda"))
     dtype: str = flag("auto", "dtype of frozen weights; auto: bfloat16 on a GPU, else float32", ("auto", "float32", "bfloat16"))
 
