@@ -117,7 +117,7 @@ def test_files_with_two_changed_bytes_are_reported_not_a_traceback(tmp_path, kin
         for _ in range(2):
             damaged[draw.randrange(min(len(whole), 4000))] = draw.randrange(256)
         file.write_bytes(damaged)
-        assert str(check(file)).startswith("path")
+        assert check(file).text().startswith("path")
 
 
 @pytest.mark.parametrize("name", ["prefix_query.weight", "image_bind_proj.weight", "image_bind_f1_1.weight"])
